@@ -1,0 +1,23 @@
+"""Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
+
+from .backward import Store
+from .guards import detach, is_unrolling, no_grad
+from .loss import UnrolledGeneratorLoss
+from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Objective",
+    "Store",
+    "UnrolledGeneratorLoss",
+    "detach",
+    "hinge",
+    "is_unrolling",
+    "least_squares",
+    "minimax",
+    "no_grad",
+    "non_saturating",
+    "relativistic",
+    "wasserstein",
+]

@@ -1,0 +1,138 @@
+"""Run one of the user's losses with unrolled tensors in their discriminator, and say clearly what is wrong with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import guards
+from .arguments import Arguments, cut, tensors_in
+from .reach import now, reach
+from .swap import Swap, UnrolledParameter
+
+
+class Evaluation(NamedTuple):
+    """A loss, and the leaves that it can be differentiated with respect to.
+
+    Attributes:
+        name: for messages.
+        loss: one element, with its graph.
+        params: the leaves in D.
+        arguments: the leaves in the batch.
+        outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
+        captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
+    """
+
+    name: str
+    loss: Tensor
+    params: list[UnrolledParameter]
+    arguments: Arguments
+    outside: list[Tensor]
+    captured: bool
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the derivative is taken with respect to: parameters, arguments, outside."""
+        return [*self.params, *self.arguments.leaves, *self.outside]
+
+
+@dataclass
+class Evaluator:
+    """Runs losses on D.
+
+    Attributes:
+        discriminator: what the user passed; their losses receive it.
+        owned: the live parameters that the optimizer moves.
+        swap: puts tensors into D.
+        kwargs: for every loss.
+    """
+
+    discriminator: Any
+    owned: list[Tensor]
+    swap: Swap
+    kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self._start = now()
+
+    def __call__(
+        self,
+        name: str,
+        loss: Callable[..., Tensor],
+        params: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        batch: tuple[Any, ...],
+    ) -> Evaluation:
+        """``loss(D, *batch, **kwargs)`` with fresh leaves over ``params``, and clones of ``buffers``, in D."""
+        leaves = [UnrolledParameter(p) for p in params]
+        arguments = cut(batch, self.kwargs)
+        self.swap.put(leaves, buffers)
+        value = one_element(name, self._run(name, loss, arguments))
+        outside, captured = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        bypassed = {id(p) for p in self.owned} & {id(t) for t in outside}
+        if bypassed:
+            shapes = [tuple(p.shape) for p in self.owned if id(p) in bypassed]
+            raise ValueError(
+                f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the discriminator's "
+                "modules. Reach them through the module that owns them."
+            )
+        return Evaluation(name, value, leaves, arguments, outside, captured)
+
+    def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
+        try:
+            with guards.unrolling():
+                return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
+        except RuntimeError as error:
+            given = {(t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()}
+            own = {(p.device.type, p.dtype) for p in self.owned}
+            if given <= own:
+                raise
+            raise ValueError(
+                f"{name} failed, and its batch is on {_places(given)} while the discriminator is on {_places(own)}. Move "
+                f"the batch with .to(device, dtype). The loss said: {error}"
+            ) from error
+
+
+def differentiate(
+    name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor] | None = None, **options: Any
+) -> list[Tensor | None]:
+    """``autograd.grad`` with None for inputs that are not reached, and the causes of its errors named."""
+    if not outputs:
+        return [None] * len(inputs)
+    try:
+        return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
+    except RuntimeError as error:
+        text = str(error)
+        if "modified by an inplace operation" in text:
+            cause = (
+                "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with fill_(). "
+                "Make a new tensor instead, such as torch.full_like"
+            )
+        elif "not implemented" in text or "differentiate twice" in text:
+            cause = (
+                "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, "
+                "or pass stop_gradient=True for the first term alone"
+            )
+        else:
+            raise
+        raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error
+
+
+def one_element(name: str, value: Any) -> Tensor:
+    """The loss itself, if it is one.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not of one element.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} returned {type(value).__name__}, not a tensor. Return the scalar to minimise.")
+    if value.numel() != 1:
+        raise ValueError(f"{name} returned a tensor of shape {tuple(value.shape)}, not a scalar. Reduce it, with .mean() say.")
+    return value
+
+
+def _places(places: set[tuple[str, torch.dtype]]) -> str:
+    return ", ".join(sorted(f"{device} ({dtype})" for device, dtype in places)) or "nothing"

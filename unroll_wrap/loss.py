@@ -1,0 +1,285 @@
+"""The generator's loss after the discriminator has reacted: reads the user's objects, unrolls, evaluates."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import guards
+from .arguments import tensors_in
+from .backward import Backward, Store, sweep
+from .evaluate import Evaluator, one_element
+from .objectives import minimax
+from .result import hand_over
+from .rules.from_torch import read, rule_of
+from .swap import Swap, UnrolledParameter, all_modules
+from .unroll import Point, Unroll
+
+Loss = Callable[..., Tensor]
+Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
+Steps = int | Callable[[], int]
+
+
+class UnrolledGeneratorLoss:
+    """f_K(θ_G, θ_D) = g_loss(θ_G, θ_D^K(θ_G, θ_D)): the generator's loss once D has taken K more optimizer steps.
+
+    Its gradient is the total derivative, both terms of Eq. 12 of Metz et al. 2016, through the optimizer's state
+    too. The discriminator, its optimizer and their state are left as they were::
+
+        unrolled = UnrolledGeneratorLoss(D, opt_D, *non_saturating, steps=5)  # once
+        ...
+        loss_G = unrolled(real, fake)  # instead of bce(D(fake), ones)
+        loss_G.backward()
+        opt_G.step()
+
+    Pass ``fake`` as an argument where you can: a closure that captures it is as exact, at the cost of a second pass
+    per step.
+
+    Args:
+        discriminator: a module, or a list, tuple or dict of modules; DataParallel and similar wrappers included.
+        optimizer: the live optimizer that steps it, read afresh at every call; a wrapper that exposes ``.optimizer``;
+            a list of optimizers; or a callable ``params -> Optimizer`` such as ``partial(torch.optim.Adam, lr=1e-4)``,
+            which starts every call from fresh state. What moves is what the optimizer owns, whatever
+            ``requires_grad`` says at the call; parameters that did not require grad at construction, while others
+            did, count as frozen until they are seen to.
+        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps. D is the object passed above.
+        g_loss: the same for the generator.
+        steps: K >= 0, or a callable that returns it (a schedule).
+        resample: None for the paper's choice, the call's own batch in every inner step. Or a callable
+            ``k -> batch``, or an iterable of K batches: a new one for each inner step, while the call's own batch
+            evaluates ``g_loss``.
+        stop_gradient: the first term of Eq. 12 alone.
+        average: the mean of ``g_loss`` over θ^1..θ^K instead of its value at θ^K (Appendix B.2).
+        backward: how the second term is computed.
+        grad_transform: differentiable ``list of gradients -> list of gradients`` before each inner update, for
+            loops that clip gradients.
+        param_transform: differentiable ``parameter -> parameter`` after it, for loops that clip weights.
+
+    Raises:
+        TypeError: an argument of a wrong kind, or an optimizer that no rule is known for.
+        ValueError: an optimizer that owns nothing of the discriminator, or more than it.
+    """
+
+    def __init__(
+        self,
+        discriminator: Any,
+        optimizer: Any,
+        d_loss: Loss = minimax.d_loss,
+        g_loss: Loss = minimax.g_loss,
+        *,
+        steps: Steps = 5,
+        resample: Resample | None = None,
+        stop_gradient: bool = False,
+        average: bool = False,
+        backward: Backward = Store(),  # noqa: B008  (it has no state)
+        grad_transform: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
+        param_transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.discriminator = discriminator
+        self.optimizer = optimizer
+        self.d_loss = d_loss
+        self.g_loss = g_loss
+        self.steps = steps
+        self.resample = resample
+        self.stop_gradient = stop_gradient
+        self.average = average
+        self.backward = backward
+        self.grad_transform = grad_transform
+        self.param_transform = param_transform
+
+        for name, value in (("d_loss", d_loss), ("g_loss", g_loss)):
+            if not callable(value):
+                raise TypeError(f"{name} is {value!r}. Pass a function (D, *batch, **kwargs) -> scalar.")
+        if not callable(steps):
+            _count(steps)
+        params = [p for module in _modules(discriminator) for p in module.parameters()]
+        trained = [p for p in params if p.requires_grad]
+        self._frozen = {id(p) for p in params if not p.requires_grad} if trained else set[int]()
+        self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
+        for one in self._optimizers():
+            rule_of(one)
+        self._owned(self._optimizers())
+
+    def __call__(
+        self,
+        *batch: Any,
+        d_loss: Loss | None = None,
+        g_loss: Loss | None = None,
+        resample: Resample | None = None,
+        steps: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The loss of this batch, an ordinary scalar that can be differentiated once.
+
+        Args:
+            *batch: what the losses take after D, such as ``real, fake``.
+            d_loss: for this call, a closure over the loop's locals, say.
+            g_loss: for this call.
+            resample: for this call.
+            steps: for this call.
+            **kwargs: further arguments of both losses, labels for instance.
+
+        Returns:
+            ``g_loss`` after the steps. Under ``torch.no_grad()`` the value alone.
+
+        Raises:
+            ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
+                scalar; or what the constructor raises, for objects that have changed since.
+        """
+        steps = _count(steps if steps is not None else self.steps() if callable(self.steps) else self.steps)
+        d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
+        resample = resample if resample is not None else self.resample
+        optimizers = self._optimizers()
+        owned = self._owned(optimizers)
+        swap = Swap(all_modules(_modules(self.discriminator)), owned)
+        if steps == 0:
+            return self._plain(g_loss, swap, owned, batch, kwargs)
+        with swap:
+            unroll = Unroll(
+                Evaluator(self.discriminator, owned, swap, kwargs),
+                d_loss,
+                g_loss,
+                _batches(resample, batch, steps),
+                batch,
+                self.grad_transform,
+                self.param_transform,
+                differentiate=torch.is_grad_enabled(),
+                stop_gradient=self.stop_gradient,
+            )
+            start = Point(read(optimizers, owned), swap.originals())
+            value = sweep(unroll, start, steps, self.average, self.backward)
+        _check_finite(unroll.d_losses, value)
+        if not unroll.differentiate:
+            return value
+        self._check_terms(unroll, batch, kwargs)
+        return hand_over(value, unroll.sensitivity)
+
+    def _plain(self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients and buffers out of it."""
+        with swap, guards.unrolling():
+            swap.put([UnrolledParameter(p) for p in owned], swap.originals())
+            return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """The plain optimizers, as the user's objects are now."""
+        return [self._spec] if self._spec else _unwrapped(self.optimizer)
+
+    def _owned(self, optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+        """The parameters that the optimizers move, in D's order."""
+        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        mine = {id(p): p for module in _modules(self.discriminator) for p in module.parameters()}
+        foreign = [
+            tuple(p.shape) for o in optimizers for g in o.param_groups for p in g["params"] if id(p) not in mine
+        ]
+        names = ", ".join(type(o).__name__ for o in optimizers)
+        if foreign and len(foreign) == len(held):
+            raise ValueError(
+                f"The optimizer ({names}) owns {len(held)} parameters, and none of them is the discriminator's. Pass the "
+                "optimizer that steps this discriminator."
+            )
+        if foreign:
+            raise ValueError(
+                f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
+                f"{foreign[:4]}. Pass every module that it steps: [D, other]."
+            )
+        self._frozen -= {i for i, p in mine.items() if p.requires_grad}
+        return [p for i, p in mine.items() if i in held and i not in self._frozen]
+
+    def _check_terms(self, unroll: Unroll, batch: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = unroll.sensitivity
+        given = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in tensors_in(batch, kwargs))
+        if not (found.first_term or found.second_term):
+            raise ValueError(
+                f"Neither loss depends on a generator: the batch is [{given}]. Pass fake = G(z) with its graph, without "
+                "detach() or no_grad(); for the value alone, call under torch.no_grad()."
+            )
+        if not (found.second_term or self.stop_gradient):
+            warnings.warn(
+                "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached "
+                "inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want.",
+                stacklevel=3,
+            )
+
+
+def _modules(discriminator: Any) -> list[nn.Module]:
+    found = list(discriminator.values()) if isinstance(discriminator, Mapping) else discriminator
+    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    wrong = [m for m in found if not isinstance(m, nn.Module)]
+    if wrong or not found:
+        raise TypeError(
+            f"discriminator is {discriminator!r:.200}. Pass a torch.nn.Module, or a list, tuple or dict of them."
+        )
+    return found
+
+
+def _is_live(optimizer: Any) -> bool:
+    return isinstance(optimizer, (torch.optim.Optimizer, list, tuple)) or hasattr(optimizer, "optimizer")
+
+
+def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
+    found = []
+    for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
+        inner = one
+        while hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        if not isinstance(inner, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer is {one!r:.200}. Pass the torch.optim.Optimizer that steps the discriminator, a list of them, "
+                "or a callable params -> Optimizer."
+            )
+        found.append(inner)
+    return found
+
+
+def _from_spec(spec: Any, params: list[Tensor]) -> torch.optim.Optimizer:
+    if not callable(spec):
+        return _unwrapped(spec)[0]
+    if not params:
+        raise ValueError(
+            "An optimizer given as a callable steps the parameters that require grad, and none of the discriminator's "
+            "does. Build UnrolledGeneratorLoss while D is trainable, or pass the live optimizer."
+        )
+    return _unwrapped(spec(params))[0]
+
+
+def _count(steps: Any) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps is {steps!r}. Pass a whole number >= 0, or a callable that returns one.")
+    return steps
+
+
+def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> Callable[[int], tuple[Any, ...]]:
+    """``k -> batch`` for the inner steps."""
+    if resample is None:
+        return lambda k: batch
+    if not callable(resample):
+        iterator = iter(resample)
+
+        def following(k: int) -> Any:
+            for drawn in iterator:
+                return drawn
+            raise ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+
+    def checked(k: int) -> tuple[Any, ...]:
+        drawn = resample(k) if callable(resample) else following(k)
+        if not isinstance(drawn, (list, tuple)):
+            raise TypeError(
+                f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take after D, "
+                "such as (real, fake)."
+            )
+        return tuple(drawn)
+
+    return checked
+
+
+def _check_finite(d_losses: list[Tensor], g_loss: Tensor) -> None:
+    values = torch.stack([v.reshape(()).double() for v in (*d_losses, g_loss)]).tolist()
+    for k, value in enumerate(values):
+        if not abs(value) < float("inf"):
+            name = "g_loss after the inner steps" if k == len(d_losses) else f"d_loss at inner step {k}"
+            raise ValueError(
+                f"{name} is {value}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate or "
+                "steps, or look for the operation that overflows."
+            )

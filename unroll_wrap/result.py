@@ -1,0 +1,47 @@
+"""The value, joined to the generator's graph by gradients that are known already."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .unroll import Sensitivity
+
+
+def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
+    """A scalar equal to ``value`` whose backward pass gives each tensor of the user's its gradient, once."""
+    pairs = list(sensitivity.pairs())
+    surrogates = sensitivity.surrogates
+    grads = [*(g for _, g in pairs), *(torch.ones_like(s) for s in surrogates)]
+    return _HandOver.apply(value, grads, *(t for t, _ in pairs), *surrogates)  # type: ignore[no-any-return]
+
+
+class _HandOver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*grads)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # The sweep's own graph is gone: a second derivative would leave out how these gradients move.
+        given = [_Once.apply(g.requires_grad_()) if torch.is_grad_enabled() else g for g in _scaled(ctx, grad_output)]
+        return None, None, *given
+
+
+def _scaled(ctx: Any, grad_output: Tensor) -> list[Tensor]:
+    scale = grad_output.detach()
+    return [g * scale.to(g.device, g.dtype).reshape(()) for g in ctx.saved_tensors]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # type: ignore[override]
+        raise RuntimeError(
+            "An unrolled loss can be differentiated once; this differentiates its gradient. Compute penalties on "
+            "gradients from other losses, or call backward() without create_graph=True."
+        )

@@ -1,0 +1,9 @@
+"""Optimizers as pure functions: one a file, and the reader of live ones."""
+
+from .adam import Adam
+from .block import Block
+from .from_torch import read
+from .rule import UpdateRule
+from .sgd import SGD
+
+__all__ = ["SGD", "Adam", "Block", "UpdateRule", "read"]

@@ -1,0 +1,96 @@
+"""Parameters that share a rule travel as one flat vector.
+
+A small net is bound by the number of operator calls: an update of one vector costs a dozen of them, an update of
+every tensor a dozen each.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rule import UpdateRule
+
+Layout = list[tuple[int, ...]]
+
+
+class Block(NamedTuple):
+    """Parameters that move together; or, in the reverse sweep, their cotangents (None stands for zero).
+
+    Attributes:
+        rule: the update.
+        index: positions of the parameters in the unroll's list.
+        shapes: their shapes.
+        params: one flat vector of them all, or the tensor itself where there is but one.
+        state: the rule's NamedTuple; its tensors are packed in the same way, its numbers hold for all.
+    """
+
+    rule: UpdateRule
+    index: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
+    params: Any
+    state: Any
+
+
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """One flat vector; a single tensor stays as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
+
+
+def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views with the given shapes, the inverse of ``pack``."""
+    if len(shapes) == 1:
+        return [packed]
+    return [t.view(s) for t, s in zip(packed.split([s.numel() for s in shapes]), shapes, strict=True)]
+
+
+def layout(blocks: Sequence[Block]) -> Layout:
+    """Which parameters each block holds."""
+    return [b.index for b in blocks]
+
+
+def split(blocks: Sequence[Block], used: Sequence[bool]) -> list[Block]:
+    """The same blocks, divided where only some of their parameters were used."""
+    if all(len({used[i] for i in b.index}) == 1 for b in blocks):
+        return list(blocks)
+    parts = [tuple(i for i in b.index if used[i] is kind) for b in blocks for kind in (True, False)]
+    return regroup(blocks, [p for p in parts if p])
+
+
+def regroup(blocks: Sequence[Block], new: Layout) -> list[Block]:
+    """The same parameters in another layout."""
+    single = {i: one for b in blocks for i, one in zip(b.index, _singles(b), strict=True)}
+    return [join([single[i] for i in index]) for index in new]
+
+
+def _singles(block: Block) -> list[Block]:
+    def each(value: Any) -> list[Any]:
+        return unpack(value, block.shapes) if isinstance(value, Tensor) else [value] * len(block.index)
+
+    params = each(block.params)
+    states = [type(block.state)(*values) for values in zip(*map(each, block.state), strict=True)]
+    return [
+        Block(block.rule, (i,), (shape,), p, s)
+        for i, shape, p, s in zip(block.index, block.shapes, params, states, strict=True)
+    ]
+
+
+def join(singles: list[Block]) -> Block:
+    """One block of several that hold one parameter each, under the rule and the numbers of the first."""
+    first = singles[0]
+
+    def all_of(values: list[Any]) -> Any:
+        some = next((v for v in values if isinstance(v, Tensor)), None)
+        if some is None:
+            return values[0]
+        zeros = [some.new_zeros(b.shapes[0]) if v is None else v for v, b in zip(values, singles, strict=True)]
+        return pack(zeros)
+
+    return Block(
+        first.rule,
+        tuple(b.index[0] for b in singles),
+        tuple(b.shapes[0] for b in singles),
+        all_of([b.params for b in singles]),
+        type(first.state)(*[all_of(list(v)) for v in zip(*(b.state for b in singles), strict=True)]),
+    )

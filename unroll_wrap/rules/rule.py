@@ -1,0 +1,57 @@
+"""An optimizer as a pure function: state in, state out.
+
+A rule sees tensors, a gradient and a state, never a network. Written with ordinary differentiable operations, so
+that the derivative of an update is autograd's, through the state too.
+"""
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+
+class UpdateRule(Protocol):
+    """What an unroll needs of an optimizer.
+
+    Attributes:
+        elementwise: each entry of a parameter moves by its own gradient and state alone. Such parameters are joined
+            into one flat vector, which costs a dozen operator calls a step instead of a dozen for every tensor.
+    """
+
+    elementwise: ClassVar[bool]
+
+    def init(self, param: Tensor) -> Any:
+        """The state before the first update, a NamedTuple with the optimizer's own key names.
+
+        Tensors have the shape of ``param``; a plain number (a step count) is a constant of the differentiation.
+        """
+        ...
+
+    def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The parameter and the state after one update; never writes to what it is given."""
+        ...
+
+
+class _Sqrt(torch.autograd.Function):
+    """√x, whose derivative at 0 is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        root = x.sqrt()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return (grad / (2 * root)).masked_fill_(root == 0, 0)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """√x with derivative 0 at 0, for second moments.
+
+    A dead ReLU, a saturated hinge or a bias before BatchNorm gives v == 0, where √ has infinite slope and
+    inf * 0 is nan. The update is even in the gradient there, so 0 is its derivative.
+    """
+    return _Sqrt.apply(x)  # type: ignore[no-any-return]

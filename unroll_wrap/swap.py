@@ -1,0 +1,143 @@
+"""Tensors in and out of the user's own modules.
+
+A loss reaches the discriminator in many ways: as an argument, through ``self.netD``, a loss object, a DataParallel
+wrapper, a method. All of them end at the same modules, so the unrolled tensors are put there while a loss runs, and
+the originals are put back whatever happens. No other file touches the internals of ``nn.Module``.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class UnrolledParameter(nn.Parameter):
+    """A leaf that stands in for a parameter during an unroll, and always requires grad.
+
+    Most loops switch D's ``requires_grad`` off around the generator's step, some from within the loss. An unroll
+    differentiates through D all the same, so these switches have no effect here.
+    """
+
+    def __new__(cls, data: Tensor) -> "UnrolledParameter":
+        """A fresh leaf over the memory of ``data``."""
+        return super().__new__(cls, data.detach(), True)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "UnrolledParameter":  # noqa: ARG002
+        """Leave the flag on, whatever is asked."""
+        return self
+
+    @property
+    def requires_grad(self) -> bool:
+        """True."""
+        return True
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        pass
+
+
+class Swap:
+    """Where the moving tensors of some modules live, and how those modules looked before.
+
+    A context: on leaving it, every parameter, buffer, tensor attribute, list entry and flag is the object it was.
+
+    Args:
+        modules: all modules that hold the tensors, submodules included.
+        params: the parameters that the inner optimizer moves, each once.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
+        self._modules = modules
+        self._param_slots: list[tuple[Any, Any, int]] = []
+        self._buffer_slots: list[tuple[Any, Any, int]] = []
+        self._originals: list[Tensor] = []
+        self._live: list[Tensor] = []
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        moved = {id(p): i for i, p in enumerate(params)}
+        carried: dict[int, int] = {}
+        for module in modules:
+            for name, p in module._parameters.items():
+                if p is None:
+                    continue
+                if id(p) in moved:
+                    self._param_slots.append((module._parameters, name, moved[id(p)]))
+                elif p.requires_grad:
+                    self._live.append(p)
+                else:
+                    # Some spectral norms keep u and v as parameters that no optimizer ever moves.
+                    self._carry(module._parameters, name, p, carried)
+            for name, b in module._buffers.items():
+                if b is not None:
+                    self._carry(module._buffers, name, b, carried)
+            for value in vars(module).values():
+                # RNNs call their kernels with a list of their parameters.
+                if isinstance(value, list) and any(id(v) in moved for v in value):
+                    self._lists.append((value, list(value)))
+                    self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
+
+    def _carry(self, container: dict[str, Any], name: str, tensor: Tensor, carried: dict[int, int]) -> None:
+        if id(tensor) not in carried:
+            carried[id(tensor)] = len(self._originals)
+            self._originals.append(tensor)
+        self._buffer_slots.append((container, name, carried[id(tensor)]))
+
+    def __enter__(self) -> "Swap":
+        """Note how everything looks."""
+        self._before = [
+            (m, dict(vars(m)), dict(m._parameters), dict(m._buffers), m.training) for m in self._modules
+        ]
+        self._flags = [(p, p.requires_grad) for p in self._live]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put every original back where it was."""
+        for module, attributes, params, buffers, training in self._before:
+            _refill(module._parameters, params)
+            _refill(module._buffers, buffers)
+            module.training = training
+            # Legacy weight_norm and spectral_norm leave `weight`, with its graph, as a plain attribute.
+            now = vars(module)
+            for name in [n for n, v in now.items() if isinstance(v, Tensor) and attributes.get(n) is not v]:
+                del now[name]
+            now.update((n, v) for n, v in attributes.items() if isinstance(v, Tensor))
+        for values, originals in self._lists:
+            values[:] = originals
+        for p, flag in self._flags:
+            p.requires_grad_(flag)
+        del self._before, self._flags
+
+    def originals(self) -> tuple[Tensor, ...]:
+        """The live buffers, and the parameters that nothing trains."""
+        return tuple(self._originals)
+
+    def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        """Let the modules use ``params`` and clones of ``buffers``.
+
+        Clones, afresh for every evaluation: an in-place update, or one through ``.data`` that autograd cannot
+        see, would otherwise change what an earlier step has saved for its backward pass.
+        """
+        for container, key, i in self._param_slots:
+            container[key] = params[i]
+        clones = [
+            nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
+            for b in buffers
+        ]
+        for container, key, i in self._buffer_slots:
+            container[key] = clones[i]
+
+    def buffers(self) -> tuple[Tensor, ...]:
+        """What the buffers are now, after a loss has run."""
+        now = list(self._originals)
+        for container, key, i in self._buffer_slots:
+            now[i] = container[key]
+        return tuple(now)
+
+
+def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:
+    container.clear()
+    container.update(originals)
+
+
+def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
+    """Every module under ``roots``, wrappers and what they wrap included, each once."""
+    return list({id(m): m for root in roots for m in root.modules()}.values())

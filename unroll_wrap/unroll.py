@@ -1,0 +1,175 @@
+"""K optimizer steps of the discriminator, each from fresh leaves, each with its pullback.
+
+Forwards, one step is two maps: the network's gradient g = ∂d_loss/∂θ, then the optimizer's rule
+(θ, g, state) → (θ', state'). Backwards, with λ the cotangent of (θ', state'): the rule's pullback gives ḡ and the
+direct parts, and one second-order pass gives (∂g/∂θ)ᵀḡ and (∂g/∂fake)ᵀḡ.
+
+Fresh leaves, because a θ^k that stays attached to the graph is also differentiated by the user's own code: a penalty
+``autograd.grad(D(x).sum(), x)`` on a batch used in an earlier step would see D's parameters depend on x.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .evaluate import Evaluation, Evaluator, differentiate
+from .rules.block import Block, unpack
+from .rules.update import GradTransform, ParamTransform, Update, add, regrouped, update, zero_cotangent
+
+
+class Point(NamedTuple):
+    """Where the inner optimization stands: θ^k with the optimizer's state, and D's buffers."""
+
+    blocks: list[Block]
+    buffers: tuple[Tensor, ...]
+
+    def params(self) -> list[Tensor]:
+        """θ^k, parameter by parameter."""
+        found = {i: p for b in self.blocks for i, p in zip(b.index, unpack(b.params, b.shapes), strict=True)}
+        return [found[i] for i in range(len(found))]
+
+
+class Step(NamedTuple):
+    """One inner step with its graphs: the network's gradients, then the optimizer's update."""
+
+    start: Point
+    evaluation: Evaluation
+    grads: list[Tensor | None]
+    update: Update
+
+
+class Sensitivity:
+    """The derivative of the result with respect to what is the user's, gathered by the reverse sweep.
+
+    Attributes:
+        surrogates: scalars whose own gradient is a part of it, for graphs made before the call.
+        first_term: whether ``g_loss`` depends on anything outside D.
+        second_term: whether ``d_loss`` does.
+    """
+
+    def __init__(self) -> None:
+        self.surrogates: list[Tensor] = []
+        self.first_term = self.second_term = False
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, evaluation: Evaluation, grads: Sequence[Tensor | None]) -> bool:
+        """Add the gradients of an evaluation's arguments and outside leaves.
+
+        Returns:
+            Whether any of them is more than a leaf of the loss's own, such as a gradient penalty makes.
+        """
+        users = [*evaluation.arguments.originals, *evaluation.outside]
+        reached = False
+        for tensor, grad in zip(users, grads, strict=True):
+            if grad is not None:
+                reached |= tensor.grad_fn is not None or isinstance(tensor, nn.Parameter) or id(tensor) in self._sums
+                so_far = self._sums.get(id(tensor))
+                self._sums[id(tensor)] = tensor, grad if so_far is None else so_far[1] + grad
+        return reached
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tensors of the user's with the gradient of each."""
+        return iter(self._sums.values())
+
+
+@dataclass
+class Unroll:
+    """One call: losses, batches and transforms, and what the sweep has found so far.
+
+    Attributes:
+        evaluate: runs a loss with given tensors in D.
+        d_loss: ``(D, *batch, **kwargs) -> scalar``.
+        g_loss: the same.
+        inner_batch: ``k -> batch`` for inner step k.
+        batch: the call's own, for ``g_loss``.
+        grad_transform: before the rule, see ``rules.update``.
+        param_transform: after the rule.
+        differentiate: whether the caller wants a gradient at all.
+        stop_gradient: whether it is to be the first term of Eq. 12 alone.
+        d_losses: of the inner steps so far, without graph.
+        sensitivity: what the sweep has found so far.
+    """
+
+    evaluate: Evaluator
+    d_loss: Callable[..., Tensor]
+    g_loss: Callable[..., Tensor]
+    inner_batch: Callable[[int], tuple[Any, ...]]
+    batch: tuple[Any, ...]
+    grad_transform: GradTransform | None
+    param_transform: ParamTransform | None
+    differentiate: bool
+    stop_gradient: bool
+    d_losses: list[Tensor] = field(default_factory=list)
+    sensitivity: Sensitivity = field(default_factory=Sensitivity)
+
+    def step(self, point: Point, k: int, differentiable: bool) -> tuple[Point, Step]:
+        """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs."""
+        name = f"d_loss at inner step {k}"
+        with torch.enable_grad():
+            evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, self.inner_batch(k))
+            grads = self._gradients(evaluation, differentiable)
+        self.d_losses.append(evaluation.loss.detach())
+        detached = [None if g is None else g.detach() for g in grads]
+        moved = update(point.blocks, detached, self.grad_transform, self.param_transform, differentiable)
+        return Point(moved.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, moved)
+
+    def _gradients(self, evaluation: Evaluation, differentiable: bool) -> list[Tensor | None]:
+        name, loss, params = evaluation.name, evaluation.loss, evaluation.params
+        if not loss.requires_grad:
+            raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
+        grads = differentiate(name, [loss], params, create_graph=differentiable, retain_graph=differentiable)
+        if all(g is None for g in grads):
+            raise ValueError(
+                f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator that "
+                "the loss uses, and the optimizer that steps it."
+            )
+        # A hook on the live parameter is a part of what its optimizer sees.
+        for i, live in enumerate(self.evaluate.owned):
+            for hook in (live._backward_hooks or {}).values():
+                if (g := grads[i]) is not None:
+                    changed = hook(g)
+                    grads[i] = g if changed is None else changed
+        return grads
+
+    def pullback(self, step: Step, cotangent: list[Block]) -> list[Block]:
+        """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way."""
+        direct, g_bars = step.update.pullback(cotangent)
+        evaluation = step.evaluation
+        pairs = [
+            (g, bar)
+            for g, bar in zip(step.grads, g_bars, strict=True)
+            if g is not None and bar is not None and g.requires_grad
+        ]
+        gs, bars = [g for g, _ in pairs], [bar for _, bar in pairs]
+        # Whatever recomputes a part of D's forward pass during the second one must find this step's tensors there.
+        self.evaluate.swap.put(evaluation.params, step.start.buffers)
+        keep = evaluation.captured or bool(evaluation.outside)
+        found = differentiate(evaluation.name, gs, evaluation.leaves, bars, retain_graph=keep)
+        n = len(evaluation.params)
+        self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[n:])
+        if evaluation.captured and gs:
+            self.sensitivity.second_term = True
+            with torch.enable_grad():
+                self.sensitivity.surrogates.append(sum((g * bar).sum() for g, bar in pairs))  # type: ignore[arg-type]
+        return regrouped(add(direct, found[:n]), step.update.entry)
+
+    def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
+        """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
+        evaluation = self.evaluate("g_loss", self.g_loss, point.params(), point.buffers, self.batch)
+        value = evaluation.loss * weight if weight != 1 else evaluation.loss
+        cotangent = zero_cotangent(point.blocks)
+        if not (self.differentiate and value.requires_grad):
+            return value.detach(), cotangent
+        n = 0 if self.stop_gradient else len(evaluation.params)
+        inputs = evaluation.leaves[len(evaluation.params) - n :]
+        keep = evaluation.captured or bool(evaluation.outside)
+        found = differentiate("g_loss", [value], inputs, retain_graph=keep)
+        self.sensitivity.add(evaluation, found[n:])
+        self.sensitivity.first_term |= any(g is not None for g in found[n:])
+        if evaluation.captured:
+            self.sensitivity.first_term = True
+            self.sensitivity.surrogates.append(value)
+        return value.detach(), add(cotangent, found[:n]) if n else cotangent
