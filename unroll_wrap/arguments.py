@@ -46,7 +46,10 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         # A copy: D may start with an in-place operation, which a leaf would refuse.
         return leaf_of[id(tensor)][1].clone()
 
-    new_batch, new_kwargs = tuple(_map(stand_in, x) for x in batch), {k: _map(stand_in, v) for k, v in kwargs.items()}
+    new_batch, new_kwargs = (
+        tuple(_map(stand_in, x) for x in batch),
+        {k: _map(stand_in, v) for k, v in kwargs.items()},
+    )
     originals, leaves = [o for o, _ in leaf_of.values()], [leaf for _, leaf in leaf_of.values()]
     return Arguments(new_batch, new_kwargs, originals, leaves, aliases + leaves)
 

@@ -75,8 +75,8 @@ class Evaluator:
         if bypassed:
             shapes = [tuple(p.shape) for p in self.owned if id(p) in bypassed]
             raise ValueError(
-                f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the discriminator's "
-                "modules. Reach them through the module that owns them."
+                f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
+                "discriminator's modules. Reach them through the module that owns them."
             )
         return Evaluation(name, value, leaves, arguments, outside, captured)
 
@@ -85,18 +85,24 @@ class Evaluator:
             with guards.unrolling():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except RuntimeError as error:
-            given = {(t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()}
+            given = {
+                (t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()
+            }
             own = {(p.device.type, p.dtype) for p in self.owned}
             if given <= own:
                 raise
             raise ValueError(
-                f"{name} failed, and its batch is on {_places(given)} while the discriminator is on {_places(own)}. Move "
-                f"the batch with .to(device, dtype). The loss said: {error}"
+                f"{name} failed, and its batch is on {_places(given)} while the discriminator is on {_places(own)}. "
+                f"Move the batch with .to(device, dtype). The loss said: {error}"
             ) from error
 
 
 def differentiate(
-    name: str, outputs: Sequence[Tensor], inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor] | None = None, **options: Any
+    name: str,
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    **options: Any,
 ) -> list[Tensor | None]:
     """``autograd.grad`` with None for inputs that are not reached, and the causes of its errors named."""
     if not outputs:
@@ -107,13 +113,13 @@ def differentiate(
         text = str(error)
         if "modified by an inplace operation" in text:
             cause = (
-                "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with fill_(). "
-                "Make a new tensor instead, such as torch.full_like"
+                "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with "
+                "fill_(). Make a new tensor instead, such as torch.full_like"
             )
         elif "not implemented" in text or "differentiate twice" in text:
             cause = (
-                "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, "
-                "or pass stop_gradient=True for the first term alone"
+                "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the "
+                "operator, or pass stop_gradient=True for the first term alone"
             )
         else:
             raise
@@ -130,7 +136,9 @@ def one_element(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} returned {type(value).__name__}, not a tensor. Return the scalar to minimise.")
     if value.numel() != 1:
-        raise ValueError(f"{name} returned a tensor of shape {tuple(value.shape)}, not a scalar. Reduce it, with .mean() say.")
+        raise ValueError(
+            f"{name} returned a tensor of shape {tuple(value.shape)}, not a scalar. Reduce it, with .mean() say."
+        )
     return value
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import guards
 from .arguments import tensors_in
 from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, one_element
@@ -156,9 +155,11 @@ class UnrolledGeneratorLoss:
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity)
 
-    def _plain(self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _plain(
+        self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients and buffers out of it."""
-        with swap, guards.unrolling():
+        with swap:
             swap.put([UnrolledParameter(p) for p in owned], swap.originals())
             return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
 
@@ -170,14 +171,12 @@ class UnrolledGeneratorLoss:
         """The parameters that the optimizers move, in D's order."""
         held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
         mine = {id(p): p for module in _modules(self.discriminator) for p in module.parameters()}
-        foreign = [
-            tuple(p.shape) for o in optimizers for g in o.param_groups for p in g["params"] if id(p) not in mine
-        ]
+        foreign = [tuple(p.shape) for o in optimizers for g in o.param_groups for p in g["params"] if id(p) not in mine]
         names = ", ".join(type(o).__name__ for o in optimizers)
         if foreign and len(foreign) == len(held):
             raise ValueError(
-                f"The optimizer ({names}) owns {len(held)} parameters, and none of them is the discriminator's. Pass the "
-                "optimizer that steps this discriminator."
+                f"The optimizer ({names}) owns {len(held)} parameters, and none of them is the discriminator's. Pass "
+                "the optimizer that steps this discriminator."
             )
         if foreign:
             raise ValueError(
@@ -185,15 +184,21 @@ class UnrolledGeneratorLoss:
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
         self._frozen -= {i for i, p in mine.items() if p.requires_grad}
-        return [p for i, p in mine.items() if i in held and i not in self._frozen]
+        owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in self._frozen]
+        if not owned:
+            raise ValueError(
+                f"The optimizer ({names}) moves none of the discriminator's parameters: it owns {len(held)}, of which "
+                f"{len(self._frozen & held)} have never required grad. Pass the optimizer that trains it."
+            )
+        return owned
 
     def _check_terms(self, unroll: Unroll, batch: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = unroll.sensitivity
         given = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in tensors_in(batch, kwargs))
         if not (found.first_term or found.second_term):
             raise ValueError(
-                f"Neither loss depends on a generator: the batch is [{given}]. Pass fake = G(z) with its graph, without "
-                "detach() or no_grad(); for the value alone, call under torch.no_grad()."
+                f"Neither loss depends on a generator: the batch is [{given}]. Pass fake = G(z) with its graph, "
+                "without detach() or no_grad(); for the value alone, call under torch.no_grad()."
             )
         if not (found.second_term or self.stop_gradient):
             warnings.warn(
@@ -226,14 +231,14 @@ def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
             inner = inner.optimizer
         if not isinstance(inner, torch.optim.Optimizer):
             raise TypeError(
-                f"optimizer is {one!r:.200}. Pass the torch.optim.Optimizer that steps the discriminator, a list of them, "
-                "or a callable params -> Optimizer."
+                f"optimizer is {one!r:.200}. Pass the torch.optim.Optimizer that steps the discriminator, a list of "
+                "them, or a callable params -> Optimizer."
             )
         found.append(inner)
     return found
 
 
-def _from_spec(spec: Any, params: list[Tensor]) -> torch.optim.Optimizer:
+def _from_spec(spec: Any, params: Sequence[Tensor]) -> torch.optim.Optimizer:
     if not callable(spec):
         return _unwrapped(spec)[0]
     if not params:
@@ -266,8 +271,8 @@ def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> C
         drawn = resample(k) if callable(resample) else following(k)
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
-                f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take after D, "
-                "such as (real, fake)."
+                f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "
+                "after D, such as (real, fake)."
             )
         return tuple(drawn)
 

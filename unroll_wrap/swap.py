@@ -83,9 +83,7 @@ class Swap:
 
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
-        self._before = [
-            (m, dict(vars(m)), dict(m._parameters), dict(m._buffers), m.training) for m in self._modules
-        ]
+        self._before = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers), m.training) for m in self._modules]
         self._flags = [(p, p.requires_grad) for p in self._live]
         return self
 

@@ -123,8 +123,8 @@ class Unroll:
         grads = differentiate(name, [loss], params, create_graph=differentiable, retain_graph=differentiable)
         if all(g is None for g in grads):
             raise ValueError(
-                f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator that "
-                "the loss uses, and the optimizer that steps it."
+                f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
+                "that the loss uses, and the optimizer that steps it."
             )
         # A hook on the live parameter is a part of what its optimizer sees.
         for i, live in enumerate(self.evaluate.owned):

@@ -28,30 +28,13 @@ class Adam:
     """
 
     lr: Any
-    beta1: Any
-    beta2: Any
+    betas: tuple[Any, Any]
     eps: float
     weight_decay: float
     amsgrad: bool
     maximize: bool
-    decoupled_weight_decay: bool
+    decoupled_weight_decay: bool = False
     elementwise: ClassVar[bool] = True
-
-    @classmethod
-    def from_group(cls, group: dict[str, Any], decoupled_weight_decay: bool = False) -> "Adam":
-        """The rule that one of the optimizer's ``param_groups`` describes."""
-        beta1, beta2 = group["betas"]
-        return cls(
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            amsgrad=group["amsgrad"],
-            maximize=group["maximize"],
-            # Since torch 2.7 AdamW is an Adam with this entry; before, it was a class of its own.
-            decoupled_weight_decay=group.get("decoupled_weight_decay", decoupled_weight_decay),
-        )
 
     def init(self, param: Tensor) -> AdamState:
         """No update yet, zero moments."""
@@ -60,6 +43,7 @@ class Adam:
 
     def update(self, param: Tensor, grad: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
         """One step, in the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+        beta1, beta2 = self.betas
         step = state.step + 1
         if self.maximize:
             grad = -grad
@@ -68,15 +52,22 @@ class Adam:
                 param = param * (1 - self.lr * self.weight_decay)
             else:
                 grad = torch.add(grad, param, alpha=self.weight_decay)
-        exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(self.beta1))
-        exp_avg_sq = torch.addcmul(state.exp_avg_sq * self.beta2, grad, grad, value=float(1 - self.beta2))
+        exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
+        exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
         second_moment = exp_avg_sq
         max_exp_avg_sq = None
         if self.amsgrad:
             assert state.max_exp_avg_sq is not None
             second_moment = max_exp_avg_sq = torch.maximum(state.max_exp_avg_sq, exp_avg_sq)
         # Tensor hyperparameters keep their own precision in these scalars, as they do in the live optimizer.
-        step_size = float(self.lr / (1 - self.beta1**step))
-        denominator = sqrt(second_moment) / float((1 - self.beta2**step) ** 0.5) + self.eps
+        step_size = float(self.lr / (1 - beta1**step))
+        denominator = sqrt(second_moment) / float((1 - beta2**step) ** 0.5) + self.eps
         param = torch.addcdiv(param, exp_avg, denominator, value=-step_size)
         return param, AdamState(step, exp_avg, exp_avg_sq, max_exp_avg_sq)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay; since torch 2.7 the optimizer says so itself, before that by its class."""
+
+    decoupled_weight_decay: bool = True

@@ -4,6 +4,7 @@ A rule sees tensors, a gradient and a state, never a network. Written with ordin
 that the derivative of an update is autograd's, through the state too.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -30,6 +31,34 @@ class UpdateRule(Protocol):
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The parameter and the state after one update; never writes to what it is given."""
         ...
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number that the optimizer keeps as a tensor of one element, in that tensor's precision.
+
+    A constant of the differentiation: it depends on the number of updates alone.
+    """
+
+    tensor: Tensor
+
+    @classmethod
+    def of(cls, value: Any) -> "Scalar":
+        """In the precision that torch chooses for such state."""
+        wide = torch.get_default_dtype() == torch.float64
+        return cls(torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32))
+
+    def store(self, value: Any) -> "Scalar":
+        """Another value in the same precision."""
+        return Scalar(torch.as_tensor(value).to(self.tensor))
+
+    def times(self, factor: Any) -> "Scalar":
+        """The product, rounded as the optimizer rounds it."""
+        return Scalar(self.tensor * factor)
+
+    def __float__(self) -> float:
+        """The value."""
+        return self.tensor.item()
 
 
 class _Sqrt(torch.autograd.Function):

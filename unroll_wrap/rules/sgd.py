@@ -1,6 +1,6 @@
 """Gradient descent, plain or with momentum, as torch.optim writes it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,11 +27,6 @@ class SGD:
     nesterov: bool
     maximize: bool
     elementwise: ClassVar[bool] = True
-
-    @classmethod
-    def from_group(cls, group: dict[str, Any]) -> "SGD":
-        """The rule that one of the optimizer's ``param_groups`` describes."""
-        return cls(**{field.name: group[field.name] for field in fields(cls)})
 
     def init(self, param: Tensor) -> SGDState:
         """No velocity yet."""

@@ -51,7 +51,13 @@ class Update(NamedTuple):
         g_bars: dict[int, Tensor | None] = {}
         for block, g in zip(self.old, self.g, strict=True):
             g_bar = None if g is None else bar_of[id(g)]
-            g_bars.update(zip(block.index, unpack(g_bar, block.shapes) if g_bar is not None else [None] * len(block.index), strict=True))
+            g_bars.update(
+                zip(
+                    block.index,
+                    unpack(g_bar, block.shapes) if g_bar is not None else [None] * len(block.index),
+                    strict=True,
+                )
+            )
         return direct, [g_bars[i] for i in sorted(g_bars)]
 
 
@@ -99,8 +105,8 @@ def _transform_grads(blocks: list[Block], packed: list[Tensor | None], transform
     changed = list(transform([grads[i] for i in order]))
     if [g.shape for g in changed] != [grads[i].shape for i in order]:
         raise ValueError(
-            f"grad_transform got {len(order)} gradients and returned {len(changed)}, or other shapes. Return one gradient "
-            "for each, in order."
+            f"grad_transform got {len(order)} gradients and returned {len(changed)}, or other shapes. Return one "
+            "gradient for each, in order."
         )
     new = dict(zip(order, changed, strict=True))
     return [None if flat is None else pack([new[i] for i in b.index]) for b, flat in zip(blocks, packed, strict=True)]

@@ -1,0 +1,60 @@
+"""RAdam (Liu et al. 2019), as torch.optim writes it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rule import sqrt
+
+
+class RAdamState(NamedTuple):
+    """Updates so far, and the running moments."""
+
+    step: float
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+@dataclass(frozen=True)
+class RAdam:
+    """θ ← θ - lr · m̂ · r_t / (√v̂ + eps), or without the quotient while too few updates estimate v.
+
+    r_t rectifies the variance of 1/√v; it exists once ρ_t = ρ_∞ - 2 t beta2^t / (1 - beta2^t) is above 5.
+    """
+
+    lr: Any
+    betas: tuple[Any, Any]
+    eps: float
+    weight_decay: float
+    maximize: bool
+    decoupled_weight_decay: bool
+    elementwise: ClassVar[bool] = True
+
+    def init(self, param: Tensor) -> RAdamState:
+        """No update yet, zero moments."""
+        zeros = torch.zeros_like(param)
+        return RAdamState(0.0, zeros, zeros)
+
+    def update(self, param: Tensor, grad: Tensor, state: RAdamState) -> tuple[Tensor, RAdamState]:
+        """One step, in the order of operations of ``torch.optim.radam._single_tensor_radam``."""
+        beta1, beta2 = self.betas
+        step = state.step + 1
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            if self.decoupled_weight_decay:
+                param = param * (1 - self.lr * self.weight_decay)
+            else:
+                grad = torch.add(grad, param, alpha=self.weight_decay)
+        exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
+        exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
+        bias_correction2 = 1 - beta2**step
+        rho_inf = 2 / (1 - beta2) - 1
+        rho = rho_inf - 2 * step * beta2**step / bias_correction2
+        change = exp_avg / float(1 - beta1**step) * self.lr
+        if rho > 5:
+            rectifier = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
+            change = change * float(bias_correction2**0.5) / (sqrt(exp_avg_sq) + self.eps) * float(rectifier)
+        return param - change, RAdamState(step, exp_avg, exp_avg_sq)
