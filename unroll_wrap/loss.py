@@ -227,7 +227,7 @@ def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
     found = []
     for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
         inner = one
-        while hasattr(inner, "optimizer"):
+        while hasattr(inner, "optimizer") and not _steps_itself(inner):
             inner = inner.optimizer
         if not isinstance(inner, torch.optim.Optimizer):
             raise TypeError(
@@ -236,6 +236,14 @@ def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
             )
         found.append(inner)
     return found
+
+
+def _steps_itself(optimizer: Any) -> bool:
+    """Whether what holds an optimizer does more than to call it: Lookahead does, Accelerate's wrapper does not."""
+    wrappers = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
+    return isinstance(optimizer, torch.optim.Optimizer) and not any(
+        cls.__module__.split(".")[0] in wrappers for cls in type(optimizer).__mro__
+    )
 
 
 def _from_spec(spec: Any, params: Sequence[Tensor]) -> torch.optim.Optimizer:

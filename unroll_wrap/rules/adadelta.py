@@ -1,12 +1,12 @@
 """Adadelta (Zeiler 2012), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import sqrt
+from .rule import UpdateRule, sqrt
 
 
 class AdadeltaState(NamedTuple):
@@ -18,7 +18,7 @@ class AdadeltaState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adadelta:
+class Adadelta(UpdateRule):
     """θ ← θ - lr · Δ, with Δ = g · √(u + eps) / √(v + eps), and u, v the running means of Δ² and g²."""
 
     lr: Any
@@ -26,7 +26,6 @@ class Adadelta:
     eps: float
     weight_decay: float
     maximize: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> AdadeltaState:
         """No update yet, zero means."""

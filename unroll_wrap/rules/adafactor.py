@@ -6,6 +6,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .rule import UpdateRule
+
 
 class AdafactorState(NamedTuple):
     """Updates so far, and the second moment: factored for matrices, whole for vectors."""
@@ -17,7 +19,7 @@ class AdafactorState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adafactor:
+class Adafactor(UpdateRule):
     """θ ← θ - α_t · u / max(1, RMS(u) / d), with u = g / √v and α_t = max(eps2, RMS(θ)) · min(lr, 1/√t).
 
     For a matrix v is estimated by its row and column means alone, the outer product over the mean.

@@ -1,12 +1,12 @@
 """Adagrad (Duchi et al. 2011), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import sqrt
+from .rule import UpdateRule, sqrt
 
 
 class AdagradState(NamedTuple):
@@ -17,7 +17,7 @@ class AdagradState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adagrad:
+class Adagrad(UpdateRule):
     """θ ← θ - lr / (1 + (t - 1) · lr_decay) · g / (√s + eps), with s the sum of g² over all t updates."""
 
     lr: Any
@@ -26,7 +26,6 @@ class Adagrad:
     initial_accumulator_value: float
     eps: float
     maximize: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> AdagradState:
         """No update yet, and the sum's start."""

@@ -1,12 +1,12 @@
 """Adam (Kingma & Ba 2014) and AdamW (Loshchilov & Hutter 2017), as torch.optim writes them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import sqrt
+from .rule import UpdateRule, sqrt
 
 
 class AdamState(NamedTuple):
@@ -19,7 +19,7 @@ class AdamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(UpdateRule):
     """θ ← θ - lr · m̂ / (√v̂ + eps), with m and v the running means of g and g².
 
     Weight decay joins the gradient (Adam), or shrinks the parameter itself by 1 - lr · weight_decay when
@@ -34,7 +34,6 @@ class Adam:
     amsgrad: bool
     maximize: bool
     decoupled_weight_decay: bool = False
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> AdamState:
         """No update yet, zero moments."""

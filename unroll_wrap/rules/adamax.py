@@ -1,10 +1,12 @@
 """Adamax (Kingma & Ba 2014, section 7.1), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .rule import UpdateRule
 
 
 class AdamaxState(NamedTuple):
@@ -16,7 +18,7 @@ class AdamaxState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adamax:
+class Adamax(UpdateRule):
     """θ ← θ - lr · m̂ / u, with m the running mean of g and u ← max(beta2 · u, |g| + eps)."""
 
     lr: Any
@@ -24,7 +26,6 @@ class Adamax:
     eps: float
     weight_decay: float
     maximize: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> AdamaxState:
         """No update yet, zero moments."""

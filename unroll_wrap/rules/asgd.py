@@ -1,12 +1,12 @@
 """Averaged gradient descent (Polyak & Juditsky 1992), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import Scalar
+from .rule import Scalar, UpdateRule
 
 
 class ASGDState(NamedTuple):
@@ -19,7 +19,7 @@ class ASGDState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ASGD:
+class ASGD(UpdateRule):
     """θ ← (1 - lambd · η) · θ - η · g, with η = lr / (1 + lambd · lr · t)^alpha.
 
     The average of the iterates since t0 is kept beside them; torch never puts it into the network.
@@ -32,7 +32,6 @@ class ASGD:
     weight_decay: float
     maximize: bool
     foreach: bool | None
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> ASGDState:
         """No update yet."""

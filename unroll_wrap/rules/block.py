@@ -51,17 +51,23 @@ def layout(blocks: Sequence[Block]) -> Layout:
 
 
 def split(blocks: Sequence[Block], used: Sequence[bool]) -> list[Block]:
-    """The same blocks, divided where only some of their parameters were used."""
-    if all(len({used[i] for i in b.index}) == 1 for b in blocks):
-        return list(blocks)
-    parts = [tuple(i for i in b.index if used[i] is kind) for b in blocks for kind in (True, False)]
-    return regroup(blocks, [p for p in parts if p])
+    """The same blocks, divided where only some of their parameters were used; a joint rule is told instead."""
+    told = [b._replace(rule=b.rule.for_used([used[i] for i in b.index])) if b.rule.joint else b for b in blocks]
+    if all(b.rule.joint or len({used[i] for i in b.index}) == 1 for b in told):
+        return told
+    parts = [
+        part
+        for b in told
+        for part in ([b.index] if b.rule.joint else [tuple(i for i in b.index if used[i] is k) for k in (True, False)])
+    ]
+    return regroup(told, [p for p in parts if p])
 
 
 def regroup(blocks: Sequence[Block], new: Layout) -> list[Block]:
     """The same parameters in another layout."""
-    single = {i: one for b in blocks for i, one in zip(b.index, _singles(b), strict=True)}
-    return [join([single[i] for i in index]) for index in new]
+    whole = {b.index: b for b in blocks if b.index in new}
+    single = {i: one for b in blocks if b.index not in new for i, one in zip(b.index, _singles(b), strict=True)}
+    return [whole[index] if index in whole else join([single[i] for i in index]) for index in new]
 
 
 def _singles(block: Block) -> list[Block]:

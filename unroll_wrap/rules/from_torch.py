@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from .a2grad import A2GradExp, A2GradInc, A2GradUni
 from .adadelta import Adadelta
 from .adafactor import Adafactor
 from .adagrad import Adagrad
@@ -18,31 +20,39 @@ from .block import Block, join
 from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
+from .replica import parameters
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .rule import Scalar, UpdateRule
 from .sgd import SGD
+from .traced import Traced
 
-RULES: dict[type[torch.optim.Optimizer], Any] = {
-    getattr(torch.optim, rule.__name__): rule
-    for rule in (
-        Adadelta,
-        Adafactor,
-        Adagrad,
-        Adam,
-        Adamax,
-        AdamW,
-        ASGD,
-        Muon,
-        NAdam,
-        RAdam,
-        RMSprop,
-        Rprop,
-        SGD,
-    )
-    # Muon came with torch 2.9.
-    if hasattr(torch.optim, rule.__name__)
+RULES: dict[str, Any] = {
+    "torch.optim._adafactor.Adafactor": Adafactor,
+    "torch.optim._muon.Muon": Muon,
+    "torch.optim.adadelta.Adadelta": Adadelta,
+    "torch.optim.adagrad.Adagrad": Adagrad,
+    "torch.optim.adam.Adam": Adam,
+    "torch.optim.adamax.Adamax": Adamax,
+    "torch.optim.adamw.AdamW": AdamW,
+    "torch.optim.asgd.ASGD": ASGD,
+    "torch.optim.nadam.NAdam": NAdam,
+    "torch.optim.radam.RAdam": RAdam,
+    "torch.optim.rmsprop.RMSprop": RMSprop,
+    "torch.optim.rprop.Rprop": Rprop,
+    "torch.optim.sgd.SGD": SGD,
+    "torch_optimizer.a2grad.A2GradExp": A2GradExp,
+    "torch_optimizer.a2grad.A2GradInc": A2GradInc,
+    "torch_optimizer.a2grad.A2GradUni": A2GradUni,
 }
+
+REFUSED = {
+    "torch.optim.lbfgs.LBFGS": "it evaluates the loss as often as its line search asks, which is no update rule",
+    "torch.optim.sparse_adam.SparseAdam": "it takes sparse gradients, which have no second derivative",
+    "torch_optimizer.adahessian.Adahessian": "it differentiates the gradients' own graph, which an unroll takes apart",
+}
+
+_TRACED: WeakKeyDictionary[torch.optim.Optimizer, Traced] = WeakKeyDictionary()
 
 
 def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) -> list[Block]:
@@ -59,6 +69,9 @@ def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) 
     blocks: list[Block] = []
     for optimizer in optimizers:
         kind = rule_of(optimizer)
+        if kind is None:
+            blocks.append(_traced(optimizer, position))
+            continue
         names = [f.name for f in fields(kind)]
         for group in optimizer.param_groups:
             # A rule's fields have the names of the optimizer's options, with defaults for those that came later.
@@ -77,22 +90,27 @@ def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) 
     return blocks
 
 
+def _traced(optimizer: torch.optim.Optimizer, position: dict[int, int]) -> Block:
+    live = parameters(optimizer)
+    moved = [id(p) in position for p in live]
+    rule = _TRACED.get(optimizer)
+    if rule is None or rule.moved != moved:
+        rule = _TRACED[optimizer] = Traced(optimizer, moved)
+    params = [p for p, m in zip(live, moved, strict=True) if m]
+    return rule.block(tuple(position[id(p)] for p in params), params)
+
+
 def rule_of(optimizer: torch.optim.Optimizer) -> Any:
-    """The rule, a dataclass, that does what the optimizer's ``step`` does.
+    """The rule, a dataclass, that does what the optimizer's ``step`` does; None if that is to be traced.
 
     Raises:
-        TypeError: no rule is known for this class, or something changes what its ``step`` does.
+        TypeError: the optimizer cannot be unrolled.
         ValueError: an option that no rule honours.
     """
     kind = type(optimizer)
     name = kind.__name__
-    known = ", ".join(sorted(cls.__name__ for cls in RULES))
-    step = inspect.unwrap(kind.step)
-    match = [cls for cls in kind.__mro__ if cls in RULES and inspect.unwrap(cls.step) is step]
-    if not match:
-        raise TypeError(
-            f"No update rule for the optimizer {name}. Known: {known}. Step the discriminator with one of them."
-        )
+    if (reason := REFUSED.get(_path(kind))) is not None:
+        raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise TypeError(
             f"This {name} has step hooks, which an unroll cannot differentiate. Remove them, and pass what they do as "
@@ -109,7 +127,29 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Any:
                 raise ValueError(
                     f"{name} owns a complex parameter of shape {tuple(p.shape)}; only real ones are unrolled."
                 )
-    return RULES[match[0]]
+    # A subclass that leaves step() alone is what it inherits from.
+    step = inspect.unwrap(kind.step)
+    known = (cls for cls in kind.__mro__ if _path(cls) in RULES)
+    return next((RULES[_path(cls)] for cls in known if inspect.unwrap(cls.step) is step), None)
+
+
+def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]) -> None:
+    """Unroll every ``optimizer`` by ``rule`` from now on.
+
+    Args:
+        optimizer: the class that users step their discriminator with.
+        rule: a frozen dataclass whose fields have the names of the optimizer's options.
+
+    Raises:
+        TypeError: not such a class.
+    """
+    if not (isinstance(rule, type) and issubclass(rule, UpdateRule) and is_dataclass(rule)):
+        raise TypeError(f"rule is {rule!r}. Pass a class, a frozen dataclass that derives from UpdateRule.")
+    RULES[_path(optimizer)] = rule
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor) -> Any:
@@ -131,6 +171,8 @@ def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.
         return float(value)
     if isinstance(initial, Scalar):
         return Scalar(value.detach()) if isinstance(value, Tensor) else Scalar.of(value)
+    if isinstance(value, (int, float)):
+        return param.new_tensor(float(value))
     shape = param.shape if initial is None else initial.shape
     if not isinstance(value, Tensor) or value.shape != shape or value.device != param.device:
         given = f"{tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else repr(value)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .rule import UpdateRule
+
 
 class MuonState(NamedTuple):
     """The running mean of the gradient."""
@@ -15,7 +17,7 @@ class MuonState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Muon:
+class Muon(UpdateRule):
     """θ ← (1 - lr · weight_decay) · θ - lr · c(shape) · NS(b), with b the running mean of g.
 
     NS is the Newton-Schulz iteration that brings all singular values of a matrix near 1. Torch runs it in bfloat16,

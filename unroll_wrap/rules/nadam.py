@@ -1,12 +1,12 @@
 """NAdam (Dozat 2016), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import Scalar, sqrt
+from .rule import Scalar, UpdateRule, sqrt
 
 
 class NAdamState(NamedTuple):
@@ -19,7 +19,7 @@ class NAdamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NAdam:
+class NAdam(UpdateRule):
     """θ ← θ - lr · ((1 - μ_t) / (1 - Πμ) · g + μ_{t+1} / (1 - Πμ · μ_{t+1}) · m) / (√v̂ + eps).
 
     Adam with Nesterov's look-ahead; μ_t = beta1 · (1 - 0.5 · 0.96^(t · momentum_decay)).
@@ -32,7 +32,6 @@ class NAdam:
     momentum_decay: float
     maximize: bool
     decoupled_weight_decay: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> NAdamState:
         """No update yet, zero moments."""

@@ -1,12 +1,12 @@
 """RAdam (Liu et al. 2019), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import sqrt
+from .rule import UpdateRule, sqrt
 
 
 class RAdamState(NamedTuple):
@@ -18,7 +18,7 @@ class RAdamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RAdam:
+class RAdam(UpdateRule):
     """θ ← θ - lr · m̂ · r_t / (√v̂ + eps), or without the quotient while too few updates estimate v.
 
     r_t rectifies the variance of 1/√v; it exists once ρ_t = ρ_∞ - 2 t beta2^t / (1 - beta2^t) is above 5.
@@ -30,7 +30,6 @@ class RAdam:
     weight_decay: float
     maximize: bool
     decoupled_weight_decay: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> RAdamState:
         """No update yet, zero moments."""

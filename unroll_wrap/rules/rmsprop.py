@@ -1,12 +1,12 @@
 """RMSprop (Tieleman & Hinton 2012), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import sqrt
+from .rule import UpdateRule, sqrt
 
 
 class RMSpropState(NamedTuple):
@@ -19,7 +19,7 @@ class RMSpropState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RMSprop:
+class RMSprop(UpdateRule):
     """θ ← θ - lr · g / (√v + eps), with v the running mean of g²; less the squared mean of g when ``centered``.
 
     With momentum the quotient goes through a velocity b ← momentum · b + g / (√v + eps).
@@ -32,7 +32,6 @@ class RMSprop:
     momentum: float
     centered: bool
     maximize: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> RMSpropState:
         """No update yet, zero means."""

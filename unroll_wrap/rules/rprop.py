@@ -1,10 +1,12 @@
 """Rprop (Riedmiller & Braun 1993), as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .rule import UpdateRule
 
 
 class RpropState(NamedTuple):
@@ -16,7 +18,7 @@ class RpropState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rprop:
+class Rprop(UpdateRule):
     """θ ← θ - sign(g) · s; s grows by η⁺ where g keeps its sign, and shrinks by η⁻ where it turns, without a move.
 
     The sign has no derivative: θ' depends on G through the step sizes alone, which change by constant factors, so
@@ -27,7 +29,6 @@ class Rprop:
     etas: tuple[float, float]
     step_sizes: tuple[float, float]
     maximize: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> RpropState:
         """No gradient yet, steps of size lr."""

@@ -5,32 +5,39 @@ that the derivative of an update is autograd's, through the state too.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 
-class UpdateRule(Protocol):
-    """What an unroll needs of an optimizer.
+class UpdateRule:
+    """What an unroll needs of an optimizer. A rule is a frozen dataclass with the optimizer's options as fields.
 
     Attributes:
         elementwise: each entry of a parameter moves by its own gradient and state alone. Such parameters are joined
             into one flat vector, which costs a dozen operator calls a step instead of a dozen for every tensor.
+        joint: all parameters move together, in one call of ``update`` with all of them in one flat vector.
     """
 
-    elementwise: ClassVar[bool]
+    elementwise: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> Any:
         """The state before the first update, a NamedTuple with the optimizer's own key names.
 
-        Tensors have the shape of ``param``; a plain number (a step count) is a constant of the differentiation.
+        Tensors have the shape of ``param`` where the rule is elementwise; a plain number (a step count) is a constant
+        of the differentiation.
         """
-        ...
+        raise NotImplementedError
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The parameter and the state after one update; never writes to what it is given."""
-        ...
+        raise NotImplementedError
+
+    def for_used(self, used: list[bool]) -> "UpdateRule":
+        """Of a joint rule: the one for a step in which only some parameters have a gradient."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

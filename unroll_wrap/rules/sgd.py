@@ -1,10 +1,12 @@
 """Gradient descent, plain or with momentum, as torch.optim writes it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .rule import UpdateRule
 
 
 class SGDState(NamedTuple):
@@ -14,7 +16,7 @@ class SGDState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(UpdateRule):
     """θ ← θ - lr · b, with b ← momentum · b + (1 - dampening) · g; b is g itself at the first update.
 
     Nesterov's form steps along g + momentum · b.
@@ -26,7 +28,6 @@ class SGD:
     weight_decay: float
     nesterov: bool
     maximize: bool
-    elementwise: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> SGDState:
         """No velocity yet."""

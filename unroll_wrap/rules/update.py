@@ -51,13 +51,8 @@ class Update(NamedTuple):
         g_bars: dict[int, Tensor | None] = {}
         for block, g in zip(self.old, self.g, strict=True):
             g_bar = None if g is None else bar_of[id(g)]
-            g_bars.update(
-                zip(
-                    block.index,
-                    unpack(g_bar, block.shapes) if g_bar is not None else [None] * len(block.index),
-                    strict=True,
-                )
-            )
+            each = [None] * len(block.index) if g_bar is None else unpack(g_bar, block.shapes)
+            g_bars.update(zip(block.index, each, strict=True))
         return direct, [g_bars[i] for i in sorted(g_bars)]
 
 
@@ -80,9 +75,9 @@ def update(
     parts = split(blocks, [g is not None for g in grads])
     leaf = _leaf if differentiable else Tensor.detach
     old = [_each(b, leaf) for b in parts]
-    packed = [None if grads[b.index[0]] is None else leaf(pack([grads[i] for i in b.index])) for b in old]  # type: ignore[misc]
+    packed = [None if g is None else leaf(g) for g in (_packed(b, grads) for b in old)]
     with torch.set_grad_enabled(differentiable):
-        transformed = _transform_grads(old, packed, grad_transform) if grad_transform else packed
+        transformed = _transform_grads(old, packed, grads, grad_transform) if grad_transform else packed
         new = []
         for block, g in zip(old, transformed, strict=True):
             if g is not None:
@@ -94,22 +89,33 @@ def update(
     return Update(old, packed, new, layout(blocks))
 
 
-def _transform_grads(blocks: list[Block], packed: list[Tensor | None], transform: GradTransform) -> list[Tensor | None]:
+def _transform_grads(
+    blocks: list[Block], packed: list[Tensor | None], present: Sequence[Tensor | None], transform: GradTransform
+) -> list[Tensor | None]:
     grads = {
         i: g
         for b, flat in zip(blocks, packed, strict=True)
         if flat is not None
         for i, g in zip(b.index, unpack(flat, b.shapes), strict=True)
     }
-    order = sorted(grads)
+    order = [i for i, g in enumerate(present) if g is not None]
     changed = list(transform([grads[i] for i in order]))
     if [g.shape for g in changed] != [grads[i].shape for i in order]:
         raise ValueError(
             f"grad_transform got {len(order)} gradients and returned {len(changed)}, or other shapes. Return one "
             "gradient for each, in order."
         )
-    new = dict(zip(order, changed, strict=True))
-    return [None if flat is None else pack([new[i] for i in b.index]) for b, flat in zip(blocks, packed, strict=True)]
+    grads.update(zip(order, changed, strict=True))
+    return [None if flat is None else pack([grads[i] for i in b.index]) for b, flat in zip(blocks, packed, strict=True)]
+
+
+def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:
+    """The block's part of a list with one entry for each parameter; zeros for None, unless all are."""
+    parts = [grads[i] for i in block.index]
+    some = next((g for g in parts if g is not None), None)
+    if some is None:
+        return None
+    return pack([some.new_zeros(s) if g is None else g for g, s in zip(parts, block.shapes, strict=True)])
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -133,10 +139,8 @@ def add(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
     """Cotangents with a gradient of each parameter added to the cotangent of θ; None is zero."""
     added = []
     for b in blocks:
-        parts = [grads[i] for i in b.index]
-        some = next((g for g in parts if g is not None), None)
-        if some is not None:
-            packed = pack([some.new_zeros(s) if g is None else g for g, s in zip(parts, b.shapes, strict=True)])
+        packed = _packed(b, grads)
+        if packed is not None:
             b = b._replace(params=packed if b.params is None else b.params + packed)
         added.append(b)
     return added
