@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
+from .operators import twice_differentiable
 from .reach import now, reach
 from .swap import Swap, UnrolledParameter
 
@@ -33,9 +34,9 @@ class Evaluation(NamedTuple):
     captured: bool
 
     @property
-    def leaves(self) -> list[Tensor]:
-        """What the derivative is taken with respect to: parameters, arguments, outside."""
-        return [*self.params, *self.arguments.leaves, *self.outside]
+    def outer(self) -> list[Tensor]:
+        """The leaves that stand for something of the user's."""
+        return [*self.arguments.leaves, *self.outside]
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Evaluator:
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:
-            with guards.unrolling():
+            with guards.unrolling(), twice_differentiable(self.swap.modules):
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except RuntimeError as error:
             given = {
@@ -105,7 +106,7 @@ def differentiate(
     **options: Any,
 ) -> list[Tensor | None]:
     """``autograd.grad`` with None for inputs that are not reached, and the causes of its errors named."""
-    if not outputs:
+    if not (outputs and inputs):
         return [None] * len(inputs)
     try:
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))

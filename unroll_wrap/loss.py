@@ -107,7 +107,7 @@ class UnrolledGeneratorLoss:
         d_loss: Loss | None = None,
         g_loss: Loss | None = None,
         resample: Resample | None = None,
-        steps: int | None = None,
+        steps: Steps | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """The loss of this batch, an ordinary scalar that can be differentiated once.
@@ -127,7 +127,8 @@ class UnrolledGeneratorLoss:
             ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
                 scalar; or what the constructor raises, for objects that have changed since.
         """
-        steps = _count(steps if steps is not None else self.steps() if callable(self.steps) else self.steps)
+        steps = self.steps if steps is None else steps
+        steps = _count(steps() if callable(steps) else steps)
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
         resample = resample if resample is not None else self.resample
         optimizers = self._optimizers()
@@ -171,6 +172,11 @@ class UnrolledGeneratorLoss:
         """The parameters that the optimizers move, in D's order."""
         held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
         mine = {id(p): p for module in _modules(self.discriminator) for p in module.parameters()}
+        if sum(len(g["params"]) for o in optimizers for g in o.param_groups) > len(held):
+            raise ValueError(
+                "The optimizers own the same parameter twice, so the order of their steps would matter. Pass "
+                "optimizers that share none."
+            )
         foreign = [tuple(p.shape) for o in optimizers for g in o.param_groups for p in g["params"] if id(p) not in mine]
         names = ", ".join(type(o).__name__ for o in optimizers)
         if foreign and len(foreign) == len(held):
@@ -268,6 +274,10 @@ def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> C
     if resample is None:
         return lambda k: batch
     if not callable(resample):
+        if not isinstance(resample, Iterable):
+            raise TypeError(
+                f"resample is {resample!r:.200}. Pass None, a callable k -> batch, or an iterable of batches."
+            )
         iterator = iter(resample)
 
         def following(k: int) -> Any:

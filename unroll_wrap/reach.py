@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+# The type of the nodes that stand for leaves has no public name.
+_LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
 
 def now() -> int:
     """A mark: every node that this thread makes later has a number at least as high."""
-    return torch.zeros((), requires_grad=True).view(()).grad_fn._sequence_nr()  # type: ignore[union-attr]
+    with torch.enable_grad():
+        return torch.zeros((), requires_grad=True).view(()).grad_fn._sequence_nr()  # type: ignore[union-attr]
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> tuple[list[Tensor], bool]:
@@ -30,10 +34,9 @@ def reach(loss: Tensor, own: set[int], since: int) -> tuple[list[Tensor], bool]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            if id(variable) not in own:
-                leaves.append(variable)
+        if type(node) is _LEAF:
+            if id(node.variable) not in own:  # type: ignore[attr-defined]
+                leaves.append(node.variable)  # type: ignore[attr-defined]
         elif node._sequence_nr() < since:  # type: ignore[attr-defined]
             return [], True
         else:

@@ -19,28 +19,30 @@ def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
 class _HandOver(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*grads, *tensors)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # The sweep's own graph is gone: a second derivative would leave out how these gradients move.
-        given = [_Once.apply(g.requires_grad_()) if torch.is_grad_enabled() else g for g in _scaled(ctx, grad_output)]
+        n = len(ctx.saved_tensors) // 2
+        grads, tensors = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        scale = grad_output.detach().reshape(())
+        given = [g * scale.to(g.device, g.dtype) for g in grads]
+        if torch.is_grad_enabled():
+            # The sweep's own graph is gone: a second derivative would leave out how these gradients move.
+            given = [_Once.apply(g, *tensors) for g in given]
         return None, None, *given
 
 
-def _scaled(ctx: Any, grad_output: Tensor) -> list[Tensor]:
-    scale = grad_output.detach()
-    return [g * scale.to(g.device, g.dtype).reshape(()) for g in ctx.saved_tensors]
-
-
 class _Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.view_as(grad)
+    """A gradient that depends on ``tensors``, in a way that nobody can differentiate."""
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, grad: Tensor, *tensors: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         raise RuntimeError(
             "An unrolled loss can be differentiated once; this differentiates its gradient. Compute penalties on "
             "gradients from other losses, or call backward() without create_graph=True."

@@ -5,6 +5,7 @@ wrapper, a method. All of them end at the same modules, so the unrolled tensors 
 the originals are put back whatever happens. No other file touches the internals of ``nn.Module``.
 """
 
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -47,12 +48,11 @@ class Swap:
     """
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
-        self._modules = modules
+        self.modules = modules
         self._param_slots: list[tuple[Any, Any, int]] = []
         self._buffer_slots: list[tuple[Any, Any, int]] = []
         self._originals: list[Tensor] = []
         self._live: list[Tensor] = []
-        self._lists: list[tuple[list[Any], list[Any]]] = []
         moved = {id(p): i for i, p in enumerate(params)}
         carried: dict[int, int] = {}
         for module in modules:
@@ -71,8 +71,7 @@ class Swap:
                     self._carry(module._buffers, name, b, carried)
             for value in vars(module).values():
                 # RNNs call their kernels with a list of their parameters.
-                if isinstance(value, list) and any(id(v) in moved for v in value):
-                    self._lists.append((value, list(value)))
+                if isinstance(value, list):
                     self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
 
     def _carry(self, container: dict[str, Any], name: str, tensor: Tensor, carried: dict[int, int]) -> None:
@@ -83,23 +82,27 @@ class Swap:
 
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
-        self._before = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers), m.training) for m in self._modules]
+        self._before = [
+            (m, dict(vars(m)), _lists(m), dict(m._parameters), dict(m._buffers), m.training) for m in self.modules
+        ]
         self._flags = [(p, p.requires_grad) for p in self._live]
         return self
 
     def __exit__(self, *_: object) -> None:
         """Put every original back where it was."""
-        for module, attributes, params, buffers, training in self._before:
+        for module, attributes, lists, params, buffers, training in self._before:
             _refill(module._parameters, params)
             _refill(module._buffers, buffers)
             module.training = training
             # Legacy weight_norm and spectral_norm leave `weight`, with its graph, as a plain attribute.
             now = vars(module)
-            for name in [n for n, v in now.items() if isinstance(v, Tensor) and attributes.get(n) is not v]:
+            changed = [n for n, v in now.items() if v is not attributes.get(n) and isinstance(v, Tensor)]
+            for name in changed:
                 del now[name]
-            now.update((n, v) for n, v in attributes.items() if isinstance(v, Tensor))
-        for values, originals in self._lists:
-            values[:] = originals
+            now.update((n, v) for n, v in attributes.items() if now.get(n) is not v and isinstance(v, Tensor))
+            for name, values, items in lists:
+                values[:] = items
+                now[name] = values
         for p, flag in self._flags:
             p.requires_grad_(flag)
         del self._before, self._flags
@@ -129,6 +132,12 @@ class Swap:
         for container, key, i in self._buffer_slots:
             now[i] = container[key]
         return tuple(now)
+
+
+def _lists(module: nn.Module) -> list[tuple[str, list[Any], list[Any]]]:
+    """Lists of tensors, or of weak references to them, with their items."""
+    found = [(n, v) for n, v in vars(module).items() if isinstance(v, list) and v]
+    return [(n, v, list(v)) for n, v in found if isinstance(v[0], (Tensor, weakref.ref))]
 
 
 def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:

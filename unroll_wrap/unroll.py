@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .evaluate import Evaluation, Evaluator, differentiate
 from .rules.block import Block, unpack
-from .rules.update import GradTransform, ParamTransform, Update, add, regrouped, update, zero_cotangent
+from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
 
 
 class Point(NamedTuple):
@@ -33,11 +33,10 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One inner step with its graphs: the network's gradients, then the optimizer's update."""
+    """One inner step with its graph: from the leaves of ``evaluation`` and ``update`` to ``update.new``."""
 
     start: Point
     evaluation: Evaluation
-    grads: list[Tensor | None]
     update: Update
 
 
@@ -112,9 +111,8 @@ class Unroll:
             evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, self.inner_batch(k))
             grads = self._gradients(evaluation, differentiable)
         self.d_losses.append(evaluation.loss.detach())
-        detached = [None if g is None else g.detach() for g in grads]
-        moved = update(point.blocks, detached, self.grad_transform, self.param_transform, differentiable)
-        return Point(moved.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, moved)
+        moved = update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
+        return Point(moved.following(), self.evaluate.swap.buffers()), Step(point, evaluation, moved)
 
     def _gradients(self, evaluation: Evaluation, differentiable: bool) -> list[Tensor | None]:
         name, loss, params = evaluation.name, evaluation.loss, evaluation.params
@@ -134,27 +132,25 @@ class Unroll:
                     grads[i] = g if changed is None else changed
         return grads
 
-    def pullback(self, step: Step, cotangent: list[Block]) -> list[Block]:
-        """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way."""
-        direct, g_bars = step.update.pullback(cotangent)
-        evaluation = step.evaluation
-        pairs = [
-            (g, bar)
-            for g, bar in zip(step.grads, g_bars, strict=True)
-            if g is not None and bar is not None and g.requires_grad
-        ]
-        gs, bars = [g for g, _ in pairs], [bar for _, bar in pairs]
-        # Whatever recomputes a part of D's forward pass during the second one must find this step's tensors there.
+    def pullback(self, step: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
+        """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way.
+
+        For the ``first`` step of all there is no cotangent to return: nobody moves the live discriminator.
+        """
+        evaluation, update = step.evaluation, step.update
+        pairs = update.with_cotangent(cotangent)
+        outputs, bars = [out for out, _ in pairs], [bar for _, bar in pairs]
+        inner = [] if first else [*update.leaves(), *evaluation.params]
+        # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         self.evaluate.swap.put(evaluation.params, step.start.buffers)
         keep = evaluation.captured or bool(evaluation.outside)
-        found = differentiate(evaluation.name, gs, evaluation.leaves, bars, retain_graph=keep)
-        n = len(evaluation.params)
-        self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[n:])
-        if evaluation.captured and gs:
-            self.sensitivity.second_term = True
+        found = differentiate(evaluation.name, outputs, [*inner, *evaluation.outer], bars, retain_graph=keep)
+        self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[len(inner) :]) or evaluation.captured
+        if evaluation.captured and outputs:
             with torch.enable_grad():
-                self.sensitivity.surrogates.append(sum((g * bar).sum() for g, bar in pairs))  # type: ignore[arg-type]
-        return regrouped(add(direct, found[:n]), step.update.entry)
+                self.sensitivity.surrogates.append(torch.stack([(o * bar).sum() for o, bar in pairs]).sum())
+        n = len(update.leaves())
+        return None if first else update.cotangent(found[:n], found[n : len(inner)])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
@@ -163,13 +159,12 @@ class Unroll:
         cotangent = zero_cotangent(point.blocks)
         if not (self.differentiate and value.requires_grad):
             return value.detach(), cotangent
-        n = 0 if self.stop_gradient else len(evaluation.params)
-        inputs = evaluation.leaves[len(evaluation.params) - n :]
+        params = [] if self.stop_gradient else evaluation.params
         keep = evaluation.captured or bool(evaluation.outside)
-        found = differentiate("g_loss", [value], inputs, retain_graph=keep)
+        found = differentiate("g_loss", [value], [*params, *evaluation.outer], retain_graph=keep)
+        n = len(params)
         self.sensitivity.add(evaluation, found[n:])
-        self.sensitivity.first_term |= any(g is not None for g in found[n:])
+        self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured
         if evaluation.captured:
-            self.sensitivity.first_term = True
             self.sensitivity.surrogates.append(value)
-        return value.detach(), add(cotangent, found[:n]) if n else cotangent
+        return value.detach(), add(cotangent, found[:n]) if params else cotangent

@@ -13,9 +13,9 @@ class Store:
         """One inner step, and the whole of it as the record."""
         return unroll.step(point, k, differentiable=True)
 
-    def pullback(self, unroll: Unroll, record: Step, cotangent: list[Block]) -> list[Block]:
+    def pullback(self, unroll: Unroll, record: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
         """The recorded step's own pullback."""
-        return unroll.pullback(record, cotangent)
+        return unroll.pullback(record, cotangent, first)
 
     def __repr__(self) -> str:
         """``Store()``."""

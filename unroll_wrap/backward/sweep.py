@@ -16,8 +16,8 @@ class Backward(Protocol):
         """The next point, and a record from which ``pullback`` can find its way back."""
         ...
 
-    def pullback(self, unroll: Unroll, record: Any, cotangent: list[Block]) -> list[Block]:
-        """The cotangent of the point that the step started from."""
+    def pullback(self, unroll: Unroll, record: Any, cotangent: list[Block], first: bool) -> list[Block] | None:
+        """The cotangent of the point that the step started from; None for the ``first`` step, where nobody asks."""
         ...
 
 
@@ -49,5 +49,5 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
         if more is not None:
             cotangent = more if cotangent is None else plus(cotangent, more)
         assert cotangent is not None
-        cotangent = backward.pullback(unroll, record, cotangent)
+        cotangent = backward.pullback(unroll, record, cotangent, first=not records)
     return sum(terms[1:], terms[0])

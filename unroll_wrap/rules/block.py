@@ -5,6 +5,7 @@ every tensor a dozen each.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,13 @@ def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Views with the given shapes, the inverse of ``pack``."""
     if len(shapes) == 1:
         return [packed]
-    return [t.view(s) for t, s in zip(packed.split([s.numel() for s in shapes]), shapes, strict=True)]
+    parts = torch.split_with_sizes(packed, _sizes(tuple(shapes)))
+    return [t if len(s) == 1 else t.view(s) for t, s in zip(parts, shapes, strict=True)]
+
+
+@cache
+def _sizes(shapes: tuple[torch.Size, ...]) -> list[int]:
+    return [s.numel() for s in shapes]
 
 
 def layout(blocks: Sequence[Block]) -> Layout:

@@ -6,54 +6,52 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .block import Block, layout, pack, regroup, split, unpack
+from .block import Block, Layout, layout, pack, regroup, split, unpack
 
 GradTransform = Callable[[list[Tensor]], Sequence[Tensor]]
 ParamTransform = Callable[[Tensor], Tensor]
 
 
 class Update(NamedTuple):
-    """(θ, g, state) → (θ', state') with its graph.
+    """(θ, g, state) → (θ', state') with its graph, which goes on into that of the gradients.
 
     Attributes:
         old: θ and state, as leaves.
-        g: gradients packed like ``old``, as leaves; None where a block had none.
         new: θ' and state'.
         entry: the layout of the blocks that the update was given.
     """
 
     old: list[Block]
-    g: list[Tensor | None]
     new: list[Block]
-    entry: list[tuple[int, ...]]
+    entry: Layout
 
     def following(self) -> list[Block]:
         """The new blocks without their graph: where the next step starts."""
         return [_each(b, Tensor.detach) for b in self.new]
 
-    def pullback(self, cotangent: Sequence[Block]) -> tuple[list[Block], list[Tensor | None]]:
-        """From the cotangent of (θ', state') to the direct ones of (θ, state), and ḡ for every parameter.
+    def leaves(self) -> list[Tensor]:
+        """θ and state before the update."""
+        return [t for b in self.old for t in _tensors(b) if isinstance(t, Tensor)]
 
-        A parameter's entry in the second list is None where the update does not depend on its gradient.
-        """
-        pairs = [
+    def with_cotangent(self, cotangent: Sequence[Block]) -> list[tuple[Tensor, Tensor]]:
+        """The new tensors that matter to the result, each with its cotangent."""
+        return [
             (out, bar)
             for block, bars in zip(self.new, cotangent, strict=True)
             for out, bar in zip(_tensors(block), _tensors(bars), strict=True)
             if isinstance(out, Tensor) and isinstance(bar, Tensor) and out.requires_grad
         ]
-        given = [*(t for b in self.old for t in _tensors(b)), *self.g]
-        inputs = [t for t in given if isinstance(t, Tensor)]
-        found = torch.autograd.grad([o for o, _ in pairs], inputs, [b for _, b in pairs], allow_unused=True)
-        bar_of = {id(t): bar for t, bar in zip(inputs, found, strict=True)}
 
-        direct = [_each(b, lambda t: bar_of[id(t)]) for b in self.old]
-        g_bars: dict[int, Tensor | None] = {}
-        for block, g in zip(self.old, self.g, strict=True):
-            g_bar = None if g is None else bar_of[id(g)]
-            each = [None] * len(block.index) if g_bar is None else unpack(g_bar, block.shapes)
-            g_bars.update(zip(block.index, each, strict=True))
-        return direct, [g_bars[i] for i in sorted(g_bars)]
+    def cotangent(self, of_leaves: Sequence[Tensor | None], of_params: Sequence[Tensor | None]) -> list[Block]:
+        """The cotangent of what the update was given.
+
+        Args:
+            of_leaves: for each of ``leaves``, by way of the rule.
+            of_params: for each parameter, by way of its gradient.
+        """
+        found = iter(of_leaves)
+        blocks = add([_each(b, lambda _: next(found)) for b in self.old], of_params)
+        return blocks if layout(blocks) == self.entry else regroup(blocks, self.entry)
 
 
 def update(
@@ -67,46 +65,39 @@ def update(
 
     Args:
         blocks: θ and state.
-        grads: one for each parameter, or None.
+        grads: one for each parameter, with its graph, or None.
         grad_transform: from the list of the gradients there are to a list of the same length, before the rule.
         param_transform: from an updated parameter to a parameter, after the rule.
-        differentiable: keep the graph that ``pullback`` needs.
+        differentiable: keep the graph.
     """
     parts = split(blocks, [g is not None for g in grads])
     leaf = _leaf if differentiable else Tensor.detach
     old = [_each(b, leaf) for b in parts]
-    packed = [None if g is None else leaf(g) for g in (_packed(b, grads) for b in old)]
     with torch.set_grad_enabled(differentiable):
-        transformed = _transform_grads(old, packed, grads, grad_transform) if grad_transform else packed
+        if grad_transform:
+            grads = _transformed(grads, grad_transform)
         new = []
-        for block, g in zip(old, transformed, strict=True):
+        for block in old:
+            g = _packed(block, grads)
             if g is not None:
                 params, state = block.rule.update(block.params, g, block.state)
                 block = block._replace(params=params, state=state)
             if param_transform:
                 block = block._replace(params=pack([param_transform(p) for p in unpack(block.params, block.shapes)]))
             new.append(block)
-    return Update(old, packed, new, layout(blocks))
+    return Update(old, new, layout(blocks))
 
 
-def _transform_grads(
-    blocks: list[Block], packed: list[Tensor | None], present: Sequence[Tensor | None], transform: GradTransform
-) -> list[Tensor | None]:
-    grads = {
-        i: g
-        for b, flat in zip(blocks, packed, strict=True)
-        if flat is not None
-        for i, g in zip(b.index, unpack(flat, b.shapes), strict=True)
-    }
-    order = [i for i, g in enumerate(present) if g is not None]
-    changed = list(transform([grads[i] for i in order]))
-    if [g.shape for g in changed] != [grads[i].shape for i in order]:
+def _transformed(grads: Sequence[Tensor | None], transform: GradTransform) -> list[Tensor | None]:
+    present = [g for g in grads if g is not None]
+    changed = list(transform(present))
+    if [g.shape for g in changed] != [g.shape for g in present]:
         raise ValueError(
-            f"grad_transform got {len(order)} gradients and returned {len(changed)}, or other shapes. Return one "
+            f"grad_transform got {len(present)} gradients and returned {len(changed)}, or other shapes. Return one "
             "gradient for each, in order."
         )
-    grads.update(zip(order, changed, strict=True))
-    return [None if flat is None else pack([grads[i] for i in b.index]) for b, flat in zip(blocks, packed, strict=True)]
+    new = iter(changed)
+    return [None if g is None else next(new) for g in grads]
 
 
 def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:
@@ -157,8 +148,3 @@ def plus(one: Sequence[Block], other: Sequence[Block]) -> list[Block]:
         a if b.params is None else a._replace(params=b.params if a.params is None else a.params + b.params)
         for a, b in zip(one, other, strict=True)
     ]
-
-
-def regrouped(cotangent: list[Block], entry: list[tuple[int, ...]]) -> list[Block]:
-    """The cotangent in the layout that a step started from."""
-    return cotangent if layout(cotangent) == entry else regroup(cotangent, entry)

@@ -1,0 +1,66 @@
+# Everything here runs in .venv, which make itself builds from pyproject.toml and constraints.txt. It needs a Python of 3.10 or
+# newer and make, nothing else. Another Python: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# The nets are small: a second thread costs more than it brings, and the two runs of the demo use the two cores.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint style types format bench venv clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    the ring of Gaussians, K=0 beside K=10: a table and a figure in 3 minutes'
+	@echo 'make test    the tests'
+	@echo 'make lint    ruff and pyright (make style: ruff alone; make format: mend what ruff can)'
+	@echo 'make bench   what an unrolled step costs on this machine'
+	@echo 'make venv    only make .venv; the others do so too where it is missing (2 to 4 minutes, once)'
+	@echo 'make clean   remove .venv and what tests and builds left; results stay'
+	@echo
+	@echo 'Another Python (3.10 or newer): make test PYTHON=python3.12. More tests: make test ARGS="-k adam -x"'
+
+demo: $(STAMP)
+	@$(PY) examples/mixture_of_gaussians.py --preset demo $(ARGS)
+
+test: $(STAMP)
+	@$(PY) -m pytest -n 2 $(ARGS)
+
+lint: style types
+
+style: $(STAMP)
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+types: $(STAMP)
+	@$(PY) -m pyright --pythonpath $(PY)
+
+format: $(STAMP)
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+bench: $(STAMP)
+	@$(PY) benchmarks/step_cost.py $(ARGS)
+
+venv: $(STAMP)
+
+# The stamp comes last. An environment without it was interrupted, and a half-unpacked package passes for an installed one:
+# it is made again from nothing. One whose stamp is older than these files is only brought up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "unroll_wrap needs Python 3.10 or newer, and \`$(PYTHON)\` is not. Say which one is: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -f $@ || { \
+	    echo 'Making .venv with torch and the tools: 2 to 4 minutes, once.'; rm -rf $(VENV); \
+	    $(PYTHON) -m venv $(VENV) || { echo 'This Python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }; }
+	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[dev,examples]'
+	@touch $@
+	@echo '.venv is ready.'
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,39 @@
+"""Data sets whose true distribution is known."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def ring_centers(modes: int = 8, radius: float = 2.0, *, endpoint: bool = False) -> Tensor:
+    """c_i = radius · (cos 2πi/modes, sin 2πi/modes).
+
+    Args:
+        modes: Number of rows returned.
+        radius: Distance of every centre from the origin.
+        endpoint: Space the angles from 0 to 2π inclusive, so that the last centre repeats the first. The
+            authors' public notebook does; it leaves `modes - 1` distinct centres, one with double weight.
+
+    Returns:
+        A tensor of shape (modes, 2).
+    """
+    angles = 2 * math.pi * torch.arange(modes) / (modes - 1 if endpoint else modes)
+    return radius * torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def sample_mixture(size: int, centers: Tensor, std: float) -> Tensor:
+    """X = c_i + std · ε with i uniform over the rows of `centers` and ε ~ N(0, I).
+
+    Both are drawn from torch's global generator.
+
+    Args:
+        size: Number of samples.
+        centers: Means of the Gaussians, shape (modes, dimensions); the samples are made on its device.
+        std: Standard deviation of every Gaussian in every dimension.
+
+    Returns:
+        A tensor of shape (size, dimensions).
+    """
+    chosen = torch.randint(len(centers), (size,), device=centers.device)
+    return centers[chosen] + std * torch.randn(size, centers.shape[1], device=centers.device)

@@ -1,0 +1,18 @@
+"""Every test runs on one thread and from one seed; float64 is asked for tensor by tensor, never by default."""
+
+import pytest
+import torch
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Start every test from the same random numbers, and from torch's own default dtype."""
+    torch.manual_seed(0)
+    assert torch.get_default_dtype() is torch.float32
+    yield
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.is_grad_enabled()

@@ -1,0 +1,271 @@
+"""Bad input gets an error that names what was given, and leaves the user's objects as they were."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from checks import assert_exact, assert_value, call, expect, oracle, warm_world
+from reference import value
+from snapshot import changed, snapshot
+from test_exact import unrolled_of
+
+from unroll_wrap import UnrolledGeneratorLoss, is_unrolling
+
+# Which class fits is the package's choice; a warning counts where promise 8 allows a loud one.
+REFUSALS = (ValueError, TypeError, RuntimeError, FloatingPointError, NotImplementedError, Warning)
+
+
+def refused(world, act, *words):
+    """`act` raises, every word (a regular expression) is in the message, and nothing of the user's has changed."""
+    before = snapshot(world)
+    with warnings.catch_warnings(), pytest.raises(REFUSALS) as caught:
+        warnings.simplefilter("error")
+        act()
+    for word in words:
+        assert re.search(word, str(caught.value), re.IGNORECASE), f"{word!r} is not in: {caught.value}"
+    assert changed(before, snapshot(world)) == []
+    assert not is_unrolling()
+
+
+def build(world, optimizer, **options):
+    """Construct and call: a refusal may come at either."""
+    options = {"steps": 2, **options}
+    return lambda: call(
+        world, UnrolledGeneratorLoss(world.discriminator, optimizer, world.d_loss, world.g_loss, **options)
+    )
+
+
+def test_the_good_call_beside_them():
+    """The control of this file: the same calls with good input are answered."""
+    world = warm_world()
+    assert_value(build(world, world.optimizer)(), oracle(value, world, steps=2))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_fake_without_gradient(steps):
+    """A fake that arrives detached would train nothing."""
+    world = warm_world()
+    real, fake = world.batch()
+    unrolled = unrolled_of(world, steps=steps)
+    refused(world, lambda: unrolled(real, fake.detach()), "grad", "detach|no_grad")
+
+
+def test_closures_over_a_fake_without_gradient():
+    """The same when the losses capture it."""
+    world = warm_world()
+    real, fake = (x.detach() for x in world.batch())
+    unrolled, d_loss, g_loss = unrolled_of(world, steps=2), world.d_loss, world.g_loss
+    refused(
+        world,
+        lambda: unrolled(d_loss=lambda D: d_loss(D, real, fake), g_loss=lambda D: g_loss(D, real, fake)),
+        "grad",
+    )
+
+
+def test_an_optimizer_of_something_else():
+    """It owns nothing of D: the unroll would do nothing."""
+    world = warm_world()
+    other = torch.optim.Adam(world.generator.parameters(), lr=0.01)
+    refused(world, build(world, other), "own|param", "discriminator")
+
+
+def test_an_optimizer_that_owns_more():
+    """It owns parameters outside D, which an unroll would leave behind."""
+    world = warm_world()
+    both = torch.optim.Adam([*world.discriminator.parameters(), *world.generator.parameters()], lr=0.01)
+    refused(world, build(world, both), "own|param", "discriminator")
+
+
+def test_two_optimizers_that_own_the_same_parameter():
+    """Real loops step both, one after the other: that, exactly, or a refusal."""
+    world = warm_world()
+    world.optimizer = [world.optimizer, torch.optim.SGD(world.discriminator[0].parameters(), lr=0.3)]
+    expected = expect(world, steps=3)
+    try:
+        loss = build(world, world.optimizer, steps=3)()
+    except REFUSALS as error:
+        assert re.search("two|twice|both|more than one|already", str(error))
+    else:
+        assert_exact(loss, world, expected)
+
+
+@pytest.mark.parametrize("which", ["d_loss", "g_loss"])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda D, real, fake: D(fake), [r"6, ?1", "scalar|single"]),
+        (lambda D, real, fake: D(fake).mean().item(), ["float"]),
+        (lambda D, real, fake: None, ["None"]),
+        (lambda D, real, fake: D(fake).mean() * float("nan"), ["nan|finite"]),
+        (lambda D, real, fake: D(fake).mean() + float("inf"), ["inf|finite"]),
+    ],
+    ids=["shape", "float", "none", "nan", "inf"],
+)
+def test_a_loss_that_is_no_finite_scalar(which, wrong, words):
+    """The message says which loss it was and what it gave."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=3)
+    refused(world, lambda: unrolled(*world.batch(), **{which: wrong}), which, *words)
+
+
+def test_a_loss_that_turns_nan_in_the_third_step():
+    """A finite start does not hide it."""
+    world = warm_world()
+    count, d_loss = iter(range(10)), world.d_loss
+
+    def turning(D, *batch):
+        return d_loss(D, *batch) * (float("nan") if next(count) == 2 else 1.0)
+
+    unrolled = unrolled_of(world, steps=4)
+    refused(world, lambda: unrolled(*world.batch(), d_loss=turning), "d_loss", "nan|finite")
+
+
+def test_a_d_loss_that_does_not_depend_on_d():
+    """A plain loop raises there too."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=2)
+    refused(world, lambda: unrolled(*world.batch(), d_loss=lambda D, r, f: (f - r).pow(2).mean()), "d_loss")
+
+
+@pytest.mark.parametrize("where", ["constructor", "call", "schedule"])
+@pytest.mark.parametrize("steps", [-1, 2.5, True, "3", float("nan")])
+def test_steps_that_are_no_count(where, steps):
+    """Negative, fractional, boolean or text: the message quotes it."""
+    world = warm_world()
+    good = unrolled_of(world, steps=1)
+    act = {
+        "constructor": build(world, world.optimizer, steps=steps),
+        "call": lambda: call(world, good, steps=steps),
+        "schedule": build(world, world.optimizer, steps=lambda: steps),
+    }[where]
+    refused(world, act, "steps", re.escape(str(steps)))
+
+
+@pytest.mark.parametrize("make", [lambda world: [world.draw(0)], lambda world: iter([world.draw(0)])])
+def test_a_resample_that_runs_dry(make):
+    """One batch for three steps: both numbers are in the message."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=3)
+    refused(world, lambda: call(world, unrolled, resample=make(world)), "resample", r"\b1\b", r"\b3\b")
+
+
+def test_an_iterator_dry_at_the_second_call():
+    """A list can be read again, an iterator cannot."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=2, resample=(world.draw(k) for k in range(3)))
+    call(world, unrolled)
+    refused(world, lambda: call(world, unrolled), "resample", r"\b1\b", r"\b2\b")
+
+
+def test_a_resample_that_is_no_batch_source():
+    """A number is neither callable nor iterable."""
+    world = warm_world()
+    refused(world, build(world, world.optimizer, resample=3), "resample", "3|int")
+
+
+@pytest.mark.parametrize("which", ["real", "fake"])
+def test_another_device(which):
+    """Both devices are named."""
+    world = warm_world()
+    real, fake = world.batch()
+    batch = (real.to("meta"), fake) if which == "real" else (real, fake.to("meta"))
+    unrolled = unrolled_of(world, steps=2)
+    refused(world, lambda: unrolled(*batch), "meta", "cpu")
+
+
+@pytest.mark.parametrize("which", ["real", "fake"])
+def test_another_dtype(which):
+    """Both dtypes are named."""
+    world = warm_world()
+    real, fake = world.batch()
+    batch = (real.float(), fake) if which == "real" else (real, fake.float())
+    unrolled = unrolled_of(world, steps=2)
+    refused(world, lambda: unrolled(*batch), "float32", "float64")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_unsupported_optimizer(optimizer):
+    """It is named, and so is a supported one, live or as a spec."""
+    world = warm_world()
+    bad = optimizer(world.discriminator.parameters(), lr=0.01)
+    refused(world, build(world, bad), optimizer.__name__, r"\bAdam\b")
+    refused(world, build(world, lambda params: optimizer(params, lr=0.01)), optimizer.__name__, r"\bAdam\b")
+
+
+class Squashed(torch.optim.Adam):
+    """Somebody's own optimizer: called Adam's child, and doing something else."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * torch.tanh(p.grad))
+
+
+def test_a_subclass_with_its_own_step_is_not_taken_for_its_parent():
+    """Exact or refused by name, never its parent's step in silence."""
+    world = warm_world()
+    D = world.discriminator
+    world.optimizer = Squashed(D.parameters(), lr=0.3)
+    expected = expect(world, steps=3)
+    as_adam = oracle(value, world, steps=3, optimizer=lambda params: torch.optim.Adam(params, lr=0.3))
+    assert abs(as_adam - expected.value) > 1e-3
+    try:
+        loss = build(world, world.optimizer, steps=3)()
+    except REFUSALS as error:
+        assert "Squashed" in str(error)
+    else:
+        assert_exact(loss, world, expected)
+
+
+def test_one_unsupported_optimizer_among_two():
+    """In a list as well."""
+    world = warm_world()
+    D = world.discriminator
+    mixed = [torch.optim.Adam(D[0].parameters()), torch.optim.LBFGS(D[2].parameters())]
+    refused(world, build(world, mixed), "LBFGS")
+
+
+@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
+def test_an_optimizer_with_step_hooks(register):
+    """What the hook does could not be differentiated, so it is refused and not skipped."""
+    world = warm_world()
+    handle = getattr(world.optimizer, register)(lambda *_: None)
+    refused(world, build(world, world.optimizer), "hook")
+    handle.remove()
+    build(world, world.optimizer)()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", None, 3, torch.optim.Adam])
+def test_what_is_no_optimizer(optimizer):
+    """A name, nothing, a number, a class without its learning rate's owner asked for: quoted, or a working spec."""
+    world = warm_world()
+    if optimizer is torch.optim.Adam:
+        build(world, optimizer)()  # a class is a callable of parameters
+    else:
+        refused(world, build(world, optimizer), "optimizer", re.escape(str(optimizer)))
+
+
+@pytest.mark.parametrize("discriminator", [lambda x: x, 3, None, []])
+def test_what_is_no_discriminator(discriminator):
+    """Quoted by type or by value."""
+    world = warm_world()
+
+    def act():
+        UnrolledGeneratorLoss(discriminator, world.optimizer, world.d_loss, world.g_loss, steps=1)(*world.batch())
+
+    refused(world, act, "discriminator", "module")
+
+
+def test_a_spec_that_makes_no_optimizer():
+    """What it returned is named."""
+    world = warm_world()
+    refused(world, build(world, lambda params: "nothing"), "nothing|str", "optimizer")
+
+
+def test_wrong_arguments_of_a_loss_are_pythons_own_error():
+    """A missing argument is a TypeError of the user's function, everything put back."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=2)
+    refused(world, lambda: unrolled(world.batch()[1]), "fake|argument")

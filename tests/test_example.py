@@ -1,0 +1,44 @@
+"""The ring of Gaussians runs, from the command line, as the README says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "mixture_of_gaussians.py"
+
+
+def run(*options):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, options)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    pytest.importorskip("matplotlib", reason="the examples' extra is not installed")
+
+
+def test_three_steps(tmp_path):
+    """Three updates with K=0 and K=2: exit 0, a table with both, and a figure at the printed path."""
+    done = run("--steps", 3, "--unroll", 0, 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.pdf"), *tmp_path.rglob("*.svg")]
+    assert figures
+    assert any(figure.name in done.stdout for figure in figures)
+    assert "mode" in done.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [(("--steps", 3, "--unroll", -2), "-2"), (("--steps", 3, "--device", "abacus"), "abacus")]
+)
+def test_bad_values(tmp_path, options, word):
+    """A bad value ends with an error that quotes it, not with a traceback."""
+    done = run(*options, "--out", tmp_path)
+    assert done.returncode != 0
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr

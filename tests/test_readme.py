@@ -1,0 +1,32 @@
+"""The README's Python runs, block after block, as one session."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(text):
+    """The ```python blocks with the line each starts on."""
+    for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield text[: match.start()].count("\n") + 2, match.group(1)
+
+
+def test_every_block_runs(tmp_path, monkeypatch):
+    """In order, sharing names, none skipped."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    found = list(blocks(README.read_text(encoding="utf-8")))
+    assert found
+    names = {"__name__": "readme"}
+    for line, code in found:
+        exec(compile("\n" * (line - 1) + code, str(README), "exec"), names)  # tracebacks show README lines
+    assert "UnrolledGeneratorLoss" in names
+
+
+def test_blocks_are_found():
+    """The control: other languages are left out, and a block that fails is not passed over."""
+    text = "a\n```bash\nls\n```\n```python\n1 / 0\n```\n"
+    assert list(blocks(text)) == [(6, "1 / 0\n")]
