@@ -4,6 +4,7 @@ from .backward import Store
 from .guards import detach, is_unrolling, no_grad
 from .loss import UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .rules import UpdateRule, register_rule
 
 __version__ = "0.1.0"
 
@@ -11,6 +12,7 @@ __all__ = [
     "Objective",
     "Store",
     "UnrolledGeneratorLoss",
+    "UpdateRule",
     "detach",
     "hinge",
     "is_unrolling",
@@ -18,6 +20,7 @@ __all__ = [
     "minimax",
     "no_grad",
     "non_saturating",
+    "register_rule",
     "relativistic",
     "wasserstein",
 ]

@@ -65,12 +65,15 @@ class Evaluator:
         params: Sequence[Tensor],
         buffers: Sequence[Tensor],
         batch: tuple[Any, ...],
+        walk: bool = True,
     ) -> Evaluation:
         """``loss(D, *batch, **kwargs)`` with fresh leaves over ``params``, and clones of ``buffers``, in D."""
         leaves = [UnrolledParameter(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
         value = one_element(name, self._run(name, loss, arguments))
+        if not walk:
+            return Evaluation(name, value, leaves, arguments, [], False)
         outside, captured = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
         bypassed = {id(p) for p in self.owned} & {id(t) for t in outside}
         if bypassed:

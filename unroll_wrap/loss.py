@@ -13,7 +13,7 @@ from .evaluate import Evaluator, one_element
 from .objectives import minimax
 from .result import hand_over
 from .rules.from_torch import read, rule_of
-from .swap import Swap, UnrolledParameter, all_modules
+from .swap import Swap, UnrolledParameter, all_modules, all_parameters
 from .unroll import Point, Unroll
 
 Loss = Callable[..., Tensor]
@@ -93,13 +93,14 @@ class UnrolledGeneratorLoss:
                 raise TypeError(f"{name} is {value!r}. Pass a function (D, *batch, **kwargs) -> scalar.")
         if not callable(steps):
             _count(steps)
-        params = [p for module in _modules(discriminator) for p in module.parameters()]
+        modules = all_modules(_modules(discriminator))
+        params = all_parameters(modules)
         trained = [p for p in params if p.requires_grad]
         self._frozen = {id(p) for p in params if not p.requires_grad} if trained else set[int]()
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
         for one in self._optimizers():
             rule_of(one)
-        self._owned(self._optimizers())
+        self._owned(modules, self._optimizers())
 
     def __call__(
         self,
@@ -132,8 +133,9 @@ class UnrolledGeneratorLoss:
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
         resample = resample if resample is not None else self.resample
         optimizers = self._optimizers()
-        owned = self._owned(optimizers)
-        swap = Swap(all_modules(_modules(self.discriminator)), owned)
+        modules = all_modules(_modules(self.discriminator))
+        owned = self._owned(modules, optimizers)
+        swap = Swap(modules, owned)
         if steps == 0:
             return self._plain(g_loss, swap, owned, batch, kwargs)
         with swap:
@@ -168,16 +170,17 @@ class UnrolledGeneratorLoss:
         """The plain optimizers, as the user's objects are now."""
         return [self._spec] if self._spec else _unwrapped(self.optimizer)
 
-    def _owned(self, optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    def _owned(self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
         """The parameters that the optimizers move, in D's order."""
-        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-        mine = {id(p): p for module in _modules(self.discriminator) for p in module.parameters()}
-        if sum(len(g["params"]) for o in optimizers for g in o.param_groups) > len(held):
+        listed = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        held = {id(p) for p in listed}
+        mine = {id(p): p for p in all_parameters(modules)}
+        if len(listed) > len(held):
             raise ValueError(
                 "The optimizers own the same parameter twice, so the order of their steps would matter. Pass "
                 "optimizers that share none."
             )
-        foreign = [tuple(p.shape) for o in optimizers for g in o.param_groups for p in g["params"] if id(p) not in mine]
+        foreign = [tuple(p.shape) for p in listed if id(p) not in mine]
         names = ", ".join(type(o).__name__ for o in optimizers)
         if foreign and len(foreign) == len(held):
             raise ValueError(

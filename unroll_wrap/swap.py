@@ -145,6 +145,11 @@ def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:
     container.update(originals)
 
 
+def all_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Every parameter of these modules, each once, in the order of ``nn.Module.parameters``."""
+    return list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
+
+
 def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
     """Every module under ``roots``, wrappers and what they wrap included, each once."""
     return list({id(m): m for root in roots for m in root.modules()}.values())

@@ -108,7 +108,9 @@ class Unroll:
         """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs."""
         name = f"d_loss at inner step {k}"
         with torch.enable_grad():
-            evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, self.inner_batch(k))
+            # Without a pullback the ends of the graph matter for the check on the first step alone.
+            walk = differentiable or k == 0
+            evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, self.inner_batch(k), walk)
             grads = self._gradients(evaluation, differentiable)
         self.d_losses.append(evaluation.loss.detach())
         moved = update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)

@@ -2,8 +2,8 @@
 
 from .adam import Adam
 from .block import Block
-from .from_torch import read
+from .from_torch import read, register_rule
 from .rule import UpdateRule
 from .sgd import SGD
 
-__all__ = ["SGD", "Adam", "Block", "UpdateRule", "read"]
+__all__ = ["SGD", "Adam", "Block", "UpdateRule", "read", "register_rule"]

@@ -1,6 +1,7 @@
 """Adopt a live optimizer: its hyperparameters and state as they are now, as rules and blocks."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -52,6 +53,8 @@ REFUSED = {
     "torch_optimizer.adahessian.Adahessian": "it differentiates the gradients' own graph, which an unroll takes apart",
 }
 
+logger = logging.getLogger("unroll_wrap")
+
 _TRACED: WeakKeyDictionary[torch.optim.Optimizer, Traced] = WeakKeyDictionary()
 
 
@@ -96,6 +99,10 @@ def _traced(optimizer: torch.optim.Optimizer, position: dict[int, int]) -> Block
     rule = _TRACED.get(optimizer)
     if rule is None or rule.moved != moved:
         rule = _TRACED[optimizer] = Traced(optimizer, moved)
+        logger.info(
+            "%s has no update rule of its own: its step() is traced, anew for each step count that it sees.",
+            type(optimizer).__name__,
+        )
     params = [p for p, m in zip(live, moved, strict=True) if m]
     return rule.block(tuple(position[id(p)] for p in params), params)
 

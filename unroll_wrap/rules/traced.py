@@ -7,7 +7,7 @@ rate, is a constant of the trace, which serves for as long as these are the same
 (``.item()``) leaves no trace of where they came from, and is refused.
 """
 
-import logging
+import weakref
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,8 +21,6 @@ from torch.overrides import TorchFunctionMode
 from .block import Block, pack, unpack
 from .replica import Frozen, parameters, put_together, take_apart
 from .rule import UpdateRule, sqrt
-
-logger = logging.getLogger("unroll_wrap")
 
 # A call uses one trace for each inner step, and the next call, a live step later, all of them but one.
 _KEEP = 64
@@ -54,12 +52,20 @@ class Traced(UpdateRule):
     joint: ClassVar[bool] = True
 
     def __init__(self, optimizer: torch.optim.Optimizer, moved: Sequence[bool]) -> None:
-        self.optimizer = optimizer
+        # Traces are kept for as long as their optimizer lives, which they must not prolong.
+        self._optimizer = weakref.ref(optimizer)
         self.live = parameters(optimizer)
         self.moved = moved
         self.shapes = [p.shape for p, m in zip(self.live, moved, strict=True) if m]
         self.used = [True] * len(self.shapes)
         self.traces: OrderedDict[Any, Trace] = OrderedDict()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The live optimizer."""
+        optimizer = self._optimizer()
+        assert optimizer is not None, "whoever unrolls with an optimizer holds it"
+        return optimizer
 
     def for_used(self, used: list[bool]) -> "Traced":
         """The rule of a step in which only some of the unrolled parameters have a gradient."""
