@@ -72,7 +72,7 @@ class UnrolledGeneratorLoss:
         resample: Resample | None = None,
         stop_gradient: bool = False,
         average: bool = False,
-        backward: Backward = Store(),  # noqa: B008  (it has no state)
+        backward: Backward = Store(),  # noqa: B008
         grad_transform: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
         param_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:

@@ -104,15 +104,16 @@ class Unroll:
     d_losses: list[Tensor] = field(default_factory=list)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
 
-    def step(self, point: Point, k: int, differentiable: bool) -> tuple[Point, Step]:
+    def step(self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool) -> tuple[Point, Step]:
         """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs."""
         name = f"d_loss at inner step {k}"
         with torch.enable_grad():
             # Without a pullback the ends of the graph matter for the check on the first step alone.
             walk = differentiable or k == 0
-            evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, self.inner_batch(k), walk)
+            evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, batch, walk)
             grads = self._gradients(evaluation, differentiable)
-        self.d_losses.append(evaluation.loss.detach())
+        if k == len(self.d_losses):
+            self.d_losses.append(evaluation.loss.detach())
         moved = update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
         return Point(moved.following(), self.evaluate.swap.buffers()), Step(point, evaluation, moved)
 

@@ -1,6 +1,8 @@
 """How to differentiate is an object: one way a file, over one reverse sweep."""
 
+from .recompute import Recompute
 from .store import Store
 from .sweep import Backward, sweep
+from .truncate import Truncate
 
-__all__ = ["Backward", "Store", "sweep"]
+__all__ = ["Backward", "Recompute", "Store", "Truncate", "sweep"]

@@ -1,22 +1,31 @@
 """Keep every step's graph."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from ..rules.block import Block
 from ..unroll import Point, Step, Unroll
+from .sweep import Tape
 
 
+@dataclass(frozen=True)
 class Store:
     """The default: about three plain gradients' time a step, and the activations of all K steps in memory."""
 
-    def step(self, unroll: Unroll, point: Point, k: int) -> tuple[Point, Any]:
-        """One inner step, and the whole of it as the record."""
-        return unroll.step(point, k, differentiable=True)
+    def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
+        """A stack of steps."""
+        return _Stack(unroll, first)
 
-    def pullback(self, unroll: Unroll, record: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
-        """The recorded step's own pullback."""
-        return unroll.pullback(record, cotangent, first)
 
-    def __repr__(self) -> str:
-        """``Store()``."""
-        return "Store()"
+class _Stack:
+    def __init__(self, unroll: Unroll, first: int) -> None:
+        self._unroll = unroll
+        self._first = first
+        self._steps: list[Step] = []
+
+    def step(self, point: Point, k: int) -> Point:
+        point, step = self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=True)
+        self._steps.append(step)
+        return point
+
+    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
+        return self._unroll.pullback(self._steps.pop(), cotangent, first=k == self._first)

@@ -1,6 +1,6 @@
 """K steps forwards, then the cotangent backwards through them: the one loop that every backward shares."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -9,16 +9,37 @@ from ..rules.update import plus
 from ..unroll import Point, Unroll
 
 
+class Tape(Protocol):
+    """What one call remembers of its steps."""
+
+    def step(self, point: Point, k: int) -> Point:
+        """θ^k → θ^{k+1}, remembered in such a way that ``pullback`` can return."""
+        ...
+
+    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
+        """The cotangent of θ^k from that of θ^{k+1}; None for the first step, where nobody asks for it."""
+        ...
+
+
 class Backward(Protocol):
     """How the second term of Eq. 12 is computed."""
 
-    def step(self, unroll: Unroll, point: Point, k: int) -> tuple[Point, Any]:
-        """The next point, and a record from which ``pullback`` can find its way back."""
+    def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
+        """A fresh tape for the inner steps from ``first`` to K - 1, with K = ``steps``."""
         ...
 
-    def pullback(self, unroll: Unroll, record: Any, cotangent: list[Block], first: bool) -> list[Block] | None:
-        """The cotangent of the point that the step started from; None for the ``first`` step, where nobody asks."""
-        ...
+
+class _Forget:
+    """The tape of the first term alone."""
+
+    def __init__(self, unroll: Unroll) -> None:
+        self._unroll = unroll
+
+    def step(self, point: Point, k: int) -> Point:
+        return self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=False)[0]
+
+    def pullback(self, k: int, cotangent: list[Block]) -> None:
+        return None
 
 
 def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Backward) -> Tensor:
@@ -32,22 +53,18 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
         backward: how to come back.
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
-    point, records, terms = start, [], []
+    tape = backward.tape(unroll, 0, steps) if reverse else _Forget(unroll)
+    point, values, terms = start, [], {}
     for k in range(steps):
-        if reverse:
-            point, record = backward.step(unroll, point, k)
-        else:
-            (point, _), record = unroll.step(point, k, differentiable=False), None
-        last = k == steps - 1
-        term = unroll.generator_term(point, 1 / steps if average else 1.0) if average or last else None
-        records.append((record, None if term is None else term[1]))
-        if term is not None:
-            terms.append(term[0])
-    cotangent: list[Block] | None = None
-    while reverse and records:
-        record, more = records.pop()
-        if more is not None:
-            cotangent = more if cotangent is None else plus(cotangent, more)
-        assert cotangent is not None
-        cotangent = backward.pullback(unroll, record, cotangent, first=not records)
-    return sum(terms[1:], terms[0])
+        point = tape.step(point, k)
+        if average or k == steps - 1:
+            value, terms[k] = unroll.generator_term(point, 1 / steps if average else 1.0)
+            values.append(value)
+    cotangent = terms.pop(steps - 1)
+    for k in reversed(range(steps)):
+        cotangent = tape.pullback(k, cotangent)
+        if cotangent is None:
+            break
+        if k - 1 in terms:
+            cotangent = plus(cotangent, terms.pop(k - 1))
+    return sum(values[1:], values[0])

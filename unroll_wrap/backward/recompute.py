@@ -1,0 +1,82 @@
+"""Run a step a second time when its graph is needed."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..replay import RandomState
+from ..rules.block import Block
+from ..unroll import Point, Step, Unroll
+from .sweep import Tape
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """For a large D or a large K: about four plain gradients' time a step, activations of ``every`` steps in memory.
+
+    A replayed step draws the same random numbers and sees the same buffers. A loss that changes something of its own
+    (a history of images, a running statistic outside D's buffers) is not replayable, which is an error.
+
+    Args:
+        every: steps between two points that are kept. 1 keeps parameters, optimizer state and buffers of every step,
+            n those of every n-th, with the graphs of n steps at a time.
+    """
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every is {self.every!r}. Pass a whole number >= 1.")
+
+    def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
+        """Segments of ``every`` steps."""
+        return _Segments(unroll, first, self.every)
+
+
+class _Recorded(NamedTuple):
+    """What a step is replayed from, beside the point, and what must come of it."""
+
+    k: int
+    batch: tuple[Any, ...]
+    random: RandomState
+    loss: Tensor
+
+
+class _Segments:
+    def __init__(self, unroll: Unroll, first: int, every: int) -> None:
+        self._unroll = unroll
+        self._first = first
+        self._every = every
+        self._segments: list[tuple[Point, list[_Recorded]]] = []
+        self._replayed: list[Step] = []
+
+    def step(self, point: Point, k: int) -> Point:
+        if (k - self._first) % self._every == 0:
+            self._segments.append((point, []))
+        batch = self._unroll.inner_batch(k)
+        random = RandomState(self._unroll.evaluate.owned)
+        point, step = self._unroll.step(point, k, batch, differentiable=False)
+        self._segments[-1][1].append(_Recorded(k, batch, random, step.evaluation.loss.detach()))
+        return point
+
+    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
+        if not self._replayed:
+            self._replay(*self._segments.pop())
+        return self._unroll.pullback(self._replayed.pop(), cotangent, first=k == self._first)
+
+    def _replay(self, point: Point, recorded: list[_Recorded]) -> None:
+        for k, batch, random, loss in recorded:
+            with random.replayed():
+                point, step = self._unroll.step(point, k, batch, differentiable=True)
+            self._replayed.append(step)
+            again = step.evaluation.loss.detach()
+            # Some CUDA kernels add in another order each time.
+            same = torch.allclose(again, loss, rtol=1e-4) if loss.is_cuda else torch.equal(again, loss)
+            if not same:
+                raise RuntimeError(
+                    f"d_loss at inner step {k} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
+                    "because it changes something that it depends on. Guard that with unroll_wrap.is_unrolling(), or "
+                    "pass backward=Store()."
+                )

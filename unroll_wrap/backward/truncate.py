@@ -1,0 +1,51 @@
+"""Differentiate the last few steps."""
+
+from dataclasses import dataclass, field
+
+from ..rules.block import Block
+from ..unroll import Point, Unroll
+from .store import Store
+from .sweep import Backward, Tape
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """For a K whose early steps hardly matter: only the last ``steps`` of K are differentiated, the others cost one.
+
+    An approximation, unless ``steps`` is K: θ^{K-n} counts as a constant.
+
+    Args:
+        steps: n >= 1, at most K.
+        backward: how these are differentiated.
+    """
+
+    steps: int
+    backward: Backward = field(default_factory=Store)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"Truncate(steps={self.steps!r}). Pass a whole number >= 1.")
+
+    def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
+        """The inner tape, for the last steps."""
+        start = steps - self.steps
+        if start < first:
+            raise ValueError(
+                f"Truncate(steps={self.steps}) of {steps - first} steps. Pass at most as many as there are, or none."
+            )
+        return _Tail(unroll, start, self.backward.tape(unroll, start, steps))
+
+
+class _Tail:
+    def __init__(self, unroll: Unroll, start: int, tape: Tape) -> None:
+        self._unroll = unroll
+        self._start = start
+        self._tape = tape
+
+    def step(self, point: Point, k: int) -> Point:
+        if k >= self._start:
+            return self._tape.step(point, k)
+        return self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=False)[0]
+
+    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
+        return self._tape.pullback(k, cotangent)
