@@ -106,22 +106,32 @@ class Unroll:
 
     def step(self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool) -> tuple[Point, Step]:
         """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs."""
-        name = f"d_loss at inner step {k}"
+        # Without a pullback the ends of the graph matter for the check on the first step alone.
+        evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
+        grads, _ = self.gradients(evaluation, create_graph=differentiable)
+        update = self.update(point, grads, differentiable)
+        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, update)
+
+    def evaluate_d(
+        self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True
+    ) -> Evaluation:
+        """``d_loss`` of inner step k, at the point's parameters or others."""
+        params = point.params() if params is None else params
         with torch.enable_grad():
-            # Without a pullback the ends of the graph matter for the check on the first step alone.
-            walk = differentiable or k == 0
-            evaluation = self.evaluate(name, self.d_loss, point.params(), point.buffers, batch, walk)
-            grads = self._gradients(evaluation, differentiable)
+            evaluation = self.evaluate(f"d_loss at inner step {k}", self.d_loss, params, point.buffers, batch, walk)
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
-        moved = update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
-        return Point(moved.following(), self.evaluate.swap.buffers()), Step(point, evaluation, moved)
+        return evaluation
 
-    def _gradients(self, evaluation: Evaluation, differentiable: bool) -> list[Tensor | None]:
+    def gradients(
+        self, evaluation: Evaluation, also: Sequence[Tensor] = (), **options: Any
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """What the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
         name, loss, params = evaluation.name, evaluation.loss, evaluation.params
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
-        grads = differentiate(name, [loss], params, create_graph=differentiable, retain_graph=differentiable)
+        found = differentiate(name, [loss], [*params, *also], **options)
+        grads = found[: len(params)]
         if all(g is None for g in grads):
             raise ValueError(
                 f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
@@ -133,7 +143,11 @@ class Unroll:
                 if (g := grads[i]) is not None:
                     changed = hook(g)
                     grads[i] = g if changed is None else changed
-        return grads
+        return grads, found[len(params) :]
+
+    def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> Update:
+        """The optimizer's part of a step."""
+        return update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
 
     def pullback(self, step: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
         """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way.

@@ -1,8 +1,9 @@
 """How to differentiate is an object: one way a file, over one reverse sweep."""
 
+from .finite_difference import FiniteDifference
 from .recompute import Recompute
 from .store import Store
 from .sweep import Backward, sweep
 from .truncate import Truncate
 
-__all__ = ["Backward", "Recompute", "Store", "Truncate", "sweep"]
+__all__ = ["Backward", "FiniteDifference", "Recompute", "Store", "Truncate", "sweep"]

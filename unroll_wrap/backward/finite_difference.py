@@ -1,0 +1,140 @@
+"""Second-order products from first-order gradients at shifted parameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..evaluate import Evaluation, differentiate
+from ..replay import RandomState
+from ..rules.block import Block
+from ..rules.update import Update
+from ..unroll import Point, Unroll
+from .sweep import Tape
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """For a D without second derivatives (compiled, cuDNN RNNs, flash attention); approximate, two gradients a step.
+
+    ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or the same between θ ± ε ḡ when ``central`` (three
+    gradients a step, error of order ε² instead of ε). The optimizer's rule is differentiated exactly.
+
+    Args:
+        eps: ε · ‖ḡ‖ / ‖θ‖, the relative length of the shift. None balances the two errors, of truncation and of
+            rounding: √u for the one-sided quotient and ∛u for the central one, u being the precision of the
+            parameters.
+        central: the symmetric quotient.
+    """
+
+    eps: float | None = None
+    central: bool = False
+
+    def __post_init__(self) -> None:
+        if self.eps is not None and not self.eps > 0:
+            raise ValueError(f"FiniteDifference(eps={self.eps!r}). Pass a positive number, or None.")
+
+    def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
+        """A stack of points and gradients."""
+        return _Stack(unroll, first, self)
+
+
+class _Taken(NamedTuple):
+    """A step: where it started, what it drew, its gradients, and the update with its graph back to them."""
+
+    point: Point
+    batch: tuple[Any, ...]
+    random: RandomState
+    evaluation: Evaluation
+    grads: list[Tensor | None]
+    outer: list[Tensor | None]
+    update: Update
+
+
+class _Stack:
+    def __init__(self, unroll: Unroll, first: int, settings: FiniteDifference) -> None:
+        self._unroll = unroll
+        self._first = first
+        self._settings = settings
+        self._steps: list[_Taken] = []
+
+    def step(self, point: Point, k: int) -> Point:
+        unroll = self._unroll
+        batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
+        evaluation = unroll.evaluate_d(point, k, batch)
+        found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+        grads = [None if g is None else g.detach().requires_grad_() for g in found]
+        update = unroll.update(point, grads, differentiable=True)
+        self._steps.append(_Taken(point, batch, random, evaluation, grads, outer, update))
+        return Point(update.following(), unroll.evaluate.swap.buffers())
+
+    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
+        taken = self._steps.pop()
+        pairs = taken.update.with_cotangent(cotangent)
+        leaves = taken.update.leaves()
+        present = [g for g in taken.grads if g is not None]
+        found = differentiate("the update", [o for o, _ in pairs], [*leaves, *present], [bar for _, bar in pairs])
+        bars = iter(found[len(leaves) :])
+        g_bars = [None if g is None else next(bars) for g in taken.grads]
+        products = self._products(taken, k, g_bars)
+        return None if k == self._first else taken.update.cotangent(found[: len(leaves)], products)
+
+    def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""
+        params = taken.point.params()
+        length = _norm(g_bars)
+        if length == 0:
+            return [None] * len(params)
+        eps = self._settings.eps or torch.finfo(params[0].dtype).eps ** (1 / 3 if self._settings.central else 1 / 2)
+        shift = eps * max(_norm(params), 1.0) / length
+        ahead = self._shifted(taken, k, g_bars, shift)
+        if self._settings.central:
+            behind, width = self._shifted(taken, k, g_bars, -shift), 2 * shift
+        else:
+            behind, width = (taken.evaluation, taken.grads, taken.outer), shift
+        self._check(taken, k, g_bars, shift, ahead[0].loss)
+
+        sensitivity = self._unroll.sensitivity
+        for (evaluation, _, outer), sign in ((ahead, 1 / width), (behind, -1 / width)):
+            scaled = [None if g is None else g * sign for g in outer]
+            sensitivity.second_term |= sensitivity.add(evaluation, scaled) or evaluation.captured
+            if evaluation.captured:
+                with torch.enable_grad():
+                    sensitivity.surrogates.append(evaluation.loss.reshape(()) * sign)
+        return [
+            None if a is None or b is None else (a - b.detach()) / width
+            for a, b in zip(ahead[1], behind[1], strict=True)
+        ]
+
+    def _shifted(
+        self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float
+    ) -> tuple[Evaluation, list[Tensor | None], list[Tensor | None]]:
+        params = [
+            p if bar is None else torch.add(p, bar, alpha=shift)
+            for p, bar in zip(taken.point.params(), g_bars, strict=True)
+        ]
+        with taken.random.replayed():
+            evaluation = self._unroll.evaluate_d(taken.point, k, taken.batch, params)
+        grads, outer = self._unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+        return evaluation, grads, outer
+
+    def _check(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float, ahead: Tensor) -> None:
+        """A loss that draws from elsewhere, or changes something of its own, moves by more than the shift explains."""
+        slope = sum(
+            (g * bar).sum() for g, bar in zip(taken.grads, g_bars, strict=True) if not (g is None or bar is None)
+        )
+        expected = shift * float(slope)
+        here, there = taken.evaluation.loss.item(), ahead.item()
+        if abs(there - here - expected) > 0.01 * (abs(here) + abs(expected)) + 0.01:
+            raise RuntimeError(
+                f"d_loss at inner step {k} is {here}, and {there} after a shift that explains {expected:.3g}: it is not "
+                "deterministic, so differences of it mean nothing. Draw from torch's generators, guard what it changes "
+                "with unroll_wrap.is_unrolling(), or pass backward=Store()."
+            )
+
+
+def _norm(tensors: Sequence[Tensor | None]) -> float:
+    squares = [t.detach().double().square().sum() for t in tensors if t is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
