@@ -122,16 +122,16 @@ class _Stack:
 
     def _check(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float, ahead: Tensor) -> None:
         """A loss that draws from elsewhere, or changes something of its own, moves by more than the shift explains."""
-        slope = sum(
-            (g * bar).sum() for g, bar in zip(taken.grads, g_bars, strict=True) if not (g is None or bar is None)
-        )
-        expected = shift * float(slope)
+        pairs = [
+            (g.detach(), bar) for g, bar in zip(taken.grads, g_bars, strict=True) if not (g is None or bar is None)
+        ]
+        expected = shift * sum((g * bar).sum().item() for g, bar in pairs)
         here, there = taken.evaluation.loss.item(), ahead.item()
         if abs(there - here - expected) > 0.01 * (abs(here) + abs(expected)) + 0.01:
             raise RuntimeError(
-                f"d_loss at inner step {k} is {here}, and {there} after a shift that explains {expected:.3g}: it is not "
-                "deterministic, so differences of it mean nothing. Draw from torch's generators, guard what it changes "
-                "with unroll_wrap.is_unrolling(), or pass backward=Store()."
+                f"d_loss at inner step {k} is {here}, and {there} after a shift that explains {expected:.3g}: it is "
+                "not deterministic, so differences of it mean nothing. Draw from torch's generators, guard what it "
+                "changes with unroll_wrap.is_unrolling(), or pass backward=Store()."
             )
 
 
