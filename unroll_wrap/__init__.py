@@ -1,14 +1,17 @@
 """Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
 
 from .backward import FiniteDifference, Recompute, Store, Truncate
+from .diagnosis import Diagnosis, diagnose
 from .guards import detach, is_unrolling, no_grad
 from .loss import UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from .rules import UpdateRule, register_rule
+from .verification import Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "FiniteDifference",
     "Objective",
     "Recompute",
@@ -16,7 +19,9 @@ __all__ = [
     "Truncate",
     "UnrolledGeneratorLoss",
     "UpdateRule",
+    "Verification",
     "detach",
+    "diagnose",
     "hinge",
     "is_unrolling",
     "least_squares",
@@ -25,5 +30,6 @@ __all__ = [
     "non_saturating",
     "register_rule",
     "relativistic",
+    "verify",
     "wasserstein",
 ]

@@ -57,6 +57,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         self._start = now()
+        self._operators = twice_differentiable(self.swap.modules)
 
     def __call__(
         self,
@@ -75,9 +76,9 @@ class Evaluator:
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False)
         outside, captured = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
-        bypassed = {id(p) for p in self.owned} & {id(t) for t in outside}
-        if bypassed:
-            shapes = [tuple(p.shape) for p in self.owned if id(p) in bypassed]
+        live = {id(t) for t in outside}
+        shapes = [tuple(p.shape) for p in self.owned if id(p) in live] if outside else []
+        if shapes:
             raise ValueError(
                 f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
                 "discriminator's modules. Reach them through the module that owns them."
@@ -86,7 +87,7 @@ class Evaluator:
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:
-            with guards.unrolling(), twice_differentiable(self.swap.modules):
+            with guards.unrolling(), self._operators:
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except RuntimeError as error:
             given = {

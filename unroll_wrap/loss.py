@@ -128,13 +128,9 @@ class UnrolledGeneratorLoss:
             ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
                 scalar; or what the constructor raises, for objects that have changed since.
         """
-        steps = self.steps if steps is None else steps
-        steps = _count(steps() if callable(steps) else steps)
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
-        resample = resample if resample is not None else self.resample
-        optimizers = self._optimizers()
-        modules = all_modules(_modules(self.discriminator))
-        owned = self._owned(modules, optimizers)
+        steps, inner_batch = self.plan(batch, steps, resample)
+        modules, optimizers, owned = self.parts()
         swap = Swap(modules, owned)
         if steps == 0:
             return self._plain(g_loss, swap, owned, batch, kwargs)
@@ -143,7 +139,7 @@ class UnrolledGeneratorLoss:
                 Evaluator(self.discriminator, owned, swap, kwargs),
                 d_loss,
                 g_loss,
-                _batches(resample, batch, steps),
+                inner_batch,
                 batch,
                 self.grad_transform,
                 self.param_transform,
@@ -157,6 +153,19 @@ class UnrolledGeneratorLoss:
             return value
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity)
+
+    def plan(
+        self, batch: tuple[Any, ...], steps: Steps | None, resample: Resample | None
+    ) -> tuple[int, Callable[[int], tuple[Any, ...]]]:
+        """K, and the batch of each inner step; None stands for what the constructor was given."""
+        steps = self.steps if steps is None else steps
+        count = _count(steps() if callable(steps) else steps)
+        return count, _batches(self.resample if resample is None else resample, batch, count)
+
+    def parts(self) -> tuple[list[nn.Module], list[torch.optim.Optimizer], list[Tensor]]:
+        """The user's modules, plain optimizers, and the parameters that these move, as they are now."""
+        modules, optimizers = all_modules(_modules(self.discriminator)), self._optimizers()
+        return modules, optimizers, self._owned(modules, optimizers)
 
     def _plain(
         self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,7 +22,7 @@ class UnrolledParameter(nn.Parameter):
 
     def __new__(cls, data: Tensor) -> "UnrolledParameter":
         """A fresh leaf over the memory of ``data``."""
-        return super().__new__(cls, data.detach(), True)
+        return torch.Tensor._make_subclass(cls, data, True)
 
     def requires_grad_(self, requires_grad: bool = True) -> "UnrolledParameter":  # noqa: ARG002
         """Leave the flag on, whatever is asked."""
