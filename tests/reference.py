@@ -45,12 +45,27 @@ def copies(discriminator, optimizer, frozen=()) -> Copies:
         optimizers = [optimizer([p for root in discriminators(twin) for p in root.parameters()])]
     else:
         given = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
-        optimizers = [copy.deepcopy(one, memo) for one in given]
+        optimizers = [twin_optimizer(one, memo) for one in given]
     result = Copies(twin, optimizers, memo)
     kept = {id(memo[id(p)]) for p in frozen}
     for p in result.params():
         p.requires_grad_(id(p) not in kept)
     return result
+
+
+def twin_optimizer(optimizer, memo):
+    """A deep copy with what the optimizer's author keeps on the instance, which torch's own copying leaves out."""
+    if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        twin = copy.deepcopy(optimizer, memo)
+    else:
+        # torch_optimizer.Lookahead leaves Optimizer.__init__ out. Torch's copying would patch its class, once for all,
+        # in a way that fails for every live instance.
+        twin = memo[id(optimizer)] = object.__new__(type(optimizer))
+    for name, held in vars(optimizer).items():
+        if name not in vars(twin) and name != "step":  # a scheduler wraps `step` on the live instance
+            inner = isinstance(held, torch.optim.Optimizer)
+            setattr(twin, name, twin_optimizer(held, memo) if inner else copy.deepcopy(held, memo))
+    return twin
 
 
 def detached(batch):

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +29,8 @@ from .sgd import SGD
 from .traced import Traced
 
 RULES: dict[str, Any] = {
+    "torch.optim.Adafactor": Adafactor,
+    "torch.optim.Muon": Muon,
     "torch.optim._adafactor.Adafactor": Adafactor,
     "torch.optim._muon.Muon": Muon,
     "torch.optim.adadelta.Adadelta": Adadelta,
@@ -67,6 +69,9 @@ def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) 
 
     Returns:
         Blocks; the index of a block counts in ``params``.
+
+    Raises:
+        ValueError: a rule that asks for other options, or state that does not fit the parameters.
     """
     position = {id(p): i for i, p in enumerate(params)}
     blocks: list[Block] = []
@@ -76,7 +81,13 @@ def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) 
             blocks.append(_traced(optimizer, position))
             continue
         names = [f.name for f in fields(kind)]
+        required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
         for group in optimizer.param_groups:
+            if missing := sorted(required - set(group)):
+                raise ValueError(
+                    f"The rule {kind.__name__} asks for the options {missing}, which this {type(optimizer).__name__} "
+                    "lacks. A rule's fields have the names of the optimizer's options; give the others a default."
+                )
             # A rule's fields have the names of the optimizer's options, with defaults for those that came later.
             rule = kind(**{name: group[name] for name in names if name in group})
             # One flat vector needs one dtype, one device, and the same numbers (a step count) throughout.
@@ -118,7 +129,8 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Any:
     name = kind.__name__
     if (reason := REFUSED.get(_path(kind))) is not None:
         raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    # Lookahead never calls Optimizer.__init__.
+    if any(getattr(optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post")):
         raise TypeError(
             f"This {name} has step hooks, which an unroll cannot differentiate. Remove them, and pass what they do as "
             "grad_transform= (before the step) or param_transform= (after it)."
@@ -150,6 +162,8 @@ def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]
     Raises:
         TypeError: not such a class.
     """
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise TypeError(f"optimizer is {optimizer!r:.200}. Pass a class that derives from torch.optim.Optimizer.")
     if not (isinstance(rule, type) and issubclass(rule, UpdateRule) and is_dataclass(rule)):
         raise TypeError(f"rule is {rule!r}. Pass a class, a frozen dataclass that derives from UpdateRule.")
     RULES[_path(optimizer)] = rule
@@ -181,10 +195,11 @@ def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.
     if isinstance(value, (int, float)):
         return param.new_tensor(float(value))
     shape = param.shape if initial is None else initial.shape
-    if not isinstance(value, Tensor) or value.shape != shape or value.device != param.device:
-        given = f"{tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else repr(value)
+    dtype = param.dtype if initial is None else initial.dtype
+    if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (shape, dtype, param.device):
+        given = f"{tuple(value.shape)} ({value.dtype}) on {value.device}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(
             f"{type(optimizer).__name__} keeps {name} = {given} for a parameter of shape {tuple(param.shape)} on "
-            f"{param.device}, where {tuple(shape)} is expected. Load a state_dict that belongs to this discriminator."
+            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. Load a state_dict of this discriminator's."
         )
     return value.detach()

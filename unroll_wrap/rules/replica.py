@@ -19,6 +19,14 @@ class _Hole(NamedTuple):
     position: int
 
 
+class _Count(NamedTuple):
+    """A number that the optimizer keeps as a tensor."""
+
+    value: float
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Frozen:
     """All that a step goes by but the state's tensors: options, counts, caches. Compares by content."""
 
@@ -48,10 +56,13 @@ def take_apart(optimizer: Optimizer, params: Sequence[Tensor]) -> tuple[Frozen, 
         common = {k: v for k, v in one.state.items() if not isinstance(k, Tensor)}
         groups = [{k: v for k, v in group.items() if k != "params"} for group in one.param_groups]
         parts.append((state, common, groups, _attributes(one)))
-    leaves, spec = pytree.tree_flatten([(state, common) for state, common, _, _ in parts])
+    paths, spec = pytree.tree_flatten_with_path([(state, common) for state, common, _, _ in parts])
+    leaves = [leaf for _, leaf in paths]
     tensors: list[Tensor] = []
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+    for i, (path, leaf) in enumerate(paths):
+        if isinstance(leaf, Tensor) and _is_count(path, leaf):
+            leaves[i] = _Count(leaf.item(), leaf.dtype, leaf.device)
+        elif isinstance(leaf, Tensor) and leaf.is_floating_point():
             leaves[i] = _Hole(len(tensors))
             tensors.append(leaf.detach())
     held = pytree.tree_unflatten(leaves, spec)
@@ -59,15 +70,22 @@ def take_apart(optimizer: Optimizer, params: Sequence[Tensor]) -> tuple[Frozen, 
     return Frozen(copy.deepcopy(frozen)), tensors
 
 
+def _is_count(path: Any, leaf: Tensor) -> bool:
+    """Torch's own optimizers keep the number of updates as a tensor, and read it out in their steps."""
+    return leaf.numel() == 1 and isinstance(path[-1], pytree.MappingKey) and path[-1].key == "step"
+
+
 def put_together(
     optimizer: Optimizer, frozen: Frozen, params: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> Optimizer:
     """An optimizer like the given one that steps ``params`` from the given state."""
-    content = pytree.tree_map(
-        lambda leaf: tensors[leaf.position] if isinstance(leaf, _Hole) else copy.deepcopy(leaf),
-        frozen.content,
-        is_leaf=lambda leaf: isinstance(leaf, _Hole),
-    )
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, _Count):
+            return torch.tensor(leaf.value, dtype=leaf.dtype, device=leaf.device)
+        return tensors[leaf.position] if isinstance(leaf, _Hole) else copy.deepcopy(leaf)
+
+    content = pytree.tree_map(put, frozen.content, is_leaf=lambda leaf: isinstance(leaf, (_Hole, _Count)))
     family = _family(optimizer)
     replicas = {id(one): object.__new__(type(one)) for one in family}
     # Lookahead and the optimizer inside it share one list of groups.

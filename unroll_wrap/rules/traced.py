@@ -58,7 +58,7 @@ class Traced(UpdateRule):
         self.moved = moved
         self.shapes = [p.shape for p, m in zip(self.live, moved, strict=True) if m]
         self.used = [True] * len(self.shapes)
-        self.traces: OrderedDict[Any, Trace] = OrderedDict()
+        self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -75,7 +75,13 @@ class Traced(UpdateRule):
 
     def block(self, index: tuple[int, ...], params: Sequence[Tensor]) -> Block:
         """Where an unroll starts: the unrolled parameters, and the live state."""
-        frozen, tensors = take_apart(self.optimizer, self.live)
+        try:
+            frozen, tensors = take_apart(self.optimizer, self.live)
+        except TypeError as error:
+            name = type(self.optimizer).__name__
+            raise TypeError(
+                f"{name} cannot be unrolled: {error}. Write an UpdateRule, and register_rule() it."
+            ) from error
         packed = pack([p.detach() for p in params])
         return Block(self, index, tuple(self.shapes), packed.clone(), _state(frozen, tensors))
 
@@ -86,18 +92,18 @@ class Traced(UpdateRule):
         grads = [g for g, used in zip(unpack(grad, self.shapes), self.used, strict=True) if used]
         inputs = [*params, *grads, *tensors]
         key = (frozen.key, tuple(self.used), *((t.shape, t.dtype, t.device) for t in inputs))
-        new: list[Tensor] = []
-        trace = self.traces.get(key)
-        if trace is not None:
-            new, decided = _run(trace, inputs)
-            if decided != trace.decisions:
-                trace = None
-        if trace is None:
-            trace = self.traces[key] = self._trace(frozen, [t.detach() for t in inputs])
-            new, _ = _run(trace, inputs)
+        traces = self.traces.setdefault(key, [])
         self.traces.move_to_end(key)
         while len(self.traces) > _KEEP:
             self.traces.popitem(last=False)
+        for trace in traces:
+            new, decided = _run(trace, inputs)
+            if decided == trace.decisions:
+                break
+        else:
+            trace = self._trace(frozen, [t.detach() for t in inputs])
+            traces.append(trace)
+            new, _ = _run(trace, inputs)
         return pack(new[: len(params)]), _state(trace.frozen, new[len(params) :])
 
     def _trace(self, frozen: Frozen, inputs: list[Tensor]) -> Trace:
