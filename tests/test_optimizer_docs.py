@@ -1,0 +1,53 @@
+"""docs/optimizers.md: the table is what the package says, and the example runs and is exact."""
+
+import optimizer_table
+import torch
+from checks import assert_exact, call, expect
+from test_every_optimizer import wrapped
+from test_readme import blocks
+from test_torch_optimizer import VERDICTS
+from torch_table import REFUSED, world_of
+
+import unroll_wrap.rules.from_torch
+
+
+def test_the_table_is_up_to_date():
+    """Otherwise: python tests/optimizer_table.py --write."""
+    text = optimizer_table.DOCS.read_text(encoding="utf-8")
+    assert optimizer_table.documented(text) == optimizer_table.table()
+
+
+def test_every_class_has_the_verdict_that_the_tests_expect():
+    """Rules for all of torch's but two; for torch_optimizer see its own tests."""
+    rows = [optimizer_table.row(*one) for one in optimizer_table.ALL().items()]
+    assert len(rows) == len(optimizer_table.classes(torch.optim)) + 30
+    for row in rows:
+        package, name = row.name.rsplit(".", 1)
+        if package == "torch.optim":
+            assert row.verdict == ("refused" if name in REFUSED else "exact rule"), row
+        else:
+            assert row.verdict == next(v for k, v in VERDICTS.items() if k.split("-")[0] == name), row
+        assert row.why or row.verdict == "traced"
+
+
+def test_a_change_shows():
+    """The control."""
+    text = f"a {optimizer_table.BEGIN}\nold\n{optimizer_table.END} b"
+    assert optimizer_table.documented(text) == "old"
+    assert optimizer_table.documented(optimizer_table.written(text)) == optimizer_table.table()
+    assert optimizer_table.written(text).startswith("a ") and optimizer_table.written(text).endswith(" b")
+
+
+def test_the_worked_example_runs_and_is_exact(monkeypatch):
+    """Its rule against its own optimizer, by the oracle."""
+    monkeypatch.setattr(unroll_wrap.rules.from_torch, "RULES", dict(unroll_wrap.rules.from_torch.RULES))
+    text = optimizer_table.DOCS.read_text(encoding="utf-8")
+    names = {"__name__": "optimizers"}
+    found = list(blocks(text))
+    assert found
+    for line, code in found:
+        exec(compile("\n" * (line - 1) + code, str(optimizer_table.DOCS), "exec"), names)
+    assert all(p.grad.abs().max() > 0 for p in names["G"].parameters())
+    world = world_of(names["Drag"])
+    assert unroll_wrap.rules.from_torch.rule_of(world.optimizer) is names["DragRule"]
+    assert_exact(call(world, wrapped(world, steps=3)), world, expect(world, steps=3), gap=1e-3)
