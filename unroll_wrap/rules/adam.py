@@ -95,13 +95,15 @@ class _Descent(torch.autograd.Function):
         return torch.addcdiv(param, m, denominator, value=-step_size), m, v, None if largest is None else s
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError("This update is differentiated once; its derivative has no graph.")
         beta1, beta2, one_minus_beta2, step_size, root_correction, _ = ctx.numbers
         grad, m, v, largest, root, denominator = ctx.saved_tensors
         along = to_param / denominator
         to_m = torch.add(to_m, along, alpha=-step_size)
-        of_s = (along * m).mul_(step_size / (2 * root_correction)).div_(denominator * root).masked_fill_(root == 0, 0)
+        slope = (along * m).mul_(step_size / (2 * root_correction)).div_(denominator * root)
+        of_s = torch.where(root > 0, slope, root)
         to_largest = None
         if largest is None:
             to_v = to_v + of_s
