@@ -1,6 +1,6 @@
 """Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
 
-from .backward import FiniteDifference, Recompute, Store, Truncate
+from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
 from .diagnosis import Diagnosis, diagnose
 from .guards import detach, is_unrolling, no_grad
 from .loss import UnrolledGeneratorLoss
@@ -11,6 +11,7 @@ from .verification import Verification, verify
 __version__ = "0.1.0"
 
 __all__ = [
+    "Compiled",
     "Diagnosis",
     "FiniteDifference",
     "Objective",

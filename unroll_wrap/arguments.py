@@ -47,8 +47,8 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         return leaf_of[id(tensor)][1].clone()
 
     new_batch, new_kwargs = (
-        tuple(_map(stand_in, x) for x in batch),
-        {k: _map(stand_in, v) for k, v in kwargs.items()},
+        tuple(mapped(stand_in, x) for x in batch),
+        {k: mapped(stand_in, v) for k, v in kwargs.items()},
     )
     originals, leaves = [o for o, _ in leaf_of.values()], [leaf for _, leaf in leaf_of.values()]
     return Arguments(new_batch, new_kwargs, originals, leaves, aliases + leaves)
@@ -58,17 +58,18 @@ def tensors_in(*values: Any) -> list[Tensor]:
     """Every tensor in some arguments, containers included."""
     found: list[Tensor] = []
     for value in values:
-        _map(found.append, value)
+        mapped(found.append, value)
     return found
 
 
-def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
+def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """``value`` with ``function`` applied to its tensors, in containers too."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
-        return type(value)((k, _map(function, v)) for k, v in value.items())
+        return type(value)((k, mapped(function, v)) for k, v in value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(function, v) for v in value))
+        return type(value)(*(mapped(function, v) for v in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_map(function, v) for v in value)
+        return type(value)(mapped(function, v) for v in value)
     return value

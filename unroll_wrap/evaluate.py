@@ -29,10 +29,15 @@ class Evaluation(NamedTuple):
 
     name: str
     loss: Tensor
-    params: list[UnrolledParameter]
+    params: list[Tensor]
     arguments: Arguments
     outside: list[Tensor]
     captured: bool
+
+    @property
+    def users(self) -> list[Tensor]:
+        """What is the user's, one for each of ``outer``."""
+        return [*self.arguments.originals, *self.outside]
 
     @property
     def outer(self) -> list[Tensor]:
@@ -50,6 +55,7 @@ class Evaluator:
         swap: puts tensors into D.
         kwargs: for every loss.
         second_order: whether their second derivatives will be asked for.
+        leaf: makes what stands in for a parameter.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
     """
 
@@ -58,6 +64,7 @@ class Evaluator:
     swap: Swap
     kwargs: dict[str, Any]
     second_order: bool
+    leaf: Callable[[Tensor], Tensor] = UnrolledParameter
 
     def __post_init__(self) -> None:
         self._start = now()
@@ -74,7 +81,7 @@ class Evaluator:
         walk: bool = True,
     ) -> Evaluation:
         """``loss(D, *batch, **kwargs)`` with fresh leaves over ``params``, and clones of ``buffers``, in D."""
-        leaves = [UnrolledParameter(p) for p in params]
+        leaves = [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
         value = one_element(name, self._run(name, loss, arguments))

@@ -58,13 +58,12 @@ class Sensitivity:
         self.first_term = self.second_term = False
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def add(self, evaluation: Evaluation, grads: Sequence[Tensor | None]) -> bool:
-        """Add the gradients of an evaluation's arguments and outside leaves.
+    def add(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
+        """Add the gradients of tensors of the user's.
 
         Returns:
             Whether any of them is more than a leaf of the loss's own, such as a gradient penalty makes.
         """
-        users = [*evaluation.arguments.originals, *evaluation.outside]
         reached = False
         for tensor, grad in zip(users, grads, strict=True):
             if grad is not None:
@@ -152,6 +151,20 @@ class Unroll:
         """The optimizer's part of a step."""
         return update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
 
+    def of_rule(
+        self, update: Update, grads: Sequence[Tensor | None], cotangent: list[Block]
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """The rule's half of a pullback, for an update of ``grads`` that are leaves.
+
+        Returns:
+            The cotangents ḡ of ``grads``, and those of ``update.leaves()``.
+        """
+        pairs, leaves = update.with_cotangent(cotangent), update.leaves()
+        present = [g for g in grads if g is not None]
+        found = differentiate("the update", [out for out, _ in pairs], [*leaves, *present], [bar for _, bar in pairs])
+        bars = iter(found[len(leaves) :])
+        return [None if g is None else next(bars) for g in grads], found[: len(leaves)]
+
     def pullback(self, step: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
         """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way.
 
@@ -165,7 +178,9 @@ class Unroll:
         self.evaluate.swap.put(evaluation.params, step.start.buffers)
         keep = evaluation.captured or bool(evaluation.outside)
         found = differentiate(evaluation.name, outputs, [*inner, *evaluation.outer], bars, retain_graph=keep)
-        self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[len(inner) :]) or evaluation.captured
+        self.sensitivity.second_term |= (
+            self.sensitivity.add(evaluation.users, found[len(inner) :]) or evaluation.captured
+        )
         if evaluation.captured and outputs:
             self.sensitivity.surrogates.append(torch.stack([(o * bar).sum() for o, bar in pairs]).sum())
         n = len(update.leaves())
@@ -182,7 +197,7 @@ class Unroll:
         keep = evaluation.captured or bool(evaluation.outside)
         found = differentiate("g_loss", [value], [*params, *evaluation.outer], retain_graph=keep)
         n = len(params)
-        self.sensitivity.add(evaluation, found[n:])
+        self.sensitivity.add(evaluation.users, found[n:])
         self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured
         if evaluation.captured:
             self.sensitivity.surrogates.append(value)

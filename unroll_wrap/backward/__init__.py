@@ -1,9 +1,10 @@
 """How to differentiate is an object: one way a file, over one reverse sweep."""
 
+from .compiled import Compiled
 from .finite_difference import FiniteDifference
 from .recompute import Recompute
 from .store import Store
 from .sweep import Backward, sweep
 from .truncate import Truncate
 
-__all__ = ["Backward", "FiniteDifference", "Recompute", "Store", "Truncate", "sweep"]
+__all__ = ["Backward", "Compiled", "FiniteDifference", "Recompute", "Store", "Truncate", "sweep"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluate import Evaluation, differentiate
+from ..evaluate import Evaluation
 from ..replay import RandomState
 from ..rules.block import Block
 from ..rules.update import Update
@@ -72,14 +72,9 @@ class _Stack:
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         taken = self._steps.pop()
-        pairs = taken.update.with_cotangent(cotangent)
-        leaves = taken.update.leaves()
-        present = [g for g in taken.grads if g is not None]
-        found = differentiate("the update", [o for o, _ in pairs], [*leaves, *present], [bar for _, bar in pairs])
-        bars = iter(found[len(leaves) :])
-        g_bars = [None if g is None else next(bars) for g in taken.grads]
+        g_bars, of_leaves = self._unroll.of_rule(taken.update, taken.grads, cotangent)
         products = self._products(taken, k, g_bars)
-        return None if k == self._first else taken.update.cotangent(found[: len(leaves)], products)
+        return None if k == self._first else taken.update.cotangent(of_leaves, products)
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""
@@ -99,7 +94,7 @@ class _Stack:
         sensitivity = self._unroll.sensitivity
         for (evaluation, _, outer), sign in ((ahead, 1 / width), (behind, -1 / width)):
             scaled = [None if g is None else g * sign for g in outer]
-            sensitivity.second_term |= sensitivity.add(evaluation, scaled) or evaluation.captured
+            sensitivity.second_term |= sensitivity.add(evaluation.users, scaled) or evaluation.captured
             if evaluation.captured:
                 sensitivity.surrogates.append(evaluation.loss.reshape(()) * sign)
         return [

@@ -1,0 +1,176 @@
+"""Compiled(): equal to Store() where the loss can be compiled, Store() itself with one notice where it cannot."""
+
+import logging
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from unroll_wrap import Compiled, Store, UnrolledGeneratorLoss, minimax, non_saturating
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 1))
+
+
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.LeakyReLU(0.3), nn.Flatten(), nn.Linear(12, 1)
+    )
+
+
+class World:
+    """A warm discriminator, a generator's output, a batch."""
+
+    def __init__(self, build=mlp, shape=(6, 2)):
+        torch.manual_seed(0)
+        self.D = build().double()
+        self.optimizer = torch.optim.Adam(self.D.parameters(), lr=0.02, betas=(0.5, 0.9))
+        self.real = torch.randn(shape, dtype=torch.float64) + 1
+        self.fake = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for _ in range(24):
+            self.optimizer.zero_grad()
+            minimax.d_loss(self.D, self.real, self.fake.detach()).backward()
+            self.optimizer.step()
+
+    def gradient(self, *losses, batch=None, **options):
+        options = {"steps": 3, **options}
+        unrolled = UnrolledGeneratorLoss(self.D, self.optimizer, *losses, **options)
+        return self.call(unrolled, batch)
+
+    def call(self, unrolled, batch=None, **kwargs):
+        loss = unrolled(*(batch or (self.real, self.fake)), **kwargs)
+        return loss.item(), torch.autograd.grad(loss, self.fake)[0]
+
+
+@pytest.fixture
+def notices(caplog):
+    caplog.set_level(logging.WARNING, logger="unroll_wrap")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "unroll_wrap"]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The traced functions run as they are: what they compute is the same, and nothing takes a minute to compile."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+
+
+def assert_same(one, other):
+    assert abs(one[0] - other[0]) <= 1e-12 * abs(other[0])
+    assert (one[1] - other[1]).norm() <= 1e-9 * other[1].norm()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("build", "shape"), [(mlp, (6, 2)), (conv, (4, 2, 4, 4))], ids=["mlp", "conv"])
+def test_equal_to_store_at_every_call(build, shape, notices):
+    """The second call runs what the first compiled, with D, its Adam and the batch moved on."""
+    world = World(build, shape)
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *non_saturating, steps=3, backward=Compiled())
+    for _ in range(2):
+        exact = world.gradient(*non_saturating)
+        assert_same(world.call(compiled), exact)
+        first_term = world.gradient(*non_saturating, stop_gradient=True)
+        assert (first_term[1] - exact[1]).norm() > 1e-3 * exact[1].norm()
+        with torch.no_grad():
+            for t in (*world.D.parameters(), world.real, world.fake):
+                t.add_(0.1 * torch.randn_like(t))
+    assert not notices()
+
+
+def test_against_the_oracle():
+    """The one test that compiles."""
+    world = World()
+    value, gradient = world.gradient(*minimax, backward=Compiled())
+
+    def real_steps():
+        return reference.value(world.D, world.optimizer, *minimax, (world.real, world.fake), 3)
+
+    assert abs(value - float(real_steps())) <= 1e-12
+    for direction in reference.directions([world.fake], 2):
+        slope, error = reference.central_difference(real_steps, [world.fake], direction)
+        assert error < 1e-8
+        assert abs(reference.along([gradient], direction) - slope) <= 1e-7
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_average_and_transforms():
+    world = World()
+    options = {
+        "average": True,
+        "grad_transform": lambda grads: [g.clamp(-0.05, 0.05) for g in grads],
+        "param_transform": lambda p: p.clamp(-0.5, 0.5),
+    }
+    assert_same(world.gradient(*minimax, backward=Compiled(), **options), world.gradient(*minimax, **options))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_resampled_batches_of_other_shapes(notices):
+    world = World()
+    batches = [(world.real[:n], world.fake[:n]) for n in (6, 4, 6)]
+    exact = world.gradient(*minimax, resample=batches)
+    assert_same(world.gradient(*minimax, resample=batches, backward=Compiled()), exact)
+    assert not notices()
+
+
+class Moody:
+    """A loss that changes with something beside its arguments."""
+
+    weight = 1.0
+
+    def __call__(self, D, real, fake):
+        return self.weight * minimax.d_loss(D, real, fake)
+
+
+NOT_COMPILED = {
+    "random numbers": lambda D, real, fake: minimax.d_loss(D, real + 0.1 * torch.randn_like(real), fake),
+    "an item": lambda D, real, fake: minimax.d_loss(D, real, fake) * (2 if D(real).mean().item() > 0 else 3),
+}
+
+
+@pytest.mark.parametrize("name", list(NOT_COMPILED))
+def test_what_cannot_be_compiled_runs_as_it_is_with_one_notice(name, notices):
+    world = World()
+    d_loss = NOT_COMPILED[name]
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, minimax.g_loss, steps=3, backward=Compiled())
+    for _ in range(2):
+        torch.manual_seed(1)
+        exact = world.gradient(d_loss, minimax.g_loss, backward=Store())
+        torch.manual_seed(1)
+        assert_same(world.call(compiled), exact)
+    assert len(notices()) == 1
+
+
+def test_a_captured_tensor_is_not_a_constant(notices):
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=3, backward=Compiled())
+    captured = {
+        "d_loss": lambda D, real: minimax.d_loss(D, real, world.fake),
+        "g_loss": lambda D, real: minimax.g_loss(D, real, world.fake),
+    }
+    assert_same(world.call(compiled, (world.real,), **captured), world.gradient(*minimax))
+    (notice,) = notices()
+    assert "argument" in notice
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_loss_that_changed_since_is_noticed(notices):
+    world, d_loss = World(), Moody()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, minimax.g_loss, steps=3, backward=Compiled())
+    assert_same(world.call(compiled), world.gradient(d_loss, minimax.g_loss))
+    assert not notices()
+    d_loss.weight = 1.5
+    for _ in range(2):
+        assert_same(world.call(compiled), world.gradient(d_loss, minimax.g_loss))
+    (notice,) = notices()
+    assert "no longer" in notice
+
+
+def test_no_more_programs_than_a_few(notices):
+    """A new lambda in every call would be compiled in every call."""
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=1, backward=Compiled())
+    compiled.backward._programs.update({n: None for n in range(8)})
+    world.call(compiled, d_loss=lambda D, real, fake: minimax.d_loss(D, real, fake))
+    (notice,) = notices()
+    assert "construction" in notice
