@@ -10,6 +10,7 @@ from torch import Tensor
 from . import guards
 from .arguments import Arguments, cut, tensors_in
 from .operators import twice_differentiable
+from .precision import Factor, Precision
 from .reach import now, reach
 from .swap import Swap, UnrolledParameter
 
@@ -48,12 +49,14 @@ class Evaluator:
         owned: the live parameters that the optimizer moves.
         swap: puts tensors into D.
         kwargs: for every loss.
+        precision: the caller's autocast.
     """
 
     discriminator: Any
     owned: list[Tensor]
     swap: Swap
     kwargs: dict[str, Any]
+    precision: Precision
 
     def __post_init__(self) -> None:
         self._start = now()
@@ -87,7 +90,7 @@ class Evaluator:
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:
-            with guards.unrolling(), self._operators:
+            with guards.unrolling(), self._operators, self.precision.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except RuntimeError as error:
             given = {
@@ -107,11 +110,14 @@ def differentiate(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     grad_outputs: Sequence[Tensor] | None = None,
+    factor: Factor | None = None,
     **options: Any,
 ) -> list[Tensor | None]:
     """``autograd.grad`` with None for inputs that are not reached, and the causes of its errors named."""
     if not (outputs and inputs):
         return [None] * len(inputs)
+    if factor is not None:
+        return factor.differentiate(differentiate, name, outputs, inputs, grad_outputs, **options)
     try:
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
     except RuntimeError as error:
@@ -121,10 +127,12 @@ def differentiate(
                 "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with "
                 "fill_(). Make a new tensor instead, such as torch.full_like"
             )
-        elif "not implemented" in text or "differentiate twice" in text:
+        elif "use_reentrant=True" in text:
+            cause = "it calls torch.utils.checkpoint with use_reentrant=True. Pass use_reentrant=False"
+        elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = (
                 "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the "
-                "operator, or pass stop_gradient=True for the first term alone"
+                "operator, pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
             )
         else:
             raise

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .alone import alone
 from .arguments import tensors_in
 from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, one_element
 from .objectives import minimax
+from .precision import Precision
 from .result import hand_over
 from .rules.from_torch import read, rule_of
+from .runtime import refuse_inference_mode, runtime
 from .swap import Swap, UnrolledParameter, all_modules, all_parameters
 from .unroll import Point, Unroll
 
@@ -128,26 +131,31 @@ class UnrolledGeneratorLoss:
             ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
                 scalar; or what the constructor raises, for objects that have changed since.
         """
+        refuse_inference_mode()
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
         steps, inner_batch = self.plan(batch, steps, resample)
-        modules, optimizers, owned = self.parts()
-        swap = Swap(modules, owned)
-        if steps == 0:
-            return self._plain(g_loss, swap, owned, batch, kwargs)
-        with swap:
-            unroll = Unroll(
-                Evaluator(self.discriminator, owned, swap, kwargs),
-                d_loss,
-                g_loss,
-                inner_batch,
-                batch,
-                self.grad_transform,
-                self.param_transform,
-                differentiate=torch.is_grad_enabled(),
-                stop_gradient=self.stop_gradient,
-            )
-            start = Point(read(optimizers, owned), swap.originals())
-            value = sweep(unroll, start, steps, self.average, self.backward)
+        with alone(all_modules(_modules(self.discriminator))):
+            modules, optimizers, owned = self.parts()
+            swap, compiled = Swap(modules, owned), not self.backward.twice
+            if steps == 0:
+                with runtime(swap, (g_loss,), twice=False, compiled=compiled):
+                    return self._plain(g_loss, swap, owned, batch, kwargs)
+            differentiate, precision = torch.is_grad_enabled(), Precision(owned)
+            twice = differentiate and not self.stop_gradient and self.backward.twice
+            with runtime(swap, (d_loss, g_loss), twice, compiled), precision.outside():
+                unroll = Unroll(
+                    Evaluator(self.discriminator, owned, swap, kwargs, precision),
+                    d_loss,
+                    g_loss,
+                    precision.within(inner_batch),
+                    batch,
+                    self.grad_transform,
+                    self.param_transform,
+                    differentiate,
+                    self.stop_gradient,
+                )
+                start = Point(read(optimizers, owned), swap.originals())
+                value = sweep(unroll, start, steps, self.average, self.backward)
         _check_finite(unroll.d_losses, value)
         if not unroll.differentiate:
             return value
@@ -171,9 +179,8 @@ class UnrolledGeneratorLoss:
         self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients and buffers out of it."""
-        with swap:
-            swap.put([UnrolledParameter(p) for p in owned], swap.originals())
-            return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
+        swap.put([UnrolledParameter(p) for p in owned], swap.originals())
+        return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """The plain optimizers, as the user's objects are now."""

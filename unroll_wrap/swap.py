@@ -120,12 +120,18 @@ class Swap:
         """
         for container, key, i in self._param_slots:
             container[key] = params[i]
-        clones = [
-            nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
-            for b in buffers
-        ]
+        clones = copies(buffers)
         for container, key, i in self._buffer_slots:
             container[key] = clones[i]
+
+    def params(self) -> list[Tensor]:
+        """What the moving parameters are now."""
+        now = {i: container[key] for container, key, i in self._param_slots}
+        return [now[i] for i in range(len(now))]
+
+    def holds(self, params: Sequence[Tensor]) -> bool:
+        """Whether D has these very parameters in it."""
+        return all(container[key] is params[i] for container, key, i in self._param_slots)
 
     def buffers(self) -> tuple[Tensor, ...]:
         """What the buffers are now, after a loss has run."""
@@ -133,6 +139,14 @@ class Swap:
         for container, key, i in self._buffer_slots:
             now[i] = container[key]
         return tuple(now)
+
+
+def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors of the same kinds with the same content."""
+    return [
+        nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
+        for b in buffers
+    ]
 
 
 def _lists(module: nn.Module) -> list[tuple[str, list[Any], list[Any]]]:

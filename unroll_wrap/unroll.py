@@ -130,7 +130,7 @@ class Unroll:
         name, loss, params = evaluation.name, evaluation.loss, evaluation.params
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
-        found = differentiate(name, [loss], [*params, *also], **options)
+        found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.precision.first, **options)
         grads = found[: len(params)]
         if all(g is None for g in grads):
             raise ValueError(
@@ -161,7 +161,14 @@ class Unroll:
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         self.evaluate.swap.put(evaluation.params, step.start.buffers)
         keep = evaluation.captured or bool(evaluation.outside)
-        found = differentiate(evaluation.name, outputs, [*inner, *evaluation.outer], bars, retain_graph=keep)
+        found = differentiate(
+            evaluation.name,
+            outputs,
+            [*inner, *evaluation.outer],
+            bars,
+            factor=self.evaluate.precision.second,
+            retain_graph=keep,
+        )
         self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[len(inner) :]) or evaluation.captured
         if evaluation.captured and outputs:
             with torch.enable_grad():
@@ -178,7 +185,8 @@ class Unroll:
             return value.detach(), cotangent
         params = [] if self.stop_gradient else evaluation.params
         keep = evaluation.captured or bool(evaluation.outside)
-        found = differentiate("g_loss", [value], [*params, *evaluation.outer], retain_graph=keep)
+        factor = self.evaluate.precision.first
+        found = differentiate("g_loss", [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)
         n = len(params)
         self.sensitivity.add(evaluation, found[n:])
         self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured

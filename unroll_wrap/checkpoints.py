@@ -1,0 +1,69 @@
+"""``torch.utils.checkpoint`` inside D: what it runs again, it runs with the tensors of the step it belongs to.
+
+A checkpointed part of the forward pass is run again whenever a backward pass comes by. Of a loss that captures ``fake``
+that is after the call, in the user's own ``backward()``, when D holds its live tensors again: the gradient would be
+silently another one, and D's buffers would move.
+"""
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.utils.checkpoint as torch_checkpoint
+
+from .settings import Setting
+from .swap import Swap, copies
+
+
+class _Current(threading.local):
+    swap: Swap | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def in_place(swap: Swap) -> Iterator[None]:
+    """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then."""
+    before, _current.swap = _current.swap, swap
+    try:
+        with _frames:
+            yield
+    finally:
+        _current.swap = before
+
+
+def _watch_frames() -> Callable[[], Any]:
+    # Torch has no public way to reach what a checkpoint runs again.
+    original = torch_checkpoint._CheckpointFrame
+
+    class Frame(original):
+        def __init__(self, recompute_fn: Callable[..., None], *rest: Any, **named: Any) -> None:
+            swap = _current.swap
+            super().__init__(recompute_fn if swap is None else _again(recompute_fn, swap), *rest, **named)
+
+    torch_checkpoint._CheckpointFrame = Frame
+    return lambda: setattr(torch_checkpoint, "_CheckpointFrame", original)
+
+
+def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
+    """The first time as in a real step, where running again moves the buffers once more; later as the first time."""
+    params, buffers = swap.params(), copies(swap.buffers())
+    ran = False
+
+    def run(*args: Any) -> None:
+        nonlocal ran, buffers
+        first, ran = not ran, True
+        if first and swap.holds(params):
+            buffers = copies(swap.buffers())
+            return function(*args)
+        with copy.copy(swap) as inside:
+            inside.put(params, buffers)
+            function(*args)
+
+    return run
+
+
+_frames = Setting(_watch_frames)
