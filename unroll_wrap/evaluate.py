@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
+from .autocast import Autocast, Factor
 from .operators import twice_differentiable
-from .precision import Factor, Precision
 from .reach import now, reach
 from .swap import Swap, UnrolledParameter
 
@@ -49,14 +49,14 @@ class Evaluator:
         owned: the live parameters that the optimizer moves.
         swap: puts tensors into D.
         kwargs: for every loss.
-        precision: the caller's autocast.
+        autocast: the caller's autocast.
     """
 
     discriminator: Any
     owned: list[Tensor]
     swap: Swap
     kwargs: dict[str, Any]
-    precision: Precision
+    autocast: Autocast
 
     def __post_init__(self) -> None:
         self._start = now()
@@ -90,7 +90,7 @@ class Evaluator:
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:
-            with guards.unrolling(), self._operators, self.precision.inside():
+            with guards.unrolling(), self._operators, self.autocast.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except RuntimeError as error:
             given = {

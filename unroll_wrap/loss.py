@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .alone import alone
 from .arguments import tensors_in
+from .autocast import Autocast
 from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, one_element
 from .objectives import minimax
-from .precision import Precision
 from .result import hand_over
 from .rules.from_torch import read, rule_of
 from .runtime import refuse_inference_mode, runtime
@@ -140,14 +140,14 @@ class UnrolledGeneratorLoss:
             if steps == 0:
                 with runtime(swap, (g_loss,), twice=False, compiled=compiled):
                     return self._plain(g_loss, swap, owned, batch, kwargs)
-            differentiate, precision = torch.is_grad_enabled(), Precision(owned)
+            differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             twice = differentiate and not self.stop_gradient and self.backward.twice
-            with runtime(swap, (d_loss, g_loss), twice, compiled), precision.outside():
+            with runtime(swap, (d_loss, g_loss), twice, compiled), autocast.outside():
                 unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, precision),
+                    Evaluator(self.discriminator, owned, swap, kwargs, autocast),
                     d_loss,
                     g_loss,
-                    precision.within(inner_batch),
+                    autocast.within(inner_batch),
                     batch,
                     self.grad_transform,
                     self.param_transform,

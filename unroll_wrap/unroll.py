@@ -130,7 +130,7 @@ class Unroll:
         name, loss, params = evaluation.name, evaluation.loss, evaluation.params
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
-        found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.precision.first, **options)
+        found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
         grads = found[: len(params)]
         if all(g is None for g in grads):
             raise ValueError(
@@ -166,7 +166,7 @@ class Unroll:
             outputs,
             [*inner, *evaluation.outer],
             bars,
-            factor=self.evaluate.precision.second,
+            factor=self.evaluate.autocast.second,
             retain_graph=keep,
         )
         self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[len(inner) :]) or evaluation.captured
@@ -185,7 +185,7 @@ class Unroll:
             return value.detach(), cotangent
         params = [] if self.stop_gradient else evaluation.params
         keep = evaluation.captured or bool(evaluation.outside)
-        factor = self.evaluate.precision.first
+        factor = self.evaluate.autocast.first
         found = differentiate("g_loss", [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)
         n = len(params)
         self.sensitivity.add(evaluation, found[n:])

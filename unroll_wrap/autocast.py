@@ -14,7 +14,7 @@ from torch import Tensor
 Differentiate = Callable[..., list[Tensor | None]]
 
 
-class Precision:
+class Autocast:
     """The caller's autocast, as it is at the call.
 
     Attributes:
