@@ -178,8 +178,8 @@ class UnrolledGeneratorLoss:
     def _plain(
         self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients and buffers out of it."""
-        swap.put([UnrolledParameter(p) for p in owned], swap.originals())
+        """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients, values and buffers out of it."""
+        swap.put([UnrolledParameter(p.detach().clone()) for p in owned], swap.originals())
         return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
