@@ -14,6 +14,7 @@ from worlds import (
     double,
     mlp_module,
     non_saturating_d,
+    non_saturating_g,
     plain,
     points,
     problem,
@@ -21,7 +22,17 @@ from worlds import (
     softplus,
 )
 
-__all__ = ["PROBLEMS", "World", "double", "points", "small_generator", "softplus"]
+__all__ = [
+    "PROBLEMS",
+    "World",
+    "double",
+    "mlp_module",
+    "non_saturating_d",
+    "non_saturating_g",
+    "points",
+    "small_generator",
+    "softplus",
+]
 
 
 @problem()

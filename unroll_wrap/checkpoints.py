@@ -8,10 +8,11 @@ silently another one, and D's buffers would move.
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch.utils.checkpoint as torch_checkpoint
+from torch.autograd.graph import disable_saved_tensors_hooks
 
 from .settings import Setting
 from .swap import Swap, copies
@@ -29,10 +30,17 @@ def in_place(swap: Swap) -> Iterator[None]:
     """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then."""
     before, _current.swap = _current.swap, swap
     try:
-        with _frames:
+        with _frames if hasattr(torch_checkpoint, "_CheckpointFrame") else _refused():
             yield
     finally:
         _current.swap = before
+
+
+def _refused() -> AbstractContextManager[object]:
+    return disable_saved_tensors_hooks(
+        "This version of torch checkpoints in a way that an unroll does not know. Switch checkpointing, and other "
+        "hooks on saved tensors, off while unroll_wrap.is_unrolling()."
+    )
 
 
 def _watch_frames() -> Callable[[], Any]:

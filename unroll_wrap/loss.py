@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .alone import alone
 from .arguments import tensors_in
@@ -98,6 +99,12 @@ class UnrolledGeneratorLoss:
             _count(steps)
         modules = all_modules(_modules(discriminator))
         params = all_parameters(modules)
+        lazy = [m for m in modules if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+        if lazy:
+            raise ValueError(
+                f"{len(lazy)} lazy modules of the discriminator, {type(lazy[0]).__name__} among them, have no tensors "
+                "yet. Run it once on a batch before."
+            )
         trained = [p for p in params if p.requires_grad]
         self._frozen = {id(p) for p in params if not p.requires_grad} if trained else set[int]()
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)

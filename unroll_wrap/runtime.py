@@ -89,7 +89,7 @@ def _is_compiled(thing: Any) -> bool:
     if isinstance(thing, nn.Module):
         own = vars(thing)
         return (
-            "_orig_mod" in thing._modules
+            isinstance(thing, sys.modules["torch._dynamo"].OptimizedModule)
             or own.get("_compiled_call_impl") is not None
             or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
         )
