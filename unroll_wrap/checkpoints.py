@@ -7,7 +7,7 @@ silently another one, and D's buffers would move.
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ class _Current(threading.local):
 
 
 _current = _Current()
+# Torch has no public way to reach what a checkpoint runs again.
+_PARTS = ("_CheckpointFrame", "CheckpointFunction")
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def in_place(swap: Swap) -> Iterator[None]:
     """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then."""
     before, _current.swap = _current.swap, swap
     try:
-        with _frames if hasattr(torch_checkpoint, "_CheckpointFrame") else _refused():
+        with _watched if all(hasattr(torch_checkpoint, name) for name in _PARTS) else _refused():
             yield
     finally:
         _current.swap = before
@@ -43,17 +45,31 @@ def _refused() -> AbstractContextManager[object]:
     )
 
 
-def _watch_frames() -> Callable[[], Any]:
-    # Torch has no public way to reach what a checkpoint runs again.
-    original = torch_checkpoint._CheckpointFrame
+def _watch() -> Callable[[], Any]:
+    originals = [getattr(torch_checkpoint, name) for name in _PARTS]
+    frame, reentrant = originals
 
-    class Frame(original):
+    class Frame(frame):
         def __init__(self, recompute_fn: Callable[..., None], *rest: Any, **named: Any) -> None:
             swap = _current.swap
             super().__init__(recompute_fn if swap is None else _again(recompute_fn, swap), *rest, **named)
 
-    torch_checkpoint._CheckpointFrame = Frame
-    return lambda: setattr(torch_checkpoint, "_CheckpointFrame", original)
+    class Reentrant(reentrant):
+        @classmethod
+        def apply(cls, *args: Any, **kwargs: Any) -> Any:
+            if _current.swap is None:
+                return reentrant.apply(*args, **kwargs)
+            raise RuntimeError(
+                "A loss calls torch.utils.checkpoint with use_reentrant=True, which hides parameters from the "
+                "gradients that an unroll takes. Pass use_reentrant=False."
+            )
+
+    def put(parts: Sequence[Any]) -> None:
+        for name, part in zip(_PARTS, parts, strict=True):
+            setattr(torch_checkpoint, name, part)
+
+    put([Frame, Reentrant])
+    return lambda: put(originals)
 
 
 def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
@@ -74,4 +90,4 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
     return run
 
 
-_frames = Setting(_watch_frames)
+_watched = Setting(_watch)

@@ -127,8 +127,6 @@ def differentiate(
                 "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with "
                 "fill_(). Make a new tensor instead, such as torch.full_like"
             )
-        elif "use_reentrant=True" in text:
-            cause = "it calls torch.utils.checkpoint with use_reentrant=True. Pass use_reentrant=False"
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = (
                 "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the "

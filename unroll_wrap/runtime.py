@@ -62,15 +62,17 @@ def refuse_inference_mode() -> None:
 
 
 @contextmanager
-def _no_reducer(module: Any) -> Iterator[None]:
-    """Forward passes that neither wait for a backward of the live parameters nor broadcast buffers."""
-    before = module.require_forward_param_sync
-    module.require_forward_param_sync = False
+def _no_reducer(wrapper: Any) -> Iterator[None]:
+    """Passes that go to the module inside: no reducer waits for a backward, or takes this one for the user's."""
+    own = vars(wrapper)
+    before = own.get("forward")
+    own["forward"] = lambda *args, **kwargs: wrapper.module(*args, **kwargs)
     try:
-        with module.no_sync():
-            yield
+        yield
     finally:
-        module.require_forward_param_sync = before
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
 
 
 def _notice(objects: Sequence[Any]) -> None:
