@@ -209,3 +209,52 @@ def shared_with_the_generator(factory):
 def shared_and_owned_by_the_generator(factory):
     """The generator's optimizer moves it: live in D, with both gradients."""
     return sharing(factory, "generator")
+
+
+@problem(chain=True)
+def plain_attributes(factory):
+    """State that nobody registered: a tensor written in place, another assigned anew, features and a count kept."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.last = nn.Linear(2, 5), nn.Linear(5, 1)
+            self.mean, self.size = torch.zeros(2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+            self.features, self.kept, self.calls = None, [], 0
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.mean.mul_(0.7).add_(0.3 * x.mean(0))
+                self.size = 0.9 * self.size + 0.1 * x.norm()
+            self.calls += 1
+            self.features = torch.tanh(self.body(x - self.mean))
+            self.kept = [self.features]
+            return self.last(self.features) / (self.size + 0.01 * self.calls)
+
+    world = plain(Net(), factory)
+
+    def forget():
+        world.discriminator.features, world.discriminator.kept = None, []
+
+    world.before_call = forget
+    return world
+
+
+@problem()
+def initialised_by_a_flag(factory):
+    """Scaled by its first batch, as a Python flag tells; the first batch comes in the unroll."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.body, self.ready = nn.Parameter(torch.ones(2)), mlp_module(), False
+
+        def forward(self, x):
+            if not self.ready:
+                self.scale.data = 1 / (x.std(0) + 1e-6)
+                self.ready = True
+            return self.body(x * self.scale)
+
+    world = plain(Net(), factory)
+    world.before_call = lambda: setattr(world.discriminator, "ready", False)
+    return world

@@ -258,6 +258,16 @@ def test_what_is_no_discriminator(discriminator):
     refused(world, act, "discriminator", "module")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("script", [torch.jit.script, lambda D: torch.jit.trace(D, torch.zeros(6, 2).double())])
+def test_a_scripted_discriminator(script):
+    """Its parameters are outside Python; the message says what to pass instead."""
+    world = warm_world()
+    scripted = script(world.discriminator)
+    optimizer = torch.optim.Adam(scripted.parameters(), lr=0.1)
+    refused(world, lambda: UnrolledGeneratorLoss(scripted, optimizer, steps=1), "script", "Pass the module")
+
+
 def test_a_spec_that_makes_no_optimizer():
     """What it returned is named."""
     world = warm_world()

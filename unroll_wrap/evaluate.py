@@ -97,7 +97,7 @@ class Evaluator:
                 (t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()
             }
             own = {(p.device.type, p.dtype) for p in self.owned}
-            if given <= own:
+            if given <= own or self.autocast.active:
                 raise
             raise ValueError(
                 f"{name} failed, and its batch is on {_places(given)} while the discriminator is on {_places(own)}. "

@@ -99,7 +99,14 @@ class UnrolledGeneratorLoss:
             _count(steps)
         modules = all_modules(_modules(discriminator))
         params = all_parameters(modules)
-        lazy = [m for m in modules if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+        scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
+        if scripted:
+            raise TypeError(
+                f"{type(scripted[0]).__name__} holds its parameters outside Python, where nothing can stand in for "
+                "them. Pass the module that it was scripted or traced from."
+            )
+        lazy: list[Any] = [m for m in modules if isinstance(m, LazyModuleMixin)]
+        lazy = [m for m in lazy if m.has_uninitialized_params()]
         if lazy:
             raise ValueError(
                 f"{len(lazy)} lazy modules of the discriminator, {type(lazy[0]).__name__} among them, have no tensors "

@@ -37,11 +37,21 @@ class UnrolledParameter(nn.Parameter):
     def requires_grad(self, value: bool) -> None:
         pass
 
+    @property
+    def data(self) -> Tensor:
+        """The values, outside autograd."""
+        return super().data
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        # The optimizer's part of the step reads the memory that this is a leaf over.
+        super().data.copy_(value)
+
 
 class Swap:
     """Where the moving tensors of some modules live, and how those modules looked before.
 
-    A context: on leaving it, every parameter, buffer, tensor attribute, list entry and flag is the object it was.
+    A context: on leaving it, every parameter, buffer, attribute, flag and entry of a list of tensors is what it was.
 
     Args:
         modules: all modules that hold the tensors, submodules included.
@@ -70,10 +80,13 @@ class Swap:
             for name, b in module._buffers.items():
                 if b is not None:
                     self._carry(module._buffers, name, b, carried)
-            for value in vars(module).values():
+            for name, value in vars(module).items():
                 # RNNs call their kernels with a list of their parameters.
                 if isinstance(value, list):
                     self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
+                elif isinstance(value, Tensor) and value.is_leaf and not value.requires_grad:
+                    # A buffer that nobody registered.
+                    self._carry(vars(module), name, value, carried)
 
     def _carry(self, container: dict[str, Any], name: str, tensor: Tensor, carried: dict[int, int]) -> None:
         if id(tensor) not in carried:
@@ -83,27 +96,18 @@ class Swap:
 
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
-        self._before = [
-            (m, dict(vars(m)), _lists(m), dict(m._parameters), dict(m._buffers), m.training) for m in self.modules
-        ]
+        self._before = [(m, dict(vars(m)), _lists(m), dict(m._parameters), dict(m._buffers)) for m in self.modules]
         self._flags = [(p, p.requires_grad) for p in self._live]
         return self
 
     def __exit__(self, *_: object) -> None:
         """Put every original back where it was."""
-        for module, attributes, lists, params, buffers, training in self._before:
+        for module, attributes, lists, params, buffers in self._before:
             _refill(module._parameters, params)
             _refill(module._buffers, buffers)
-            module.training = training
-            # Legacy weight_norm and spectral_norm leave `weight`, with its graph, as a plain attribute.
-            now = vars(module)
-            changed = [n for n, v in now.items() if v is not attributes.get(n) and isinstance(v, Tensor)]
-            for name in changed:
-                del now[name]
-            now.update((n, v) for n, v in attributes.items() if now.get(n) is not v and isinstance(v, Tensor))
-            for name, values, items in lists:
+            _restore(vars(module), attributes)
+            for values, items in lists:
                 values[:] = items
-                now[name] = values
         for p, flag in self._flags:
             p.requires_grad_(flag)
         del self._before, self._flags
@@ -137,7 +141,8 @@ class Swap:
         """What the buffers are now, after a loss has run."""
         now = list(self._originals)
         for container, key, i in self._buffer_slots:
-            now[i] = container[key]
+            if isinstance(value := container.get(key), Tensor):
+                now[i] = value
         return tuple(now)
 
 
@@ -149,10 +154,20 @@ def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
     ]
 
 
-def _lists(module: nn.Module) -> list[tuple[str, list[Any], list[Any]]]:
+def _lists(module: nn.Module) -> list[tuple[list[Any], list[Any]]]:
     """Lists of tensors, or of weak references to them, with their items."""
-    found = [(n, v) for n, v in vars(module).items() if isinstance(v, list) and v]
-    return [(n, v, list(v)) for n, v in found if isinstance(v[0], (Tensor, weakref.ref))]
+    found = [v for v in vars(module).values() if isinstance(v, list) and v]
+    return [(v, list(v)) for v in found if isinstance(v[0], (Tensor, weakref.ref))]
+
+
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """All that a forward pass leaves on its module: hidden features, a weight that a legacy norm made, a flag, a count.
+
+    A layer that initialises itself from its first batch notes that it has, and here it has not.
+    """
+    for name in [n for n in now if n not in before]:
+        del now[name]
+    now.update(before)
 
 
 def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:
