@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import torch.utils.checkpoint as checkpoints
 from checks import assert_exact, call, distance, expected_of, gradient_of, warm_world
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
@@ -44,28 +45,48 @@ def meeting(loss, barrier):
     return met
 
 
-@pytest.mark.parametrize("names", [("mlp", "attention"), ("lstm", "weight_norm_legacy"), ("checkpointed", "attention")])
-def test_two_models_at_once(names):
-    """Each as exact as alone, step by step beside the other; settings are put back by the last one."""
-    barrier = threading.Barrier(2)
-    expected, worlds = [expected_of(n, "adam", STEPS) for n in names], [warm_world(n) for n in names]
-    kernels = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cudnn.enabled
-    lock = threading.Lock()
+def at_once(worlds):
+    """Loss and gradient of a call on each world, all in threads of their own, evaluation beside evaluation."""
+    barrier, lock = threading.Barrier(len(worlds)), threading.Lock()
 
     def work(world):
-        unrolled, loss = unrolled_of(world, steps=STEPS), world.d_loss
         with lock:
             batch = world.batch()
-        loss = unrolled(*batch, d_loss=meeting(loss, barrier), g_loss=meeting(world.g_loss, barrier))
+        unrolled = unrolled_of(world, steps=STEPS)
+        loss = unrolled(*batch, d_loss=meeting(world.d_loss, barrier), g_loss=meeting(world.g_loss, barrier))
         return loss, gradient_of(loss, world)
 
-    for thread, one, world in zip([Thread(lambda w=w: work(w)) for w in worlds], expected, worlds, strict=True):
-        loss, gradient = thread.get()
-        if "checkpointed" in names:
-            continue  # its masks are drawn from the stream that both share: see the next test
-        assert_exact(loss, world, one)
-        assert distance(gradient, one) < 1e-7
-    assert kernels == (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cudnn.enabled)
+    return [thread.get() for thread in [Thread(lambda w=w: work(w)) for w in worlds]]
+
+
+def settings():
+    return torch.backends.cuda.flash_sdp_enabled(), torch.backends.cudnn.enabled, checkpoints._CheckpointFrame
+
+
+@pytest.mark.parametrize("names", [("mlp", "attention"), ("lstm", "weight_norm_legacy")])
+def test_two_models_at_once(names):
+    """Each as exact as alone, and what the first has set the last one puts back."""
+    before = settings()
+    worlds = [warm_world(n) for n in names]
+    for (loss, gradient), name, world in zip(at_once(worlds), names, worlds, strict=True):
+        expected = expected_of(name, "adam", STEPS)
+        assert_exact(loss, world, expected)
+        assert distance(gradient, expected) < 1e-7
+    assert settings() == before
+
+
+def test_checkpointed_parts_of_two_models_at_once():
+    """Each runs again with its own tensors. Without masks, which would be drawn from the stream that both share."""
+    worlds = [warm_world("checkpointed"), warm_world("checkpointed")]
+    for world in worlds:
+        world.discriminator.first[3].p = 0.0
+    with torch.no_grad():
+        worlds[1].discriminator.last.weight.mul_(2)
+    alone = [call(world, unrolled_of(world, steps=STEPS)) for world in worlds]
+    assert alone[0] != alone[1]
+    for one, (loss, gradient), world in zip(alone, at_once(worlds), worlds, strict=True):
+        assert loss == one
+        assert all(torch.equal(a, b) for a, b in zip(gradient, gradient_of(one, world), strict=True))
 
 
 @pytest.mark.parametrize("steps", [0, 1, STEPS])
