@@ -160,8 +160,8 @@ RUNTIME = [
     Row(
         "GradScaler",
         EXACT,
-        "Scale the result as you scale any loss. A float16 graph gets a factor of its own inside, lowered where it "
-        "overflows, and the gradient of a 16-bit fake is summed in float32.",
+        "Scale the result as you scale any loss. With autocast around the call, a float16 graph gets a factor of its "
+        "own inside, lowered where it overflows, and the gradient of a 16-bit fake is summed in float32.",
         (
             "test_autocast.py::test_float16_with_a_grad_scaler",
             "test_autocast.py::test_a_factor_that_overflows_is_lowered",
@@ -191,6 +191,8 @@ RUNTIME = [
         "What runs again does so with the tensors of its step, in your own `backward()` too.",
         (
             "checkpointed",
+            "checkpointed_attention",
+            "checkpointed_weight_norm",
             "test_checkpoint.py::test_what_runs_again_in_the_users_backward_moves_nothing",
             "test_checkpoint.py::test_without_this_it_is_silently_wrong",
         ),

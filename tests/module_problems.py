@@ -171,6 +171,32 @@ def checkpointed(factory):
     return plain(Net(), factory)
 
 
+class Checkpointed(nn.Module):
+    """The same net, all of whose forward pass runs again."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return checkpoint(self.inside, x, use_reentrant=False)
+
+
+@problem()
+def checkpointed_attention(factory):
+    """The kernel is chosen again when it runs again, in the user's own backward as well."""
+    return plain(Checkpointed(OverCoordinates(Fused())), factory)
+
+
+@problem()
+def checkpointed_weight_norm(factory):
+    """So is the operator that has a right second derivative."""
+    return plain(
+        Checkpointed(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 5)), nn.Tanh(), nn.Linear(5, 1))),
+        factory,
+    )
+
+
 def sharing(factory, owner):
     """An embedding that the generator starts from and the discriminator compares with, owned by one optimizer."""
 

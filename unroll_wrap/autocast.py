@@ -24,8 +24,9 @@ class Autocast:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        devices = {"cpu", *(t.device.type for t in tensors)}
-        self._dtypes = {d: torch.get_autocast_dtype(d) for d in sorted(devices) if torch.is_autocast_enabled(d)}
+        devices = sorted({"cpu", *(t.device.type for t in tensors)})
+        enabled = [d for d in devices if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d)]
+        self._dtypes = {d: torch.get_autocast_dtype(d) for d in enabled}
         self.active = bool(self._dtypes)
         half = torch.float16 in self._dtypes.values()
         self.first, self.second = (Factor(2.0**16), Factor(2.0**40)) if half else (None, None)

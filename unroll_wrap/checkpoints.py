@@ -8,18 +8,21 @@ silently another one, and D's buffers would move.
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch.utils.checkpoint as torch_checkpoint
 from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.overrides import _get_current_function_mode_stack
 
+from . import guards
 from .settings import Setting
 from .swap import Swap, copies
 
 
 class _Current(threading.local):
     swap: Swap | None = None
+    settings: Sequence[Setting] = ()
 
 
 _current = _Current()
@@ -28,14 +31,20 @@ _PARTS = ("_CheckpointFrame", "CheckpointFunction")
 
 
 @contextmanager
-def in_place(swap: Swap) -> Iterator[None]:
-    """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then."""
-    before, _current.swap = _current.swap, swap
+def in_place(swap: Swap, settings: Sequence[Setting]) -> Iterator[None]:
+    """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then.
+
+    Args:
+        swap: of this call.
+        settings: of this call, which hold again then.
+    """
+    before = _current.swap, _current.settings
+    _current.swap, _current.settings = swap, settings
     try:
         with _watched if all(hasattr(torch_checkpoint, name) for name in _PARTS) else _refused():
             yield
     finally:
-        _current.swap = before
+        _current.swap, _current.settings = before
 
 
 def _refused() -> AbstractContextManager[object]:
@@ -75,19 +84,33 @@ def _watch() -> Callable[[], Any]:
 def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
     """The first time as in a real step, where running again moves the buffers once more; later as the first time."""
     params, buffers = swap.params(), copies(swap.buffers())
+    around = [*_current.settings, *_own_modes()]
+    unrolling = guards.is_unrolling()
     ran = False
 
     def run(*args: Any) -> None:
         nonlocal ran, buffers
         first, ran = not ran, True
-        if first and swap.holds(params):
-            buffers = copies(swap.buffers())
-            return function(*args)
-        with copy.copy(swap) as inside:
-            inside.put(params, buffers)
+        with ExitStack() as stack:
+            if unrolling:
+                stack.enter_context(guards.unrolling())
+            active = _own_modes()
+            for context in around:
+                if context not in active:
+                    stack.enter_context(context)
+            if first and swap.holds(params):
+                buffers = copies(swap.buffers())
+            else:
+                stack.enter_context(copy.copy(swap)).put(params, buffers)
             function(*args)
 
     return run
+
+
+def _own_modes() -> list[Any]:
+    """The replacements of operators that are in force: their graph has to come out the same."""
+    own = __name__.split(".")[0]
+    return [m for m in _get_current_function_mode_stack() if type(m).__module__.split(".")[0] == own]
 
 
 _watched = Setting(_watch)

@@ -29,18 +29,21 @@ def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> I
         twice: whether gradients of D's are differentiated again, which fused attention and cuDNN's RNNs cannot be.
         compiled: whether what torch.compile made of D may run. It has no second derivative, in some versions silently.
     """
+    settings = []
+    if twice:
+        settings.append(math_attention)
+        if any(isinstance(m, nn.RNNBase) for m in swap.modules):
+            settings.append(no_cudnn)
+    if not compiled and "torch._dynamo" in sys.modules:
+        _notice([*swap.modules, *losses])
+        settings.append(eager)
+    if parametrize._cache_enabled:
+        settings.append(no_parametrization_cache)
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(in_place(swap))
-        if twice:
-            enter(math_attention)
-            if any(isinstance(m, nn.RNNBase) for m in swap.modules):
-                enter(no_cudnn)
-        if not compiled and "torch._dynamo" in sys.modules:
-            _notice([*swap.modules, *losses])
-            enter(eager)
-        if parametrize._cache_enabled:
-            enter(no_parametrization_cache)
+        for setting in settings:
+            enter(setting)
+        enter(in_place(swap, settings))
         for module in swap.modules:
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 enter(_no_reducer(module))
