@@ -25,8 +25,7 @@ class Autocast:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         devices = sorted({"cpu", *(t.device.type for t in tensors)})
-        enabled = [d for d in devices if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d)]
-        self._dtypes = {d: torch.get_autocast_dtype(d) for d in enabled}
+        self._dtypes = {d: torch.get_autocast_dtype(d) for d in devices if _is_on(d)}
         self.active = bool(self._dtypes)
         half = torch.float16 in self._dtypes.values()
         self.first, self.second = (Factor(2.0**16), Factor(2.0**40)) if half else (None, None)
@@ -51,6 +50,12 @@ class Autocast:
                 return function(*args)
 
         return run
+
+
+def _is_on(device: str) -> bool:
+    # Of a device without autocast it must not be asked whether it is on.
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 class Factor:

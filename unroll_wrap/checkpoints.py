@@ -9,6 +9,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch.utils.checkpoint as torch_checkpoint
@@ -55,9 +56,18 @@ def _refused() -> AbstractContextManager[object]:
 
 
 def _watch() -> Callable[[], Any]:
-    originals = [getattr(torch_checkpoint, name) for name in _PARTS]
-    frame, reentrant = originals
+    originals = tuple(getattr(torch_checkpoint, name) for name in _PARTS)
 
+    def put(parts: Sequence[Any]) -> None:
+        for name, part in zip(_PARTS, parts, strict=True):
+            setattr(torch_checkpoint, name, part)
+
+    put(_watched_parts(*originals))
+    return lambda: put(originals)
+
+
+@cache
+def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
     class Frame(frame):
         def __init__(self, recompute_fn: Callable[..., None], *rest: Any, **named: Any) -> None:
             swap = _current.swap
@@ -73,12 +83,7 @@ def _watch() -> Callable[[], Any]:
                 "gradients that an unroll takes. Pass use_reentrant=False."
             )
 
-    def put(parts: Sequence[Any]) -> None:
-        for name, part in zip(_PARTS, parts, strict=True):
-            setattr(torch_checkpoint, name, part)
-
-    put([Frame, Reentrant])
-    return lambda: put(originals)
+    return Frame, Reentrant
 
 
 def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:

@@ -79,10 +79,9 @@ def _no_reducer(wrapper: Any) -> Iterator[None]:
 
 
 def _notice(objects: Sequence[Any]) -> None:
-    for thing in objects:
-        thing = getattr(thing, "__func__", thing)
-        if _is_compiled(thing) and thing not in _noticed:
-            _noticed.add(thing)
+    for thing in filter(_is_compiled, objects):
+        if (known := getattr(thing, "__func__", thing)) not in _noticed:
+            _noticed.add(known)
             logger.info(
                 "%s is compiled. An unroll runs it eagerly, because compiled code has no second derivative; nothing is "
                 "compiled again.",
@@ -91,11 +90,11 @@ def _notice(objects: Sequence[Any]) -> None:
 
 
 def _is_compiled(thing: Any) -> bool:
-    if isinstance(thing, nn.Module):
-        own = vars(thing)
-        return (
-            isinstance(thing, sys.modules["torch._dynamo"].OptimizedModule)
-            or own.get("_compiled_call_impl") is not None
-            or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
-        )
-    return hasattr(thing, "_torchdynamo_orig_callable")
+    if not isinstance(thing, nn.Module):
+        return hasattr(thing, "_torchdynamo_orig_callable")
+    own = vars(thing)
+    return (
+        isinstance(thing, sys.modules["torch._dynamo"].OptimizedModule)
+        or own.get("_compiled_call_impl") is not None
+        or ("forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"))
+    )
