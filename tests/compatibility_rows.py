@@ -180,9 +180,9 @@ RUNTIME = [
         "Runs eagerly inside, since compiled code has no second derivative: one notice at INFO level, nothing compiled "
         "again. `FiniteDifference()` runs the compiled code.",
         (
-            "test_compiled.py::test_a_compiled_discriminator_is_exact",
-            "test_compiled.py::test_a_compiled_function_inside_the_forward_pass",
-            "test_compiled.py::test_finite_differences_use_the_compiled_code",
+            "test_compiled_discriminator.py::test_a_compiled_discriminator_is_exact",
+            "test_compiled_discriminator.py::test_a_compiled_function_inside_the_forward_pass",
+            "test_compiled_discriminator.py::test_finite_differences_use_the_compiled_code",
         ),
     ),
     Row(

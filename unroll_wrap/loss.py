@@ -154,11 +154,12 @@ class UnrolledGeneratorLoss:
             if steps == 0:
                 with runtime(swap, (g_loss,), twice=False, compiled=compiled):
                     return self._plain(g_loss, swap, owned, batch, kwargs)
+            # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             twice = differentiate and not self.stop_gradient and self.backward.twice
-            with runtime(swap, (d_loss, g_loss), twice, compiled), autocast.outside():
+            with runtime(swap, (d_loss, g_loss), twice, compiled), autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, autocast),
+                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=twice),
                     d_loss,
                     g_loss,
                     autocast.within(inner_batch),
@@ -222,7 +223,8 @@ class UnrolledGeneratorLoss:
                 f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
-        self._frozen -= {i for i, p in mine.items() if p.requires_grad}
+        if self._frozen:
+            self._frozen -= {i for i, p in mine.items() if p.requires_grad}
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in self._frozen]
         if not owned:
             raise ValueError(
