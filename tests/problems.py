@@ -1,127 +1,38 @@
 """The table of problems: discriminators, generators, batches and losses that an unroll has to get right.
 
-A builder takes an optimizer factory (`optimizers.py`) and returns a World. Everything is float64 and tiny. One row is
-one function with `@problem(gap)`, where `gap` is the least relative distance that the exact gradient must keep from the
-one without the second term (the control that must fail): 1e-2, unless the row says why it is smaller. A row with
-`chain=True` holds something that torch or the net itself computes under no_grad from D or from the fake (a power
-iteration, running statistics); promise 3 of the design honours that cut, differences see through it, so its gradient
-is compared with one long graph (`reference.chained`), its value with the real steps as everywhere.
+What a row is: `worlds.py`. Here are the ways in which a loss uses D; norms and other layers have files of their own.
 """
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
+import module_problems  # noqa: F401
+import norm_problems  # noqa: F401
 import torch
 from torch import nn
 from torch.nn import functional as F
+from worlds import (
+    PROBLEMS,
+    World,
+    double,
+    mlp_module,
+    non_saturating_d,
+    non_saturating_g,
+    plain,
+    points,
+    problem,
+    small_generator,
+    softplus,
+)
 
-softplus = F.softplus
-WARM_STEPS = 20
-DRAWS = WARM_STEPS + 16
-
-
-def non_saturating_d(D, real, fake):
-    """BCE with logits, real to 1 and fake to 0."""
-    return softplus(-D(real)).mean() + softplus(D(fake)).mean()
-
-
-def non_saturating_g(D, real, fake):
-    """BCE with logits, fake to 1."""
-    return softplus(-D(fake)).mean()
-
-
-@dataclass
-class World:
-    """One user's objects. `draw(i)` is the i-th batch with its graph into the generator; the last is for the call."""
-
-    discriminator: Any
-    optimizer: Any
-    generator: nn.Module
-    draw: Callable[[int], tuple]
-    d_loss: Callable = non_saturating_d
-    g_loss: Callable = non_saturating_g
-    kwargs: dict = field(default_factory=dict)
-    inputs: list = field(default_factory=list)  # what gradients are taken for; the generator's parameters if empty
-    resample: bool = False  # inner steps get draw(0), draw(1), ...
-    before_call: Callable[[], None] = lambda: None
-    frozen: list = field(default_factory=list)  # owned by the optimizer, never trained
-
-    def __post_init__(self):
-        self.inputs = self.inputs or list(self.generator.parameters())
-
-    def batch(self):
-        """The call's own batch, made afresh so that it follows a shifted generator."""
-        return self.draw(DRAWS - 1)
-
-    def batches(self, steps):
-        """The inner steps' batches, or None for the fixed minibatch."""
-        return [self.draw(k) for k in range(steps)] if self.resample else None
-
-    def optimizers(self):
-        return self.optimizer if isinstance(self.optimizer, list) else [self.optimizer]
-
-    def warm(self, steps=WARM_STEPS):
-        """Real discriminator steps, as the user's loop takes them. They leave .grad behind, as there."""
-        for i in range(steps):
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            batch = [x.detach() if isinstance(x, torch.Tensor) else x for x in self.draw(i)]
-            self.d_loss(self.discriminator, *batch, **self.kwargs).backward()
-            for optimizer in self.optimizers():
-                optimizer.step()
-        self.generator.zero_grad()
-        return self
-
-
-class Problem(NamedTuple):
-    """A row of the table."""
-
-    build: Callable
-    gap: float
-    chain: bool
-
-
-PROBLEMS: dict[str, Problem] = {}
-
-
-def problem(gap=1e-2, chain=False):
-    """Enter a builder in the table."""
-
-    def enter(build):
-        PROBLEMS[build.__name__] = Problem(build, gap, chain)
-        return build
-
-    return enter
-
-
-def double(module):
-    return module.to(torch.float64)
-
-
-def points(G, *, rows=6, real=None, z=2, seed=0):
-    """Batches (real, fake) of points; `real(noise)` shapes the real ones. Nothing here draws from the global stream."""
-    generator = torch.Generator().manual_seed(seed)
-    noises = torch.randn(DRAWS, rows, z, generator=generator, dtype=torch.float64)
-    reals = torch.randn(DRAWS, rows, 2, generator=generator, dtype=torch.float64) * 0.5 + 1.0
-    return lambda i: (reals[i].clone() if real is None else real(reals[i]), G(noises[i]))
-
-
-def small_generator():
-    """17 parameters, smooth."""
-    return double(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)))
-
-
-def plain(D, factory, **changes):
-    """A World over points with one module and one optimizer over all of it."""
-    G = small_generator()
-    D = double(D)
-    return World(D, factory(D.parameters()), G, points(G), **changes)
-
-
-def mlp_module():
-    return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
+__all__ = [
+    "PROBLEMS",
+    "World",
+    "double",
+    "mlp_module",
+    "non_saturating_d",
+    "non_saturating_g",
+    "points",
+    "small_generator",
+    "softplus",
+]
 
 
 @problem()
@@ -147,68 +58,6 @@ def leaky_in_place(factory):
     return plain(Net(), factory)
 
 
-def images(G, rows=4):
-    generator = torch.Generator().manual_seed(0)
-    noises = torch.randn(DRAWS, rows, 2, generator=generator, dtype=torch.float64)
-    reals = torch.randn(DRAWS, rows, 1, 4, 4, generator=generator, dtype=torch.float64) + 0.5
-    return lambda i: (reals[i].clone(), G(noises[i]).view(rows, 1, 4, 4))
-
-
-def conv_module():
-    return nn.Sequential(
-        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Softplus(), nn.Flatten(), nn.Linear(32, 1)
-    )
-
-
-def convolutional(factory, **changes):
-    G, D = double(nn.Sequential(nn.Linear(2, 16), nn.Tanh())), double(conv_module())
-    return World(D, factory(D.parameters()), G, images(G), **changes)
-
-
-@problem()
-def batchnorm_two_batches(factory):
-    """D(real) and D(fake) normalised apart; running statistics move twice a step."""
-    return convolutional(factory)
-
-
-@problem()
-def batchnorm_one_batch(factory):
-    """D(cat(real, fake)): the generator moves the statistics of the real half."""
-
-    def split(D, real, fake):
-        return D(torch.cat([real, fake])).chunk(2)
-
-    def d_loss(D, real, fake):
-        on_real, on_fake = split(D, real, fake)
-        return softplus(-on_real).mean() + softplus(on_fake).mean()
-
-    def g_loss(D, real, fake):
-        return softplus(-split(D, real, fake)[1]).mean()
-
-    return convolutional(factory, d_loss=d_loss, g_loss=g_loss)
-
-
-@problem(chain=True)
-def batchnorm_read_in_eval(factory):
-    """g_loss reads the running statistics, so they have to be carried through the steps."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm, self.head = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(32, 1)
-
-        def forward(self, x, reading=False):
-            norm, h = self.norm, self.conv(x)
-            if reading:
-                h = F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-            else:
-                h = norm(h)
-            return self.head(softplus(h).flatten(1))
-
-    G, D = double(nn.Sequential(nn.Linear(2, 16), nn.Tanh())), double(Net())
-    return World(D, factory(D.parameters()), G, images(G), g_loss=lambda D, real, fake: softplus(-D(fake, True)).mean())
-
-
 @problem()
 def dropout(factory):
     return plain(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 1)), factory)
@@ -225,19 +74,6 @@ def dead_relu(factory):
 
 
 @problem()
-def lstm(factory):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.head = nn.LSTM(1, 3, batch_first=True), nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.head(self.rnn(x.unsqueeze(-1))[0][:, -1])
-
-    return plain(Net(), factory)
-
-
-@problem()
 def tied(factory):
     """One parameter in two modules, once in the optimizer."""
     D = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
@@ -251,42 +87,6 @@ def two_groups(factory):
     G, D = small_generator(), double(mlp_module())
     groups = [{"params": D[0].parameters()}, {"params": D[2].parameters(), "lr": 0.004}]
     return World(D, factory(groups), G, points(G))
-
-
-def normed(old, new):
-    """The same net under a legacy hook or a parametrization, each made where its deprecation is expected."""
-
-    def module(legacy):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            norm = old if legacy else new
-            return nn.Sequential(norm(nn.Linear(2, 5)), nn.Tanh(), norm(nn.Linear(5, 1)))
-
-    return module
-
-
-spectral_module = normed(nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm)
-weight_module = normed(nn.utils.weight_norm, nn.utils.parametrizations.weight_norm)
-
-
-@problem(chain=True)
-def spectral_norm_legacy(factory):
-    return plain(spectral_module(True), factory)
-
-
-@problem(chain=True)
-def spectral_norm_new(factory):
-    return plain(spectral_module(False), factory)
-
-
-@problem()
-def weight_norm_legacy(factory):
-    return plain(weight_module(True), factory)
-
-
-@problem()
-def weight_norm_new(factory):
-    return plain(weight_module(False), factory)
 
 
 @problem()
@@ -443,23 +243,3 @@ def conditional(factory):
 
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     return plain(Net(), factory, d_loss=d_loss, g_loss=g_loss, kwargs={"labels": labels})
-
-
-@problem(chain=True)
-def plain_buffer(factory):
-    """A buffer that forward writes in place and reads back: carried through the steps, then thrown away."""
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = mlp_module()
-            self.register_buffer("mean", torch.zeros(2))
-            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-
-        def forward(self, x):
-            with torch.no_grad():
-                self.mean.mul_(0.7).add_(0.3 * x.mean(0))
-                self.calls += 1
-            return self.body(x - self.mean) / (1 + 0.01 * self.calls)
-
-    return plain(Net(), factory)

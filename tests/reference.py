@@ -147,7 +147,13 @@ def first_term(
             inner = batch if resample is None else resample[k]
             real_step(twins, d_loss, inner, kwargs, after_backward, after_step)
         loss = g_loss(twins.discriminator, *batch, **kwargs)
-    return filled(loss, [twins.memo.get(id(one), one) for one in inputs])
+    # A parameter that G and D share is reached twice: as it is, and as the discriminator's copy of it.
+    copied = [one for one in inputs if id(one) in twins.memo]
+    through_copies = iter(filled(loss, [twins.memo[id(one)] for one in copied]) if copied else [])
+    return [
+        g + next(through_copies) if id(one) in twins.memo else g
+        for one, g in zip(inputs, filled(loss, inputs), strict=True)
+    ]
 
 
 def filled(loss, inputs) -> list[torch.Tensor]:
@@ -273,10 +279,18 @@ def chained(discriminator, optimizer, d_loss, g_loss, batch, steps) -> torch.Ten
 
 
 class Bound:
-    """The copy of D, called with other parameters; its buffers move in place."""
+    """The copy of D, called with other parameters; its buffers move in place.
+
+    Parameters that nothing trains may be rewritten through `.data`, which changes what the graph has saved of them:
+    each call gets them anew.
+    """
 
     def __init__(self, module):
         self.module, self.params = module, {}
+        self.rewritten = {name: p for name, p in module.named_parameters() if not p.requires_grad}
 
     def __call__(self, *args):
-        return torch.func.functional_call(self.module, self.params, args)
+        self.rewritten = {
+            name: nn.Parameter(p.detach().clone(), requires_grad=False) for name, p in self.rewritten.items()
+        }
+        return torch.func.functional_call(self.module, {**self.rewritten, **self.params}, args)

@@ -258,6 +258,28 @@ def test_what_is_no_discriminator(discriminator):
     refused(world, act, "discriminator", "module")
 
 
+def test_a_label_buffer_that_is_refilled():
+    """A saved BCE target, changed in place before its gradient is taken: the cause is named, with what to do."""
+    world, label = warm_world(), torch.zeros(6, 1, dtype=torch.float64)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def d_loss(D, real, fake):
+        return bce(D(fake), label.fill_(0.1)) + bce(D(real), label.fill_(0.9))
+
+    unrolled = unrolled_of(world, steps=2)
+    refused(world, lambda: unrolled(*world.batch(), d_loss=d_loss), "d_loss", "in place", "full_like")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("script", [torch.jit.script, lambda D: torch.jit.trace(D, torch.zeros(6, 2).double())])
+def test_a_scripted_discriminator(script):
+    """Its parameters are outside Python; the message says what to pass instead."""
+    world = warm_world()
+    scripted = script(world.discriminator)
+    optimizer = torch.optim.Adam(scripted.parameters(), lr=0.1)
+    refused(world, lambda: UnrolledGeneratorLoss(scripted, optimizer, steps=1), "script", "Pass the module")
+
+
 def test_a_spec_that_makes_no_optimizer():
     """What it returned is named."""
     world = warm_world()

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from checks import MODES, assert_exact, assert_exact_in, call, expect, expected_of, gradient_of, oracle, warm_world
+from checks import assert_exact, assert_exact_in, call, expect, expected_of, gradient_of, oracle, warm_world
 from problems import PROBLEMS
 
 from unroll_wrap import UnrolledGeneratorLoss
@@ -23,9 +23,7 @@ def test_value_and_gradient_are_those_of_real_steps(name, steps):
     """Value to 1e-12, gradient to 1e-7, from a warm optimizer, however the call is written."""
     expected, world = expected_of(name, "adam", steps), warm_world(name)
     unrolled = unrolled_of(world, steps=steps)
-    # Resampled batches reach the losses as arguments only.
-    modes = MODES[:1] if world.resample else MODES
-    assert_exact_in(modes, world, unrolled, expected, gap=PROBLEMS[name].gap)
+    assert_exact_in(world.modes, world, unrolled, expected, gap=PROBLEMS[name].gap)
 
 
 @pytest.mark.parametrize(("name", "optimizer"), [("mlp", "adam"), ("dropout", "sgd")])
@@ -45,7 +43,7 @@ def test_no_steps_is_the_users_own_loss_bit_for_bit(name):
     value = oracle(reference.value, world, steps=0)
     gradient = oracle(reference.first_term, world, steps=0)
     buffers = [(b, b.clone()) for D in reference.discriminators(world.discriminator) for b in D.buffers()]
-    for mode in MODES:
+    for mode in world.modes:
         state = torch.get_rng_state()
         loss = call(world, unrolled, mode)
         assert loss.item() == value.item()

@@ -42,9 +42,12 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
             aliases.append(alias)
             return alias
         if id(tensor) not in leaf_of:
-            leaf_of[id(tensor)] = tensor, tensor.detach().requires_grad_()
+            # Of 16 bits the gradient is summed in 32: a GradScaler multiplies it by more than float16 can hold.
+            full = tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()
+            leaf_of[id(tensor)] = tensor, full.requires_grad_()
         # A copy: D may start with an in-place operation, which a leaf would refuse.
-        return leaf_of[id(tensor)][1].clone()
+        leaf = leaf_of[id(tensor)][1]
+        return leaf.clone() if leaf.dtype is tensor.dtype else leaf.to(tensor.dtype)
 
     new_batch, new_kwargs = (
         tuple(mapped(stand_in, x) for x in batch),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
+from .autocast import Autocast, Factor
 from .operators import twice_differentiable
 from .reach import now, reach
 from .swap import Swap, UnrolledParameter
@@ -54,6 +55,7 @@ class Evaluator:
         owned: the live parameters that the optimizer moves.
         swap: puts tensors into D.
         kwargs: for every loss.
+        autocast: the caller's autocast.
         second_order: whether their second derivatives will be asked for.
         leaf: makes what stands in for a parameter.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
@@ -63,6 +65,7 @@ class Evaluator:
     owned: list[Tensor]
     swap: Swap
     kwargs: dict[str, Any]
+    autocast: Autocast
     second_order: bool
     leaf: Callable[[Tensor], Tensor] = UnrolledParameter
 
@@ -101,14 +104,14 @@ class Evaluator:
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:
-            with guards.unrolling(), self._operators:
+            with guards.unrolling(), self._operators, self.autocast.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except RuntimeError as error:
             given = {
                 (t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()
             }
             own = {(p.device.type, p.dtype) for p in self.owned}
-            if given <= own:
+            if given <= own or self.autocast.active:
                 raise
             raise ValueError(
                 f"{name} failed, and its batch is on {_places(given)} while the discriminator is on {_places(own)}. "
@@ -121,11 +124,14 @@ def differentiate(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     grad_outputs: Sequence[Tensor] | None = None,
+    factor: Factor | None = None,
     **options: Any,
 ) -> list[Tensor | None]:
     """``autograd.grad`` with None for inputs that are not reached, and the causes of its errors named."""
     if not (outputs and inputs):
         return [None] * len(inputs)
+    if factor is not None:
+        return factor.differentiate(differentiate, name, outputs, inputs, grad_outputs, **options)
     try:
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
     except RuntimeError as error:
@@ -135,10 +141,10 @@ def differentiate(
                 "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with "
                 "fill_(). Make a new tensor instead, such as torch.full_like"
             )
-        elif "not implemented" in text or "differentiate twice" in text:
+        elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = (
                 "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the "
-                "operator, or pass stop_gradient=True for the first term alone"
+                "operator, pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
             )
         else:
             raise

@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from .alone import alone
 from .arguments import tensors_in
+from .autocast import Autocast
 from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, one_element
 from .objectives import minimax
 from .result import hand_over
 from .rules.from_torch import read, rule_of
+from .runtime import refuse_inference_mode, runtime
 from .swap import Swap, UnrolledParameter, all_modules, all_parameters
 from .unroll import Point, Unroll
 
@@ -95,6 +99,19 @@ class UnrolledGeneratorLoss:
             _count(steps)
         modules = all_modules(_modules(discriminator))
         params = all_parameters(modules)
+        scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
+        if scripted:
+            raise TypeError(
+                f"{type(scripted[0]).__name__} holds its parameters outside Python, where nothing can stand in for "
+                "them. Pass the module that it was scripted or traced from."
+            )
+        lazy: list[Any] = [m for m in modules if isinstance(m, LazyModuleMixin)]
+        lazy = [m for m in lazy if m.has_uninitialized_params()]
+        if lazy:
+            raise ValueError(
+                f"{len(lazy)} lazy modules of the discriminator, {type(lazy[0]).__name__} among them, have no tensors "
+                "yet. Run it once on a batch before."
+            )
         trained = [p for p in params if p.requires_grad]
         self._frozen = {id(p) for p in params if not p.requires_grad} if trained else set[int]()
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
@@ -128,28 +145,32 @@ class UnrolledGeneratorLoss:
             ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
                 scalar; or what the constructor raises, for objects that have changed since.
         """
+        refuse_inference_mode()
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
         steps, inner_batch = self.plan(batch, steps, resample)
-        modules, optimizers, owned = self.parts()
-        swap = Swap(modules, owned)
-        if steps == 0:
-            return self._plain(g_loss, swap, owned, batch, kwargs)
-        # The inner steps need gradients even where the caller wants none.
-        wanted = torch.is_grad_enabled()
-        with swap, torch.enable_grad():
-            unroll = Unroll(
-                Evaluator(self.discriminator, owned, swap, kwargs, wanted and not self.stop_gradient),
-                d_loss,
-                g_loss,
-                inner_batch,
-                batch,
-                self.grad_transform,
-                self.param_transform,
-                differentiate=wanted,
-                stop_gradient=self.stop_gradient,
-            )
-            start = Point(read(optimizers, owned), swap.originals())
-            value = sweep(unroll, start, steps, self.average, self.backward)
+        with alone(all_modules(_modules(self.discriminator))):
+            modules, optimizers, owned = self.parts()
+            swap, compiled = Swap(modules, owned), not self.backward.twice
+            if steps == 0:
+                with runtime(swap, (g_loss,), twice=False, compiled=compiled):
+                    return self._plain(g_loss, swap, owned, batch, kwargs)
+            # The inner steps need gradients even where the caller wants none.
+            differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
+            twice = differentiate and not self.stop_gradient and self.backward.twice
+            with runtime(swap, (d_loss, g_loss), twice, compiled), autocast.outside(), torch.enable_grad():
+                unroll = Unroll(
+                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=twice),
+                    d_loss,
+                    g_loss,
+                    autocast.within(inner_batch),
+                    batch,
+                    self.grad_transform,
+                    self.param_transform,
+                    differentiate,
+                    self.stop_gradient,
+                )
+                start = Point(read(optimizers, owned), swap.originals())
+                value = sweep(unroll, start, steps, self.average, self.backward)
         _check_finite(unroll.d_losses, value)
         if not unroll.differentiate:
             return value
@@ -172,10 +193,9 @@ class UnrolledGeneratorLoss:
     def _plain(
         self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients and buffers out of it."""
-        with swap:
-            swap.put([UnrolledParameter(p) for p in owned], swap.originals())
-            return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
+        """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients, values and buffers out of it."""
+        swap.put([UnrolledParameter(p.detach().clone()) for p in owned], swap.originals())
+        return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """The plain optimizers, as the user's objects are now."""

@@ -38,11 +38,21 @@ class UnrolledParameter(nn.Parameter):
     def requires_grad(self, value: bool) -> None:
         pass
 
+    @property
+    def data(self) -> Tensor:
+        """The values, outside autograd."""
+        return super().data
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        # The optimizer's part of the step reads the memory that this is a leaf over.
+        super().data.copy_(value)
+
 
 class Swap:
     """Where the moving tensors of some modules live, and how those modules looked before.
 
-    A context: on leaving it, every parameter, buffer, tensor attribute, list entry and flag is the object it was.
+    A context: on leaving it, every parameter, buffer, attribute, flag and entry of a list of tensors is what it was.
 
     Args:
         modules: all modules that hold the tensors, submodules included.
@@ -72,11 +82,14 @@ class Swap:
             for name, b in module._buffers.items():
                 if b is not None:
                     self._carry(module._buffers, name, b, carried)
-            for value in vars(module).values():
+            for name, value in vars(module).items():
                 # RNNs call their kernels with a list of their parameters, and keep another of weak references.
                 if _lists_tensors(value):
                     self._lists.append((value, list(value)))
                     self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
+                elif isinstance(value, Tensor) and value.is_leaf and not value.requires_grad:
+                    # A buffer that nobody registered.
+                    self._carry(vars(module), name, value, carried)
 
     def _carry(self, container: dict[str, Any], name: str, tensor: Tensor, carried: dict[int, int]) -> None:
         if id(tensor) not in carried:
@@ -116,30 +129,44 @@ class Swap:
         """
         for container, key, i in self._param_slots:
             container[key] = params[i]
-        clones = [
-            nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
-            for b in buffers
-        ]
+        clones = copies(buffers)
         for container, key, i in self._buffer_slots:
             container[key] = clones[i]
+
+    def params(self) -> list[Tensor]:
+        """What the moving parameters are now."""
+        now = {i: container[key] for container, key, i in self._param_slots}
+        return [now[i] for i in range(len(now))]
+
+    def holds(self, params: Sequence[Tensor]) -> bool:
+        """Whether D has these very parameters in it."""
+        return all(container[key] is params[i] for container, key, i in self._param_slots)
 
     def buffers(self) -> tuple[Tensor, ...]:
         """What the buffers are now, after a loss has run."""
         now = list(self._originals)
         for container, key, i in self._buffer_slots:
-            now[i] = container[key]
+            if isinstance(value := container.get(key), Tensor):
+                now[i] = value
         return tuple(now)
 
 
-def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
-    """What a forward pass may change beside parameters and buffers: tensors and lists of them, and the mode.
+def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors of the same kinds with the same content."""
+    return [
+        nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
+        for b in buffers
+    ]
 
-    Legacy weight_norm and spectral_norm leave ``weight``, with its graph, as a plain attribute. Other attributes are
-    the module's own business: a count of calls, say.
+
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """All that a forward pass leaves on its module: hidden features, a weight that a legacy norm made, a flag, a count.
+
+    A layer that initialises itself from its first batch notes that it has, and here it has not.
     """
-    for name in [n for n, v in now.items() if isinstance(v, Tensor) and v is not before.get(n)]:
+    for name in [n for n in now if n not in before]:
         del now[name]
-    now.update((n, v) for n, v in before.items() if isinstance(v, Tensor) or _lists_tensors(v) or n == "training")
+    now.update(before)
 
 
 def _lists_tensors(value: Any) -> bool:

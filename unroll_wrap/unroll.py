@@ -133,7 +133,7 @@ class Unroll:
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
         with parameters_only() if not also else nullcontext():
-            found = differentiate(name, [loss], [*params, *also], **options)
+            found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
         grads = found[: len(params)]
         if all(g is None for g in grads):
             raise ValueError(
@@ -177,10 +177,16 @@ class Unroll:
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         self.evaluate.swap.put(evaluation.params, step.start.buffers)
         keep = evaluation.captured or bool(evaluation.outside)
-        found = differentiate(evaluation.name, outputs, [*inner, *evaluation.outer], bars, retain_graph=keep)
-        self.sensitivity.second_term |= (
-            self.sensitivity.add(evaluation.users, found[len(inner) :]) or evaluation.captured
+        found = differentiate(
+            evaluation.name,
+            outputs,
+            [*inner, *evaluation.outer],
+            bars,
+            factor=self.evaluate.autocast.second,
+            retain_graph=keep,
         )
+        reached = self.sensitivity.add(evaluation.users, found[len(inner) :])
+        self.sensitivity.second_term |= reached or evaluation.captured
         if evaluation.captured and outputs:
             self.sensitivity.surrogates.append(torch.stack([(o * bar).sum() for o, bar in pairs]).sum())
         n = len(update.leaves())
@@ -195,7 +201,8 @@ class Unroll:
             return value.detach(), cotangent
         params = [] if self.stop_gradient else evaluation.params
         keep = evaluation.captured or bool(evaluation.outside)
-        found = differentiate("g_loss", [value], [*params, *evaluation.outer], retain_graph=keep)
+        factor = self.evaluate.autocast.first
+        found = differentiate("g_loss", [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)
         n = len(params)
         self.sensitivity.add(evaluation.users, found[n:])
         self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured

@@ -41,6 +41,7 @@ class Compiled:
     The first call takes ten seconds to two minutes, more where D has convolutions. Memory is that of ``Recompute()``.
     """
 
+    twice = True
     _programs: "dict[Any, _Program | None]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:

@@ -31,6 +31,7 @@ class FiniteDifference:
 
     eps: float | None = None
     central: bool = False
+    twice = False
 
     def __post_init__(self) -> None:
         if self.eps is not None and not self.eps > 0:

@@ -25,6 +25,7 @@ class Recompute:
     """
 
     every: int = 1
+    twice = True
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:

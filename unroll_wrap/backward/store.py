@@ -11,6 +11,8 @@ from .sweep import Tape
 class Store:
     """The default: about three plain gradients' time a step, and the activations of all K steps in memory."""
 
+    twice = True
+
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A stack of steps."""
         return _Stack(unroll, first)

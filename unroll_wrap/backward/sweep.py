@@ -24,6 +24,11 @@ class Tape(Protocol):
 class Backward(Protocol):
     """How the second term of Eq. 12 is computed."""
 
+    @property
+    def twice(self) -> bool:
+        """Whether gradients of D's are differentiated."""
+        ...
+
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A fresh tape for the inner steps from ``first`` to K - 1, with K = ``steps``."""
         ...

@@ -26,6 +26,11 @@ class Truncate:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"Truncate(steps={self.steps!r}). Pass a whole number >= 1.")
 
+    @property
+    def twice(self) -> bool:
+        """Whether gradients of D's are differentiated."""
+        return self.backward.twice
+
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """The inner tape, for the last steps."""
         start = steps - self.steps

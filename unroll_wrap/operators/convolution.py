@@ -47,7 +47,9 @@ def conv2d(
     s, p = _pair(stride), _pair(padding)
     few = x.dim() == 4 and x.shape[1] <= _FEW and groups == 1 and _pair(dilation) == (1, 1)
     same = s[0] == s[1] > 1 and p[0] == p[1] != "s" and weight.shape[2] == weight.shape[3]
-    if not (few and same and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)):
+    # Under autocast the output is of another precision than the input.
+    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if not (few and same and exact and x.device.type == "cpu"):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(x, weight, bias, s[0], p[0], not _of_parameters(x))  # type: ignore[no-any-return]
 

@@ -1,0 +1,362 @@
+"""What a discriminator, a process or a loop may contain, what becomes of it, and the tests that show it.
+
+A row is one hazard. To add one, write a test (or a row in `problems.py`) and name it here;
+`compatibility_table.py --write` puts it into docs/compatibility.md.
+"""
+
+from typing import NamedTuple
+
+EXACT, REFUSED, KNOWN = "exact", "refused", "known limit"
+
+
+class Row(NamedTuple):
+    """`tests` are names of problems, or node ids below tests/; `how` says what is done about it, or what to do."""
+
+    what: str
+    verdict: str
+    how: str
+    tests: tuple[str, ...]
+
+
+MODULES = [
+    Row(
+        "BatchNorm: real and fake apart or in one batch; statistics read in evaluation mode",
+        EXACT,
+        "Statistics are carried through the K steps and thrown away. A plain generator step moves D's statistics; an "
+        "unrolled one does not.",
+        (
+            "batchnorm_two_batches",
+            "batchnorm_one_batch",
+            "batchnorm_read_in_eval",
+            "test_measured.py::test_batchnorm_statistics_do_not_move_and_are_carried",
+        ),
+    ),
+    Row("InstanceNorm, with tracked statistics or without", EXACT, "", ("instance_norm", "instance_norm_tracking")),
+    Row("GroupNorm, LayerNorm", EXACT, "", ("group_norm", "layer_norm")),
+    Row(
+        "ActNorm and other layers that initialise themselves from their first batch, noted in a buffer or a flag",
+        EXACT,
+        "If that batch comes inside an unroll, they are initialised for its length, and again by the first real batch.",
+        ("actnorm", "actnorm_decided_in_the_unroll", "initialised_by_a_flag"),
+    ),
+    Row("Minibatch standard deviation", EXACT, "", ("minibatch_stddev",)),
+    Row("VQ codebooks that move by averages", EXACT, "The codes are carried like statistics.", ("codebook",)),
+    Row(
+        "Spectral norm: hook, parametrization, buffers written in place, parameters rewritten through `.data`",
+        EXACT,
+        "u and v are carried; each evaluation gets copies, so that no step changes what another has saved. The power "
+        "iteration is torch's own `no_grad`, and is not differentiated.",
+        ("spectral_norm_legacy", "spectral_norm_new", "spectral_norm_in_place", "spectral_norm_rewritten"),
+    ),
+    Row(
+        "Weight norm: hook and parametrization",
+        EXACT,
+        "Torch's fused operator has a wrong second derivative on the CPU, and is written out inside an unroll.",
+        ("weight_norm_legacy", "weight_norm_new"),
+    ),
+    Row(
+        "`parametrize.cached()` around the call",
+        EXACT,
+        "The cache is off inside.",
+        ("test_settings.py::test_cached_parametrizations_are_not_those_of_another_step",),
+    ),
+    Row(
+        "Buffers, registered or plain attributes; features, lists of them, flags and counts kept on a module",
+        EXACT,
+        "Attributes are what they were. A dict, set or list of your own that is changed in place stays changed: guard "
+        "that with `is_unrolling()`.",
+        ("plain_buffer", "plain_attributes", "test_untouched.py::test_a_call_touches_nothing"),
+    ),
+    Row(
+        "LSTM, GRU",
+        EXACT,
+        "cuDNN, whose RNNs have no second derivative, is off for the call if D has one (tested on the CPU, by the flag "
+        "alone).",
+        ("lstm", "gru", "test_settings.py::test_cudnn_is_left_where_there_is_an_rnn"),
+    ),
+    Row(
+        "Attention: `scaled_dot_product_attention`, `MultiheadAttention`, `TransformerEncoderLayer`",
+        EXACT,
+        "The math kernel is chosen for the call, whatever the global setting, and that is put back. A D that insists "
+        "on a fused kernel is an error: `FiniteDifference()` or `stop_gradient=True`.",
+        (
+            "attention",
+            "multihead_attention",
+            "transformer",
+            "test_settings.py::test_attention_by_the_math_kernel_whatever_the_user_chose",
+            "test_settings.py::test_the_fused_kernel_has_no_second_derivative",
+        ),
+    ),
+    Row(
+        "Dropout; random augmentation before D",
+        EXACT,
+        "Numbers are drawn from the global generators in your order; a replayed step draws the same.",
+        (
+            "dropout",
+            "augmentation",
+            "test_measured.py::test_dropout_draws_other_masks_per_step_and_is_differentiated_with_them",
+            "test_random.py::test_the_stream_after_a_call_is_that_after_its_loss_evaluations",
+        ),
+    ),
+    Row("In-place activations and arithmetic", EXACT, "", ("leaky_in_place",)),
+    Row(
+        "Dead units, saturated losses, a bias before BatchNorm (v = 0 in Adam)",
+        EXACT,
+        "The square root has derivative 0 there.",
+        ("dead_relu", "test_measured.py::test_a_dead_relu_stays_finite_and_exact"),
+    ),
+    Row("Lazy modules after a first batch", EXACT, "", ("lazy_materialised",)),
+    Row(
+        "Lazy modules before it",
+        REFUSED,
+        "Run D once on a batch.",
+        ("test_settings.py::test_a_lazy_discriminator_before_its_first_batch",),
+    ),
+    Row("Tied weights", EXACT, "", ("tied",)),
+    Row(
+        "A head that another optimizer owns (InfoGAN); heads without a gradient",
+        EXACT,
+        "It stays live, and its gradient reaches it. Without a gradient a parameter is skipped, as torch does.",
+        ("head_of_another_optimizer", "unused_head", "sometimes_used_head"),
+    ),
+    Row(
+        "Parameters frozen from the start (freezeD)",
+        EXACT,
+        "What did not require grad at construction, while others did, does not move until it is seen to.",
+        ("frozen_from_the_start",),
+    ),
+    Row(
+        "A module that G and D share",
+        EXACT,
+        "If D's optimizer owns it and the losses run G again, G runs with what D's steps have made of it.",
+        ("shared_with_the_generator", "shared_and_owned_by_the_generator"),
+    ),
+    Row(
+        "Several discriminators, in a list, tuple or dict; one optimizer or several; different dtypes",
+        EXACT,
+        "Different devices go the same way, and are not tested.",
+        (
+            "two_discriminators_one_optimizer",
+            "two_discriminators_two_optimizers",
+            "dict_of_discriminators",
+            "test_settings.py::test_discriminators_of_different_dtypes",
+        ),
+    ),
+    Row(
+        "Scripted and traced modules (`torch.jit`)",
+        REFUSED,
+        "Pass the module that it was made from.",
+        ("test_bad_input.py::test_a_scripted_discriminator",),
+    ),
+]
+
+RUNTIME = [
+    Row(
+        "autocast in bfloat16 or float16, around the call or inside D",
+        EXACT,
+        "To its own rounding. Losses run as you have it, derivatives and updates outside; its cache of weights is off.",
+        ("test_autocast.py::test_autocast_is_exact", "test_autocast.py::test_what_runs_under_autocast"),
+    ),
+    Row(
+        "GradScaler",
+        EXACT,
+        "Scale the result as you scale any loss. With autocast around the call, a float16 graph gets a factor of its "
+        "own inside, lowered where it overflows, and the gradient of a 16-bit fake is summed in float32.",
+        (
+            "test_autocast.py::test_float16_with_a_grad_scaler",
+            "test_autocast.py::test_a_factor_that_overflows_is_lowered",
+            "test_autocast.py::test_a_fake_of_16_bits_gets_its_gradient_summed_in_32",
+        ),
+    ),
+    Row(
+        "float64; default dtype and device contexts",
+        EXACT,
+        "What is made has the dtype and device of what it is made for.",
+        ("mlp", "test_settings.py::test_default_dtype_and_device_do_not_matter"),
+    ),
+    Row(
+        "`torch.compile(D)`, `D.compile()`, a compiled forward, loss or helper",
+        EXACT,
+        "Runs eagerly inside, since compiled code has no second derivative: one notice at INFO level, nothing compiled "
+        "again. `FiniteDifference()` runs the compiled code.",
+        (
+            "test_compiled_discriminator.py::test_a_compiled_discriminator_is_exact",
+            "test_compiled_discriminator.py::test_a_compiled_function_inside_the_forward_pass",
+            "test_compiled_discriminator.py::test_finite_differences_use_the_compiled_code",
+        ),
+    ),
+    Row(
+        "`torch.utils.checkpoint(use_reentrant=False)` inside D",
+        EXACT,
+        "What runs again does so with the tensors of its step, in your own `backward()` too.",
+        (
+            "checkpointed",
+            "checkpointed_attention",
+            "checkpointed_weight_norm",
+            "test_checkpoint.py::test_what_runs_again_in_the_users_backward_moves_nothing",
+            "test_checkpoint.py::test_without_this_it_is_silently_wrong",
+        ),
+    ),
+    Row(
+        "`torch.utils.checkpoint(use_reentrant=True)`",
+        REFUSED,
+        "Pass `use_reentrant=False`.",
+        ("test_checkpoint.py::test_reentrant_checkpoints_are_refused",),
+    ),
+    Row(
+        "DataParallel",
+        EXACT,
+        "Wrapped or through `.module`.",
+        ("test_options.py::test_data_parallel_on_the_cpu",),
+    ),
+    Row(
+        "DistributedDataParallel in one process",
+        EXACT,
+        "Inside, calls go straight to the module: its reducer waits for nothing. Several processes are not "
+        "covered yet.",
+        (
+            "test_parallel.py::test_distributed_data_parallel",
+            "test_parallel.py::test_real_steps_between_calls",
+        ),
+    ),
+    Row(
+        "`torch.no_grad()` around the call",
+        EXACT,
+        "The value, without graph.",
+        ("test_settings.py::test_no_grad_gives_the_plain_value", "test_result.py::test_under_no_grad_the_value_alone"),
+    ),
+    Row(
+        "`torch.inference_mode()`",
+        REFUSED,
+        "Use `torch.no_grad()`. Clone a batch that was made there.",
+        (
+            "test_settings.py::test_inference_mode_is_refused",
+            "test_settings.py::test_a_batch_made_in_inference_mode",
+        ),
+    ),
+    Row(
+        "Threads that unroll two models at once",
+        EXACT,
+        "",
+        ("test_threads.py::test_two_models_at_once", "test_threads.py::test_checkpointed_parts_of_two_models_at_once"),
+    ),
+    Row(
+        "Two threads, one model; an unroll within a loss of an unroll",
+        REFUSED,
+        "Wait for the other thread, or copy the model; use the plain loss inside losses.",
+        (
+            "test_threads.py::test_one_model_twice_is_refused",
+            "test_threads.py::test_an_unroll_within_a_loss_is_refused",
+        ),
+    ),
+]
+
+LOOPS = [
+    Row(
+        "A fake that arrives detached, as `.data`, or made under `no_grad`",
+        REFUSED,
+        "Pass it with its graph.",
+        ("test_bad_input.py::test_a_fake_without_gradient",),
+    ),
+    Row(
+        "A D loss that detaches the fake itself, reused whole",
+        EXACT,
+        "With `unroll_wrap.detach(fake)` or `unroll_wrap.no_grad()` in the place of torch's: outside an unroll they "
+        "are the same. Otherwise a warning: only the first term is there.",
+        (
+            "test_guards.py::test_inside_they_let_the_gradient_through",
+            "test_guards.py::test_outside_they_are_torchs_own",
+            "test_options.py::test_resampled_batches_with_fresh_noise",
+        ),
+    ),
+    Row(
+        "`detach` where it is meant (feature matching)",
+        EXACT,
+        "Honoured: that path is cut.",
+        ("test_guards.py::test_torchs_own_detach_is_honoured",),
+    ),
+    Row(
+        "D with `requires_grad=False` in the generator's step; flags toggled inside a loss",
+        EXACT,
+        "What moves is what the optimizer owns. Flags are as before afterwards.",
+        ("frozen_at_call", "test_untouched.py::test_a_loss_may_toggle_flags_and_run_hooks"),
+    ),
+    Row(
+        "Conditional D, labels by position or keyword",
+        EXACT,
+        "",
+        ("conditional", "test_options.py::test_keyword_arguments_reach_both_losses"),
+    ),
+    Row(
+        "Gradient penalties: WGAN-GP; R1 on a batch that is used again",
+        EXACT,
+        "Every inner step has leaves of its own, so the penalty of one step does not see another's graph.",
+        ("wgan_gp", "r1_on_reused_real"),
+    ),
+    Row(
+        "Gradient clipping, weight clipping",
+        EXACT,
+        "`grad_transform=`, `param_transform=`.",
+        (
+            "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
+            "test_options.py::test_param_transform_clips_weights",
+        ),
+    ),
+    Row(
+        "`.item()`, branches on data, Python numbers, prints",
+        EXACT,
+        "Losses run as they are, without tracing.",
+        ("sometimes_used_head",),
+    ),
+    Row(
+        "Label buffers refilled in place (`label.fill_`)",
+        REFUSED,
+        "Make a new tensor: `torch.full_like`.",
+        ("test_bad_input.py::test_a_label_buffer_that_is_refilled",),
+    ),
+    Row(
+        "Losses with state of their own (image pools, running penalties)",
+        KNOWN,
+        "Their side effects happen K + 1 times: guard them with `is_unrolling()`.",
+        ("test_guards.py::test_is_unrolling_tells_the_inner_losses",),
+    ),
+    Row(
+        "Optimizers",
+        EXACT,
+        "See [optimizers](optimizers.md). Schedules, loaded states and later groups are read at every call.",
+        (
+            "test_optimizer_docs.py::test_the_table_is_up_to_date",
+            "test_read_afresh.py::test_a_schedule_is_followed",
+            "test_read_afresh.py::test_a_checkpoint_loaded_in_mid_training",
+            "test_read_afresh.py::test_a_wrapper_is_the_optimizer_inside",
+        ),
+    ),
+    Row(
+        "The result scaled, added, kept, or differentiated by an inner tensor (adaptive weights)",
+        EXACT,
+        "Once: differentiating it twice raises.",
+        (
+            "test_result.py::test_scaled_and_added_to_another_term",
+            "test_result.py::test_retained_and_run_backward_twice",
+            "test_result.py::test_differentiated_with_respect_to_an_inner_tensor",
+            "test_result.py::test_differentiating_twice_raises",
+        ),
+    ),
+    Row(
+        "The wrapper as an attribute of a module or LightningModule",
+        EXACT,
+        "It is no module: `parameters()` and `state_dict()` of the owner are unchanged.",
+        ("test_options.py::test_the_wrapper_is_no_module",),
+    ),
+    Row(
+        "Exceptions and Ctrl-C in the middle",
+        EXACT,
+        "Everything is put back, and the next call is right.",
+        (
+            "test_untouched.py::test_whatever_raises_everything_is_put_back",
+            "test_untouched.py::test_the_call_after_a_failed_one_is_exact",
+        ),
+    ),
+]
+
+SECTIONS = {"Discriminators": MODULES, "Where it runs": RUNTIME, "Loops and losses": LOOPS}

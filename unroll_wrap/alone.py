@@ -1,0 +1,41 @@
+"""One unroll of a module at a time: its tensors lie in the module's own slots meanwhile."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+_lock = threading.Lock()
+_thread_of: dict[int, int] = {}
+
+
+@contextmanager
+def alone(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Nobody else unrolls any of these modules.
+
+    Raises:
+        RuntimeError: another thread does, or a loss that this thread is unrolling with.
+    """
+    me, mine = threading.get_ident(), [id(m) for m in modules]
+    with _lock:
+        taken = [(type(m).__name__, _thread_of[id(m)]) for m in modules if id(m) in _thread_of]
+        if not taken:
+            _thread_of.update(dict.fromkeys(mine, me))
+    if taken:
+        name, thread = taken[0]
+        if thread == me:
+            raise RuntimeError(
+                f"This discriminator ({name}) is being unrolled already, by the call whose loss calls this. Use the "
+                "plain loss inside d_loss and g_loss."
+            )
+        raise RuntimeError(
+            f"Another thread is unrolling this discriminator ({name}) at this moment. One thread at a time may: wait "
+            "for it (threading.Lock), or give each thread a discriminator of its own (copy.deepcopy)."
+        )
+    try:
+        yield
+    finally:
+        with _lock:
+            for i in mine:
+                del _thread_of[i]

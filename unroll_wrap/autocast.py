@@ -1,0 +1,92 @@
+"""Autocast inside an unroll: losses under it, as the caller has it, and derivatives and updates outside, as in a loop.
+
+A float16 graph loses gradients below 6e-8, which is what a GradScaler is for. Its factor is its own, so an unroll under
+float16 multiplies by one of its own, a power of two, and divides in float32.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Differentiate = Callable[..., list[Tensor | None]]
+
+
+class Autocast:
+    """The caller's autocast, as it is at the call.
+
+    Attributes:
+        active: whether there is any.
+        first: the factor for gradients of losses.
+        second: for gradients of those, which a float16 graph divides by ``first`` on the way in.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        devices = sorted({"cpu", *(t.device.type for t in tensors)})
+        self._dtypes = {d: torch.get_autocast_dtype(d) for d in devices if _is_on(d)}
+        self.active = bool(self._dtypes)
+        half = torch.float16 in self._dtypes.values()
+        self.first, self.second = (Factor(2.0**16), Factor(2.0**40)) if half else (None, None)
+
+    def outside(self) -> AbstractContextManager[object]:
+        """Without autocast."""
+        return _all(torch.autocast(d, enabled=False) for d in self._dtypes) if self.active else nullcontext()
+
+    def inside(self) -> AbstractContextManager[object]:
+        """As the caller has it, but for its cache of weights, which would keep the weights of every step."""
+        if not self.active:
+            return nullcontext()
+        return _all(torch.autocast(d, dtype=t, cache_enabled=False) for d, t in self._dtypes.items())
+
+    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of the user's that runs as the caller has it."""
+        if not self.active:
+            return function
+
+        def run(*args: Any) -> Any:
+            with self.inside():
+                return function(*args)
+
+        return run
+
+
+def _is_on(device: str) -> bool:
+    # Of a device without autocast it must not be asked whether it is on.
+    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
+
+
+class Factor:
+    """What a graph's cotangents are multiplied by, less of it whenever they overflow."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def differentiate(
+        self,
+        differentiate: Differentiate,
+        name: str,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor] | None = None,
+        **options: Any,
+    ) -> list[Tensor | None]:
+        """``differentiate(...)``, larger on the way and the same at the end."""
+        bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
+        while True:
+            scaled = [bar * self.value for bar in bars]
+            found = differentiate(name, outputs, inputs, scaled, **{**options, "retain_graph": True})
+            overflowed = any(g is not None and not g.isfinite().all() for g in found)
+            if not overflowed or self.value <= 1:
+                return [None if g is None else g / self.value for g in found]
+            self.value = max(self.value / 2**8, 1.0)
+
+
+@contextmanager
+def _all(contexts: Iterable[AbstractContextManager[Any]]) -> Any:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield

@@ -1,0 +1,121 @@
+"""``torch.utils.checkpoint`` inside D: what it runs again, it runs with the tensors of the step it belongs to.
+
+A checkpointed part of the forward pass is run again whenever a backward pass comes by. Of a loss that captures ``fake``
+that is after the call, in the user's own ``backward()``, when D holds its live tensors again: the gradient would be
+silently another one, and D's buffers would move.
+"""
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import torch.utils.checkpoint as torch_checkpoint
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.overrides import _get_current_function_mode_stack
+
+from . import guards
+from .settings import Setting
+from .swap import Swap, copies
+
+
+class _Current(threading.local):
+    swap: Swap | None = None
+    settings: Sequence[Setting] = ()
+
+
+_current = _Current()
+# Torch has no public way to reach what a checkpoint runs again.
+_PARTS = ("_CheckpointFrame", "CheckpointFunction")
+
+
+@contextmanager
+def in_place(swap: Swap, settings: Sequence[Setting]) -> Iterator[None]:
+    """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then.
+
+    Args:
+        swap: of this call.
+        settings: of this call, which hold again then.
+    """
+    before = _current.swap, _current.settings
+    _current.swap, _current.settings = swap, settings
+    try:
+        with _watched if all(hasattr(torch_checkpoint, name) for name in _PARTS) else _refused():
+            yield
+    finally:
+        _current.swap, _current.settings = before
+
+
+def _refused() -> AbstractContextManager[object]:
+    return disable_saved_tensors_hooks(
+        "This version of torch checkpoints in a way that an unroll does not know. Switch checkpointing, and other "
+        "hooks on saved tensors, off while unroll_wrap.is_unrolling()."
+    )
+
+
+def _watch() -> Callable[[], Any]:
+    originals = tuple(getattr(torch_checkpoint, name) for name in _PARTS)
+
+    def put(parts: Sequence[Any]) -> None:
+        for name, part in zip(_PARTS, parts, strict=True):
+            setattr(torch_checkpoint, name, part)
+
+    put(_watched_parts(*originals))
+    return lambda: put(originals)
+
+
+@cache
+def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
+    class Frame(frame):
+        def __init__(self, recompute_fn: Callable[..., None], *rest: Any, **named: Any) -> None:
+            swap = _current.swap
+            super().__init__(recompute_fn if swap is None else _again(recompute_fn, swap), *rest, **named)
+
+    class Reentrant(reentrant):
+        @classmethod
+        def apply(cls, *args: Any, **kwargs: Any) -> Any:
+            if _current.swap is None:
+                return reentrant.apply(*args, **kwargs)
+            raise RuntimeError(
+                "A loss calls torch.utils.checkpoint with use_reentrant=True, which hides parameters from the "
+                "gradients that an unroll takes. Pass use_reentrant=False."
+            )
+
+    return Frame, Reentrant
+
+
+def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
+    """The first time as in a real step, where running again moves the buffers once more; later as the first time."""
+    params, buffers = swap.params(), copies(swap.buffers())
+    around = [*_current.settings, *_own_modes()]
+    unrolling = guards.is_unrolling()
+    ran = False
+
+    def run(*args: Any) -> None:
+        nonlocal ran, buffers
+        first, ran = not ran, True
+        with ExitStack() as stack:
+            if unrolling:
+                stack.enter_context(guards.unrolling())
+            active = _own_modes()
+            for context in around:
+                if context not in active:
+                    stack.enter_context(context)
+            if first and swap.holds(params):
+                buffers = copies(swap.buffers())
+            else:
+                stack.enter_context(copy.copy(swap)).put(params, buffers)
+            function(*args)
+
+    return run
+
+
+def _own_modes() -> list[Any]:
+    """The replacements of operators that are in force: their graph has to come out the same."""
+    own = __name__.split(".")[0]
+    return [m for m in _get_current_function_mode_stack() if type(m).__module__.split(".")[0] == own]
+
+
+_watched = Setting(_watch)

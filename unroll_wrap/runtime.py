@@ -1,0 +1,100 @@
+"""What holds for the whole of a call, beside the tensors in D: found out once, from what the user gave."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .checkpoints import in_place
+from .settings import eager, math_attention, no_cudnn, no_parametrization_cache
+from .swap import Swap
+
+logger = logging.getLogger("unroll_wrap")
+_noticed: WeakSet[Any] = WeakSet()
+
+
+@contextmanager
+def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> Iterator[None]:
+    """D in its own tensors' place, run so that it can be differentiated as often as it will be.
+
+    Args:
+        swap: what is put into D.
+        losses: the user's.
+        twice: whether gradients of D's are differentiated again, which fused attention and cuDNN's RNNs cannot be.
+        compiled: whether what torch.compile made of D may run. It has no second derivative, in some versions silently.
+    """
+    settings = []
+    if twice:
+        settings.append(math_attention)
+        if any(isinstance(m, nn.RNNBase) for m in swap.modules):
+            settings.append(no_cudnn)
+    if not compiled and "torch._dynamo" in sys.modules:
+        _notice([*swap.modules, *losses])
+        settings.append(eager)
+    if parametrize._cache_enabled:
+        settings.append(no_parametrization_cache)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        for setting in settings:
+            enter(setting)
+        enter(in_place(swap, settings))
+        for module in swap.modules:
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                enter(_no_reducer(module))
+        enter(swap)
+        yield
+
+
+def refuse_inference_mode() -> None:
+    """Nothing can be differentiated there, not even within enable_grad.
+
+    Raises:
+        RuntimeError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "
+            "that context, or use torch.no_grad(), which gives the value without graph."
+        )
+
+
+@contextmanager
+def _no_reducer(wrapper: Any) -> Iterator[None]:
+    """Passes that go to the module inside: no reducer waits for a backward, or takes this one for the user's."""
+    own = vars(wrapper)
+    before = own.get("forward")
+    own["forward"] = lambda *args, **kwargs: wrapper.module(*args, **kwargs)
+    try:
+        yield
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
+
+
+def _notice(objects: Sequence[Any]) -> None:
+    for thing in filter(_is_compiled, objects):
+        if (known := getattr(thing, "__func__", thing)) not in _noticed:
+            _noticed.add(known)
+            logger.info(
+                "%s is compiled. An unroll runs it eagerly, because compiled code has no second derivative; nothing is "
+                "compiled again.",
+                type(thing).__name__,
+            )
+
+
+def _is_compiled(thing: Any) -> bool:
+    if not isinstance(thing, nn.Module):
+        return hasattr(thing, "_torchdynamo_orig_callable")
+    own = vars(thing)
+    return (
+        isinstance(thing, sys.modules["torch._dynamo"].OptimizedModule)
+        or own.get("_compiled_call_impl") is not None
+        or ("forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"))
+    )
