@@ -13,6 +13,11 @@ from .operators import twice_differentiable
 from .reach import now, reach
 from .swap import Swap, UnrolledParameter
 
+NO_SECOND_DERIVATIVE = (
+    "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, pass "
+    "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
+)
+
 
 class Evaluation(NamedTuple):
     """A loss, and the leaves that it can be differentiated with respect to.
@@ -24,6 +29,7 @@ class Evaluation(NamedTuple):
         arguments: the leaves in the batch.
         outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
         captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
+        once: functions in it that cannot be differentiated twice, though autograd does not say so.
     """
 
     name: str
@@ -32,6 +38,7 @@ class Evaluation(NamedTuple):
     arguments: Arguments
     outside: list[Tensor]
     captured: bool
+    once: list[str]
 
     @property
     def outer(self) -> list[Tensor]:
@@ -74,8 +81,8 @@ class Evaluator:
         self.swap.put(leaves, buffers)
         value = one_element(name, self._run(name, loss, arguments))
         if not walk:
-            return Evaluation(name, value, leaves, arguments, [], False)
-        outside, captured = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+            return Evaluation(name, value, leaves, arguments, [], False, [])
+        outside, captured, once = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
         live = {id(t) for t in outside}
         shapes = [tuple(p.shape) for p in self.owned if id(p) in live] if outside else []
         if shapes:
@@ -83,7 +90,7 @@ class Evaluator:
                 f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
                 "discriminator's modules. Reach them through the module that owns them."
             )
-        return Evaluation(name, value, leaves, arguments, outside, captured)
+        return Evaluation(name, value, leaves, arguments, outside, captured, once)
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:
@@ -122,10 +129,7 @@ def differentiate(
                 "fill_(). Make a new tensor instead, such as torch.full_like"
             )
         elif "not implemented" in text or "differentiate twice" in text:
-            cause = (
-                "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the "
-                "operator, or pass stop_gradient=True for the first term alone"
-            )
+            cause = NO_SECOND_DERIVATIVE
         else:
             raise
         raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error

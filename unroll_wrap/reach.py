@@ -1,11 +1,17 @@
-"""What a loss's graph ends at, besides the leaves that the unroll made itself."""
+"""What a loss's graph ends at, besides the leaves that the unroll made itself, and what in it has one derivative."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
+# What the decorator makes of every function that it marks.
+_MARKED = once_differentiable(lambda ctx: None).__code__
 
 
 def now() -> int:
@@ -14,19 +20,32 @@ def now() -> int:
         return torch.zeros((), requires_grad=True).view(()).grad_fn._sequence_nr()  # type: ignore[union-attr]
 
 
-def reach(loss: Tensor, own: set[int], since: int) -> tuple[list[Tensor], bool]:
+class Reach(NamedTuple):
+    """Where the graph of a loss leads.
+
+    Attributes:
+        leaves: its leaves, but for those left out.
+        captured: whether it leads into a graph made before the mark. That graph's nodes have no tensor that could be
+            differentiated with respect to, so there are then no leaves.
+        once: names of the functions in it that are marked ``once_differentiable``.
+    """
+
+    leaves: list[Tensor]
+    captured: bool
+    once: list[str]
+
+
+def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     """Walk the graph of ``loss`` back to its ends.
 
     Args:
         loss: a tensor with a graph.
         own: identities of leaves to leave out.
         since: a mark from ``now``.
-
-    Returns:
-        The other leaves, and whether the graph leads into one made before the mark. Its nodes have no tensor that
-        could be differentiated with respect to, so the leaves are then left out.
     """
     leaves: list[Tensor] = []
+    once: list[str] = []
+    captured = False
     seen: set[Node] = set()
     stack: list[Node | None] = [loss.grad_fn]
     while stack:
@@ -38,7 +57,15 @@ def reach(loss: Tensor, own: set[int], since: int) -> tuple[list[Tensor], bool]:
             if id(node.variable) not in own:  # type: ignore[attr-defined]
                 leaves.append(node.variable)  # type: ignore[attr-defined]
         elif node._sequence_nr() < since:  # type: ignore[attr-defined]
-            return [], True
+            captured = True
         else:
+            if isinstance(node, BackwardCFunction) and _is_marked(node):
+                once.append(node.name())
             stack.extend(next_node for next_node, _ in node.next_functions)
-    return leaves, False
+    return Reach([] if captured else leaves, captured, once)
+
+
+def _is_marked(node: Node) -> bool:
+    """Torch means to raise where such a function is differentiated again, but autograd.grad never gets to see that."""
+    backward = getattr(node._forward_cls, "backward", None)  # type: ignore[attr-defined]
+    return getattr(backward, "__code__", None) is _MARKED
