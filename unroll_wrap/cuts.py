@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 # Their result is arbitrary or depends on no value.
@@ -97,7 +98,20 @@ def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor
         named = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
         written += [t for t in plain if any(t is one for one in named)]
     made = [v for v in pytree.tree_leaves(out) if _is_value(v) and not any(v is t for t in plain)]
+    if (made or written) and _in_forward():
+        return out, [], []
     return out, made, written
+
+
+def _in_forward() -> bool:
+    """Whether a torch.autograd.Function is running: it has a derivative of its own for what it does without graph."""
+    frame: Any = sys._getframe(3)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and isinstance(frame.f_locals.get(code.co_varnames[0]), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_value(value: Any) -> bool:
