@@ -116,10 +116,14 @@ class _Stack:
         if self._settings.eps is None:
             # Adam magnifies gradients that are always zero (a bias before BatchNorm, the last one of a Wasserstein D).
             # They then make up all of the shift and change nothing, and what matters drowns in rounding.
-            told = _told(taken, found)
-            if told < relative / 10:
-                shift *= min(relative / told, 1 / relative) if told else 1 / relative
-                found = self._shifted(taken, k, g_bars, shift)
+            told, limit = _told(taken, found), shift / relative
+            while told < relative / 10 and shift < limit:
+                longer = min(shift * (relative / told if told else 1e3), limit)
+                further = self._shifted(taken, k, g_bars, longer)
+                told = _told(taken, further)
+                if told > 10 * relative:
+                    break  # over a kink
+                shift, found = longer, further
         self._check(taken, k, g_bars, shift, found)
         return shift, found
 
