@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
-from .operators import twice_differentiable
+from .operators import thrice_differentiable, twice_differentiable
 from .reach import now, reach
+from .replay import RandomState
 from .swap import Swap, UnrolledParameter
 
 NO_SECOND_DERIVATIVE = (
@@ -65,6 +66,7 @@ class Evaluator:
     def __post_init__(self) -> None:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules)
+        self._thrice = False
 
     def __call__(
         self,
@@ -79,10 +81,16 @@ class Evaluator:
         leaves = [UnrolledParameter(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
+        random = RandomState(self.owned) if walk else None
         value = one_element(name, self._run(name, loss, arguments))
-        if not walk:
+        if random is None:
             return Evaluation(name, value, leaves, arguments, [], False, [])
-        outside, captured, once = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        outside, captured, once, twice = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        if twice and not self._thrice:
+            # Once more, with operators that can be differentiated a third time; from now on these are used.
+            self._thrice, self._operators = True, thrice_differentiable()
+            with random.replayed():
+                return self(name, loss, params, buffers, batch)
         live = {id(t) for t in outside}
         shapes = [tuple(p.shape) for p in self.owned if id(p) in live] if outside else []
         if shapes:

@@ -10,6 +10,13 @@ from torch.autograd.graph import Node
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
+# The third derivative of the first is wrong, silently; of the others there is none.
+_TWICE = {
+    "NativeLayerNormBackwardBackward0",
+    "NativeBatchNormBackwardBackward0",
+    "CudnnBatchNormBackwardBackward0",
+    "MiopenBatchNormBackwardBackward0",
+}
 # What the decorator makes of every function that it marks.
 _MARKED = once_differentiable(lambda ctx: None).__code__
 
@@ -28,11 +35,13 @@ class Reach(NamedTuple):
         captured: whether it leads into a graph made before the mark. That graph's nodes have no tensor that could be
             differentiated with respect to, so there are then no leaves.
         once: names of the functions in it that are marked ``once_differentiable``.
+        twice: whether it was differentiated, by a penalty, through an operator with two right derivatives.
     """
 
     leaves: list[Tensor]
     captured: bool
     once: list[str]
+    twice: bool
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> Reach:
@@ -45,7 +54,7 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     """
     leaves: list[Tensor] = []
     once: list[str] = []
-    captured = False
+    captured = twice = False
     seen: set[Node] = set()
     stack: list[Node | None] = [loss.grad_fn]
     while stack:
@@ -59,10 +68,11 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         elif node._sequence_nr() < since:  # type: ignore[attr-defined]
             captured = True
         else:
+            twice |= type(node).__name__ in _TWICE
             if isinstance(node, BackwardCFunction) and _is_marked(node):
                 once.append(node.name())
             stack.extend(next_node for next_node, _ in node.next_functions)
-    return Reach([] if captured else leaves, captured, once)
+    return Reach([] if captured else leaves, captured, once, twice)
 
 
 def _is_marked(node: Node) -> bool:
