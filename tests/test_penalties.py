@@ -75,7 +75,7 @@ def test_statistics_after_a_penalty():
     assert not torch.allclose(seen[0][0], world_with("batch").discriminator[1].running_mean, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["layer", "batch"])
+@pytest.mark.parametrize("name", ["layer", "instance"])
 def test_torchs_own_would_not_do(name, monkeypatch):
     """The control: without the replacement the one is wrong, the other raises."""
     monkeypatch.setattr(evaluate.Evaluator, "__post_init__", with_torchs_own(evaluate.Evaluator.__post_init__))

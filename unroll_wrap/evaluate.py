@@ -1,6 +1,7 @@
 """Run one of the user's losses with unrolled tensors in their discriminator, and say clearly what is wrong with it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,17 +57,21 @@ class Evaluator:
         owned: the live parameters that the optimizer moves.
         swap: puts tensors into D.
         kwargs: for every loss.
+        second_order: whether their second derivatives will be asked for.
+        hooks: the gradient hooks of ``owned``, each with its parameter's position.
     """
 
     discriminator: Any
     owned: list[Tensor]
     swap: Swap
     kwargs: dict[str, Any]
+    second_order: bool
 
     def __post_init__(self) -> None:
         self._start = now()
-        self._operators = twice_differentiable(self.swap.modules)
-        self._thrice = False
+        self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
+        self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in (p._backward_hooks or {}).values()]
+        self._thrice = not self.second_order
 
     def __call__(
         self,
@@ -91,14 +96,16 @@ class Evaluator:
             self._thrice, self._operators = True, thrice_differentiable()
             with random.replayed():
                 return self(name, loss, params, buffers, batch)
-        live = {id(t) for t in outside}
-        shapes = [tuple(p.shape) for p in self.owned if id(p) in live] if outside else []
-        if shapes:
+        if outside and (shapes := self._bypassed(outside)):
             raise ValueError(
                 f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
                 "discriminator's modules. Reach them through the module that owns them."
             )
         return Evaluation(name, value, leaves, arguments, outside, captured, once)
+
+    def _bypassed(self, outside: list[Tensor]) -> list[tuple[int, ...]]:
+        live = {id(t) for t in outside}
+        return [tuple(p.shape) for p in self.owned if id(p) in live]
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:

@@ -138,16 +138,18 @@ class UnrolledGeneratorLoss:
         swap = Swap(modules, owned)
         if steps == 0:
             return self._plain(g_loss, swap, owned, batch, kwargs)
-        with swap:
+        # The inner steps need gradients even where the caller wants none.
+        wanted = torch.is_grad_enabled()
+        with swap, torch.enable_grad():
             unroll = Unroll(
-                Evaluator(self.discriminator, owned, swap, kwargs),
+                Evaluator(self.discriminator, owned, swap, kwargs, wanted and not self.stop_gradient),
                 d_loss,
                 g_loss,
                 inner_batch,
                 batch,
                 self.grad_transform,
                 self.param_transform,
-                differentiate=torch.is_grad_enabled(),
+                differentiate=wanted,
                 stop_gradient=self.stop_gradient,
             )
             start = Point(read(optimizers, owned), swap.originals())
@@ -205,7 +207,8 @@ class UnrolledGeneratorLoss:
                 f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
-        self._frozen -= {i for i, p in mine.items() if p.requires_grad}
+        if self._frozen:
+            self._frozen -= {i for i, p in mine.items() if p.requires_grad}
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in self._frozen]
         if not owned:
             raise ValueError(

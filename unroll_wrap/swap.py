@@ -7,6 +7,7 @@ the originals are put back whatever happens. No other file touches the internals
 
 import weakref
 from collections.abc import Iterable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -54,14 +55,15 @@ class Swap:
         self._buffer_slots: list[tuple[Any, Any, int]] = []
         self._originals: list[Tensor] = []
         self._live: list[Tensor] = []
+        self._lists: list[tuple[list[Any], list[Any]]] = []
         moved = {id(p): i for i, p in enumerate(params)}
         carried: dict[int, int] = {}
         for module in modules:
             for name, p in module._parameters.items():
-                if p is None:
+                if (i := moved.get(id(p))) is not None:
+                    self._param_slots.append((module._parameters, name, i))
+                elif p is None:
                     continue
-                if id(p) in moved:
-                    self._param_slots.append((module._parameters, name, moved[id(p)]))
                 elif p.requires_grad:
                     self._live.append(p)
                 else:
@@ -71,8 +73,9 @@ class Swap:
                 if b is not None:
                     self._carry(module._buffers, name, b, carried)
             for value in vars(module).values():
-                # RNNs call their kernels with a list of their parameters.
-                if isinstance(value, list):
+                # RNNs call their kernels with a list of their parameters, and keep another of weak references.
+                if _lists_tensors(value):
+                    self._lists.append((value, list(value)))
                     self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
 
     def _carry(self, container: dict[str, Any], name: str, tensor: Tensor, carried: dict[int, int]) -> None:
@@ -83,27 +86,20 @@ class Swap:
 
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
-        self._before = [
-            (m, dict(vars(m)), _lists(m), dict(m._parameters), dict(m._buffers), m.training) for m in self.modules
-        ]
+        self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self.modules]
         self._flags = [(p, p.requires_grad) for p in self._live]
         return self
 
     def __exit__(self, *_: object) -> None:
         """Put every original back where it was."""
-        for module, attributes, lists, params, buffers, training in self._before:
+        for module, attributes, params, buffers in self._before:
             _refill(module._parameters, params)
             _refill(module._buffers, buffers)
-            module.training = training
-            # Legacy weight_norm and spectral_norm leave `weight`, with its graph, as a plain attribute.
             now = vars(module)
-            changed = [n for n, v in now.items() if v is not attributes.get(n) and isinstance(v, Tensor)]
-            for name in changed:
-                del now[name]
-            now.update((n, v) for n, v in attributes.items() if now.get(n) is not v and isinstance(v, Tensor))
-            for name, values, items in lists:
-                values[:] = items
-                now[name] = values
+            if len(now) != len(attributes) or not all(map(is_, now.values(), attributes.values())):
+                _restore(now, attributes)
+        for values, items in self._lists:
+            values[:] = items
         for p, flag in self._flags:
             p.requires_grad_(flag)
         del self._before, self._flags
@@ -135,10 +131,19 @@ class Swap:
         return tuple(now)
 
 
-def _lists(module: nn.Module) -> list[tuple[str, list[Any], list[Any]]]:
-    """Lists of tensors, or of weak references to them, with their items."""
-    found = [(n, v) for n, v in vars(module).items() if isinstance(v, list) and v]
-    return [(n, v, list(v)) for n, v in found if isinstance(v[0], (Tensor, weakref.ref))]
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """What a forward pass may change beside parameters and buffers: tensors and lists of them, and the mode.
+
+    Legacy weight_norm and spectral_norm leave ``weight``, with its graph, as a plain attribute. Other attributes are
+    the module's own business: a count of calls, say.
+    """
+    for name in [n for n, v in now.items() if isinstance(v, Tensor) and v is not before.get(n)]:
+        del now[name]
+    now.update((n, v) for n, v in before.items() if isinstance(v, Tensor) or _lists_tensors(v) or n == "training")
+
+
+def _lists_tensors(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], (Tensor, weakref.ref))
 
 
 def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:
@@ -152,5 +157,15 @@ def all_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
-    """Every module under ``roots``, wrappers and what they wrap included, each once."""
-    return list({id(m): m for root in roots for m in root.modules()}.values())
+    """Every module under ``roots``, wrappers and what they wrap included, each once, in the order of ``modules()``."""
+    found: dict[int, nn.Module] = {}
+
+    def visit(module: nn.Module | None) -> None:
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            for child in module._modules.values():
+                visit(child)
+
+    for root in roots:
+        visit(root)
+    return list(found.values())

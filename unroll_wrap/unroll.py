@@ -9,6 +9,7 @@ Fresh leaves, because a θ^k that stays attached to the graph is also differenti
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
+from .operators import parameters_only
 from .rules.block import Block, unpack
 from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
 
@@ -28,7 +30,9 @@ class Point(NamedTuple):
 
     def params(self) -> list[Tensor]:
         """θ^k, parameter by parameter."""
-        found = {i: p for b in self.blocks for i, p in zip(b.index, unpack(b.params, b.shapes), strict=True)}
+        found: dict[int, Tensor] = {}
+        for block in self.blocks:
+            found.update(zip(block.index, unpack(block.params, block.shapes), strict=True))
         return [found[i] for i in range(len(found))]
 
 
@@ -121,8 +125,7 @@ class Unroll:
     ) -> Evaluation:
         """``d_loss`` of inner step k, at the point's parameters or others."""
         params = point.params() if params is None else params
-        with torch.enable_grad():
-            evaluation = self.evaluate(f"d_loss at inner step {k}", self.d_loss, params, point.buffers, batch, walk)
+        evaluation = self.evaluate(f"d_loss at inner step {k}", self.d_loss, params, point.buffers, batch, walk)
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
         return evaluation
@@ -134,7 +137,8 @@ class Unroll:
         name, loss, params = evaluation.name, evaluation.loss, evaluation.params
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
-        found = differentiate(name, [loss], [*params, *also], **options)
+        with parameters_only() if not also else nullcontext():
+            found = differentiate(name, [loss], [*params, *also], **options)
         grads = found[: len(params)]
         if all(g is None for g in grads):
             raise ValueError(
@@ -142,11 +146,10 @@ class Unroll:
                 "that the loss uses, and the optimizer that steps it."
             )
         # A hook on the live parameter is a part of what its optimizer sees.
-        for i, live in enumerate(self.evaluate.owned):
-            for hook in (live._backward_hooks or {}).values():
-                if (g := grads[i]) is not None:
-                    changed = hook(g)
-                    grads[i] = g if changed is None else changed
+        for i, hook in self.evaluate.hooks:
+            if (g := grads[i]) is not None:
+                changed = hook(g)
+                grads[i] = g if changed is None else changed
         return grads, found[len(params) :]
 
     def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> Update:
@@ -168,8 +171,7 @@ class Unroll:
         found = differentiate(evaluation.name, outputs, [*inner, *evaluation.outer], bars, retain_graph=keep)
         self.sensitivity.second_term |= self.sensitivity.add(evaluation, found[len(inner) :]) or evaluation.captured
         if evaluation.captured and outputs:
-            with torch.enable_grad():
-                self.sensitivity.surrogates.append(torch.stack([(o * bar).sum() for o, bar in pairs]).sum())
+            self.sensitivity.surrogates.append(torch.stack([(o * bar).sum() for o, bar in pairs]).sum())
         n = len(update.leaves())
         return None if first else update.cotangent(found[:n], found[n : len(inner)])
 

@@ -98,8 +98,7 @@ class _Stack:
             scaled = [None if g is None else g * sign for g in outer]
             sensitivity.second_term |= sensitivity.add(evaluation, scaled) or evaluation.captured
             if evaluation.captured:
-                with torch.enable_grad():
-                    sensitivity.surrogates.append(evaluation.loss.reshape(()) * sign)
+                sensitivity.surrogates.append(evaluation.loss.reshape(()) * sign)
         return [
             None if a is None or b is None else (a - b.detach()) / width
             for a, b in zip(ahead.params, behind.params, strict=True)

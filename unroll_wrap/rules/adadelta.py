@@ -39,6 +39,8 @@ class Adadelta(UpdateRule):
         if self.weight_decay != 0:
             grad = torch.add(grad, param, alpha=self.weight_decay)
         square_avg = torch.addcmul(state.square_avg * self.rho, grad, grad, value=1 - self.rho)
-        delta = sqrt(state.acc_delta + self.eps) / sqrt(square_avg + self.eps) * grad
+        # Away from 0 the plain root has the same derivative in fewer calls.
+        root = torch.sqrt if self.eps > 0 else sqrt
+        delta = root(state.acc_delta + self.eps) / root(square_avg + self.eps) * grad
         acc_delta = torch.addcmul(state.acc_delta * self.rho, delta, delta, value=1 - self.rho)
         return torch.add(param, delta, alpha=-float(self.lr)), AdadeltaState(state.step + 1, square_avg, acc_delta)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .rule import UpdateRule, sqrt
+from .rule import UpdateRule
 
 
 class AdamState(NamedTuple):
@@ -51,18 +51,69 @@ class Adam(UpdateRule):
                 param = param * (1 - self.lr * self.weight_decay)
             else:
                 grad = torch.add(grad, param, alpha=self.weight_decay)
-        exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
-        exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
-        second_moment = exp_avg_sq
-        max_exp_avg_sq = None
-        if self.amsgrad:
-            assert state.max_exp_avg_sq is not None
-            second_moment = max_exp_avg_sq = torch.maximum(state.max_exp_avg_sq, exp_avg_sq)
         # Tensor hyperparameters keep their own precision in these scalars, as they do in the live optimizer.
-        step_size = float(self.lr / (1 - beta1**step))
-        denominator = sqrt(second_moment) / float((1 - beta2**step) ** 0.5) + self.eps
-        param = torch.addcdiv(param, exp_avg, denominator, value=-step_size)
-        return param, AdamState(step, exp_avg, exp_avg_sq, max_exp_avg_sq)
+        numbers = _Numbers(
+            float(beta1),
+            beta2,
+            float(1 - beta2),
+            float(self.lr / (1 - beta1**step)),
+            float((1 - beta2**step) ** 0.5),
+            self.eps,
+        )
+        param, *moments = _Descent.apply(numbers, param, grad, *state[1:])  # type: ignore[misc]
+        return param, AdamState(step, *moments)
+
+
+class _Numbers(NamedTuple):
+    beta1: float
+    beta2: Any
+    one_minus_beta2: float
+    step_size: float
+    root_correction: float
+    eps: float
+
+
+class _Descent(torch.autograd.Function):
+    """m ← β1 m + (1 - β1) g,  v ← β2 v + (1 - β2) g²,  θ ← θ - step_size · m / (√s / root_correction + eps).
+
+    s is v, or with amsgrad the largest v so far. The derivative in closed form: autograd's own takes three times as
+    many operator calls, which is a tenth of an inner step of a small net. √s has derivative 0 at 0, see ``rule.sqrt``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, numbers: _Numbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, largest: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        beta1, beta2, one_minus_beta2, step_size, root_correction, eps = numbers
+        m = torch.lerp(m, grad, 1 - beta1)
+        v = torch.addcmul(v * beta2, grad, grad, value=one_minus_beta2)
+        s = v if largest is None else torch.maximum(largest, v)
+        root = s.sqrt()
+        denominator = (root / root_correction).add_(eps)
+        ctx.numbers = numbers
+        ctx.save_for_backward(grad, m, v, largest, root, denominator)
+        return torch.addcdiv(param, m, denominator, value=-step_size), m, v, None if largest is None else s
+
+    @staticmethod
+    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError("This update is differentiated once; its derivative has no graph.")
+        beta1, beta2, one_minus_beta2, step_size, root_correction, _ = ctx.numbers
+        grad, m, v, largest, root, denominator = ctx.saved_tensors
+        along = to_param / denominator
+        to_m = torch.add(to_m, along, alpha=-step_size)
+        slope = (along * m).mul_(step_size / (2 * root_correction)).div_(denominator * root)
+        of_s = torch.where(root > 0, slope, root)
+        to_largest = None
+        if largest is None:
+            to_v = to_v + of_s
+        else:
+            of_s = of_s + to_s
+            # As torch.maximum has it, which gives each of two equal arguments a half.
+            share = torch.heaviside(v - largest, v.new_tensor(0.5))
+            to_v, to_largest = torch.addcmul(to_v, of_s, share), of_s * (1 - share)
+        to_grad = torch.addcmul(to_m * (1 - beta1), to_v, grad, value=2 * one_minus_beta2)
+        return None, to_param, to_grad, to_m * beta1, to_v * beta2, to_largest
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class NAdam(UpdateRule):
         return NAdamState(0.0, Scalar.of(1.0), zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: NAdamState) -> tuple[Tensor, NAdamState]:
-        """One step, in the order of operations of ``torch.optim.nadam._single_tensor_nadam``."""
+        """One step of ``torch.optim.nadam._single_tensor_nadam``."""
         beta1, beta2 = self.betas
         step = state.step + 1
         if self.maximize:
@@ -56,6 +56,8 @@ class NAdam(UpdateRule):
         exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
         denominator = sqrt(exp_avg_sq / float(1 - beta2**step)) + self.eps
         product = float(mu_product)
-        param = torch.addcdiv(param, grad, denominator, value=float(-self.lr * (1 - mu) / (1 - product)))
-        param = torch.addcdiv(param, exp_avg, denominator, value=float(-self.lr * mu_next / (1 - product * mu_next)))
+        # torch divides twice; the quotient of the sum is half of the derivative's work.
+        of_grad, of_avg = float(self.lr * (1 - mu) / (1 - product)), float(self.lr * mu_next / (1 - product * mu_next))
+        direction = torch.add(grad * of_grad, exp_avg, alpha=of_avg)
+        param = torch.addcdiv(param, direction, denominator, value=-1)
         return param, NAdamState(step, mu_product, exp_avg, exp_avg_sq)

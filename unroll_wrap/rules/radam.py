@@ -37,7 +37,7 @@ class RAdam(UpdateRule):
         return RAdamState(0.0, zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: RAdamState) -> tuple[Tensor, RAdamState]:
-        """One step, in the order of operations of ``torch.optim.radam._single_tensor_radam``."""
+        """One step of ``torch.optim.radam._single_tensor_radam``."""
         beta1, beta2 = self.betas
         step = state.step + 1
         if self.maximize:
@@ -52,8 +52,12 @@ class RAdam(UpdateRule):
         bias_correction2 = 1 - beta2**step
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * step * beta2**step / bias_correction2
-        change = exp_avg / float(1 - beta1**step) * self.lr
+        # torch multiplies the tensors by one scalar after the other.
+        step_size = self.lr / (1 - beta1**step)
         if rho > 5:
             rectifier = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
-            change = change * float(bias_correction2**0.5) / (sqrt(exp_avg_sq) + self.eps) * float(rectifier)
-        return param - change, RAdamState(step, exp_avg, exp_avg_sq)
+            step_size = step_size * bias_correction2**0.5 * rectifier
+            param = torch.addcdiv(param, exp_avg, sqrt(exp_avg_sq) + self.eps, value=-float(step_size))
+        else:
+            param = torch.add(param, exp_avg, alpha=-float(step_size))
+        return param, RAdamState(step, exp_avg, exp_avg_sq)

@@ -78,10 +78,10 @@ class _Sqrt(torch.autograd.Function):
         return root
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (root,) = ctx.saved_tensors
-        return (grad / (2 * root)).masked_fill_(root == 0, 0)
+        # Not `root == 0`: nan stays nan.
+        return torch.where(root > 0, grad / (root + root), root)
 
 
 def sqrt(x: Tensor) -> Tensor:

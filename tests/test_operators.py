@@ -1,0 +1,116 @@
+"""The operators that stand in for torch's during an unroll: value and derivatives up to the third, against others."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unroll_wrap.operators.batch_norm import batch_norm
+from unroll_wrap.operators.convolution import conv2d, parameters_only
+from unroll_wrap.operators.weight_norm import weight_norm
+
+
+def derivatives(function, inputs: list[Tensor], order: int) -> list[Tensor]:
+    """The value, then gradients of a cubic of the value, of a cubic of those gradients, and so on."""
+    found = [function(*inputs)]
+    latest = found
+    for i in range(order):
+        scalar = sum((t**3 * (1 + 0.1 * n)).sum() for n, t in enumerate(latest))
+        latest = list(torch.autograd.grad(scalar, inputs, create_graph=i < order - 1, materialize_grads=True))
+        found += latest
+    return [t.detach() for t in found]
+
+
+def assert_same(one: list[Tensor], other: list[Tensor], rtol: float = 1e-10) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert (a - b).abs().max() <= rtol * b.abs().max()
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+CONVOLUTIONS = [  # inputs, outputs, height, width, kernel, stride, padding
+    (3, 4, 8, 8, 3, 2, 1),
+    (2, 3, 9, 7, 3, 2, 1),
+    (3, 2, 8, 8, 4, 2, 1),
+    (3, 2, 11, 11, 5, 3, 0),
+    (1, 2, 7, 7, 1, 2, 0),
+    (2, 2, 10, 10, 3, 4, 2),
+    (2, 2, 8, 8, 3, 1, 1),
+    (9, 2, 6, 6, 3, 2, 1),
+]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("geometry", CONVOLUTIONS, ids=str)
+def test_convolution(geometry, bias):
+    inputs, outputs, height, width, k, stride, padding = geometry
+    tensors = [normal(2, inputs, height, width), normal(outputs, inputs, k, k), *([normal(outputs)] if bias else [])]
+
+    def of(function):
+        return lambda x, w, b=None: function(x, w, b, stride, padding)
+
+    assert_same(derivatives(of(conv2d), tensors, 3), derivatives(of(torch.conv2d), tensors, 3))
+
+
+def test_the_batch_gets_its_gradient_unless_nobody_wants_it():
+    x, weight = normal(2, 3, 8, 8), torch.nn.Parameter(normal(4, 3, 3, 3).detach())
+    data = conv2d(x.clone(), weight, None, 2, 1).square().sum()
+    of_x, of_weight = torch.autograd.grad(data, [x, weight], retain_graph=True)
+    with parameters_only():
+        nothing, same = torch.autograd.grad(data, [x, weight], allow_unused=True)
+        hidden = conv2d(conv2d(x, weight, None, 2, 1)[:, :3], weight, None, 2, 1).square().sum()
+        (through,) = torch.autograd.grad(hidden, [weight])
+    assert nothing is None
+    assert torch.equal(same, of_weight)
+    assert of_x.abs().max() > 0
+    hidden = torch.conv2d(torch.conv2d(x, weight, None, 2, 1)[:, :3], weight, None, 2, 1).square().sum()
+    assert_same([through], list(torch.autograd.grad(hidden, [weight])))
+
+
+def by_hand(x, running_mean, running_var, weight, bias, training, momentum, eps):
+    """Batch normalization written out; torch's own has no third derivative."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
+    with torch.no_grad():
+        running_mean.lerp_(mean.flatten(), momentum)
+        running_var.lerp_(x.var(dims), momentum)
+    y = (x - mean) / (var + eps).sqrt()
+    return y if weight is None else y * weight.view(shape) + bias.view(shape)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 6), (3, 2, 4, 5), (2, 2, 3, 2, 3)], ids=str)
+def test_batch_normalization(shape, affine):
+    tensors = [normal(*shape), *([normal(shape[1]), normal(shape[1])] if affine else [])]
+
+    def found(function, order):
+        mean, var = torch.zeros(shape[1], dtype=torch.float64), torch.ones(shape[1], dtype=torch.float64)
+
+        def of(x, weight=None, bias=None):
+            return function(x, mean, var, weight, bias, True, 0.1, 1e-2)
+
+        return [*derivatives(of, tensors, order), mean, var]
+
+    assert_same(found(batch_norm, 3), found(by_hand, 3))
+    assert_same(found(batch_norm, 2), found(F.batch_norm, 2))
+
+
+def test_batch_normalization_elsewhere_is_torchs():
+    x, mean, var = normal(4, 3), torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+    assert torch.equal(batch_norm(x, mean, var), F.batch_norm(x, mean, var))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_norm(normal(1, 3), None, None, training=True)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weight_normalization(dim):
+    v = normal(3, 4)
+    g = normal(*torch.norm_except_dim(v, 2, dim).shape)
+
+    def written_out(v, g):
+        return g * v / v.square().sum(1 - dim, keepdim=True).sqrt()
+
+    assert_same(derivatives(lambda v, g: weight_norm(v, g, dim), [v, g], 3), derivatives(written_out, [v, g], 3))
