@@ -254,7 +254,8 @@ def cases(draw, kind: str) -> Case:
         layers=tuple(draw(st.lists(st.sampled_from(list(LAYERS)), max_size=4))),
         conditional=draw(st.booleans()),
         optimizer=draw(st.sampled_from(list(OPTIMIZERS))),
-        objective=draw(st.sampled_from(list(OBJECTIVES))),
+        # A difference over the hinge's kink is no derivative: told in some of 100 such users.
+        objective=draw(st.sampled_from([one for one in OBJECTIVES if (kind, one) != ("difference", "hinge")])),
         warm=draw(st.sampled_from([0, 1, 5])),
         steps=steps,
         backward=backward,
