@@ -12,12 +12,13 @@ export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint style types format bench venv clean
+.PHONY: help demo test fuzz soak lint style types format bench venv clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    the ring of Gaussians, K=0 beside K=10: a table and a figure in 3 minutes'
 	@echo 'make test    the tests'
+	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
 	@echo 'make lint    ruff and pyright (make style: ruff alone; make format: mend what ruff can)'
 	@echo 'make bench   what an unrolled step costs on this machine'
 	@echo 'make venv    only make .venv; the others do so too where it is missing (2 to 4 minutes, once)'
@@ -30,6 +31,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest -n 2 $(ARGS)
+
+fuzz: $(STAMP)
+	@$(PY) -m pytest -n 2 tests/test_fuzz.py --hypothesis-profile=long -s $(ARGS)
+
+soak: $(STAMP)
+	@UNROLL_WRAP_SOAK=20000 $(PY) -m pytest tests/test_soak.py $(ARGS)
 
 lint: style types
 

@@ -7,6 +7,7 @@ exact gradient has to differ from. `chained` is a second, unrelated road to the 
 """
 
 import copy
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -160,6 +161,41 @@ def filled(loss, inputs) -> list[torch.Tensor]:
     """The gradient of `loss`, zero where an input is not used; the graph stays."""
     grads = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+
+
+@contextmanager
+def in_place(modules, optimizers, d_loss, steps):
+    """K real steps of the live objects on `d_loss()`; on leaving, everything is loaded back.
+
+    For loops whose losses reach D by ways of their own, which no copy can follow.
+    """
+    params = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    modules = [one for root in modules for one in root.modules()]
+    buffers = [(b, b.detach().clone()) for one in modules for b in one._buffers.values() if b is not None]
+    flags = [(p, p.requires_grad, p.grad, p.detach().clone()) for p in params]
+    states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+    random_state = torch.get_rng_state()
+    try:
+        for _ in range(steps):
+            for p in params:
+                p.requires_grad_(True)
+            grads = torch.autograd.grad(d_loss(), params, allow_unused=True, retain_graph=True)
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g
+            for optimizer in optimizers:
+                optimizer.step()
+        yield
+    finally:
+        with torch.no_grad():
+            for p, flag, grad, value in flags:
+                p.copy_(value)
+                p.requires_grad_(flag)
+                p.grad = grad
+            for b, value in buffers:
+                b.copy_(value)
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+        torch.set_rng_state(random_state)
 
 
 class Difference(NamedTuple):

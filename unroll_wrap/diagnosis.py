@@ -1,6 +1,8 @@
 """What unrolling does in the user's own loop, at this moment of training."""
 
+import copy
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loss import UnrolledGeneratorLoss
+from .inputs import NOTHING, Inputs
+from .loss import SecondTermMissing, UnrolledGeneratorLoss
+from .memory import PeakMemory
 from .replay import RandomState
-from .verification import differentiable_inputs
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Diagnosis:
         cosine: between the unrolled gradient and the one without unrolling.
         ratio: of their norms.
         seconds: that the call took.
-        kept_bytes: of tensors kept for the backward pass.
+        peak_bytes: most memory that tensors of the call held at one time.
     """
 
     steps: int
@@ -39,7 +42,7 @@ class Diagnosis:
     cosine: float
     ratio: float
     seconds: float
-    kept_bytes: int
+    peak_bytes: int
 
     @property
     def advice(self) -> str:
@@ -74,7 +77,7 @@ class Diagnosis:
     def __str__(self) -> str:
         """A short report."""
         return "\n".join([
-            f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.kept_bytes / 1e6:.3g} MB kept",
+            f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.peak_bytes / 1e6:.3g} MB at its peak",
             f"  d_loss       {' '.join(f'{v:.4g}' for v in self.d_losses)}",
             f"  both terms   {self.first_term:.3g} and {self.second_term:.3g} (second: {self.share:.1%})",
             f"  against K=0  cosine {self.cosine:.3f}, norm x {self.ratio:.3g}",
@@ -85,7 +88,7 @@ class Diagnosis:
 def diagnose(
     unrolled: UnrolledGeneratorLoss, *batch: Any, wrt: Sequence[Tensor] | Tensor | None = None, **options: Any
 ) -> Diagnosis:
-    """Three calls from the same state: unrolled, its first term alone, and without unrolling.
+    """Four calls from the same state: unrolled (twice, for time and for memory), its first term alone, and K = 0.
 
     Args:
         unrolled: the loss, with steps >= 1.
@@ -95,49 +98,61 @@ def diagnose(
 
     Returns:
         What was measured; ``print`` it, ``plot`` it, or log its ``scalars``.
+
+    Raises:
+        ValueError: steps is 0, or there is nothing to differentiate with respect to.
     """
     d_loss, g_loss = options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss
     steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
-    inner = [batches(k) for k in range(steps)]
-    inputs = differentiable_inputs(wrt, (d_loss, g_loss), batch, options, inner)
-    d_losses: list[float] = []
-    kept: dict[int, int] = {}
+    if steps == 0:
+        raise ValueError("steps is 0: nothing is unrolled. Pass diagnose(..., steps=5), say.")
+    modules, _, owned = unrolled.parts()
+    inputs = Inputs(wrt, (d_loss, g_loss), batch, options, [batches(k) for k in range(steps)], modules)
+    if not inputs.tensors:
+        raise ValueError(NOTHING)
+    d_losses: list[Tensor] = []
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         value = d_loss(*args, **kwargs)
-        d_losses.append(value.item())
+        d_losses.append(value.detach())
         return value
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    random = RandomState([*inputs.tensors, *owned])
+    first_alone = copy.copy(unrolled)
+    first_alone.stop_gradient = True
 
-    random = RandomState([*inputs, *unrolled.parts()[2]])
-
-    def gradient(steps: int, first_term_alone: bool) -> tuple[float, Tensor]:
+    def gradient(loss: UnrolledGeneratorLoss, steps: int) -> tuple[float, Tensor]:
         d_losses.clear()
-        stop, unrolled.stop_gradient = unrolled.stop_gradient, first_term_alone
-        try:
-            with random.replayed():
-                loss = unrolled(
-                    *batch, d_loss=watched, g_loss=g_loss, steps=steps, resample=inner[:steps] or None, **options
-                )
-        finally:
-            unrolled.stop_gradient = stop
-        grads = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-        return loss.item(), torch.cat([g.reshape(-1).double() for g in grads if g is not None])
+        with random.replayed(), warnings.catch_warnings():
+            # Said by the call itself, and here by the second term's norm.
+            warnings.simplefilter("ignore", SecondTermMissing)
+            value = loss(
+                *inputs.batch,
+                d_loss=watched,
+                g_loss=g_loss,
+                steps=steps,
+                resample=inputs.inner[:steps] or None,
+                **inputs.kwargs,
+            )
+        return value.item(), torch.cat([g.reshape(-1).double().cpu() for g in inputs.gradient(value)])
 
-    _, plain = gradient(0, True)
-    _, first = gradient(steps, True)
+    _, plain = gradient(first_alone, 0)
+    with PeakMemory() as memory:
+        gradient(unrolled, steps)
+    try:
+        _, first = gradient(first_alone, steps)
+    except ValueError:
+        # The whole call went well, so it is g_loss alone that does not depend on the generator.
+        first = torch.zeros_like(plain)
     began = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value, total = gradient(steps, unrolled.stop_gradient)
+    value, total = gradient(unrolled, steps)
     seconds = time.perf_counter() - began
     a, b = float(first.norm()), float((total - first).norm())
     lengths = float(total.norm()) * float(plain.norm())
     return Diagnosis(
         steps=steps,
-        d_losses=list(d_losses),
+        # A backward that runs a step again evaluates d_loss after these.
+        d_losses=[v.item() for v in d_losses[:steps]],
         g_loss=value,
         first_term=a,
         second_term=b,
@@ -145,5 +160,5 @@ def diagnose(
         cosine=float(total @ plain) / lengths if lengths else float("nan"),
         ratio=float(total.norm() / plain.norm()) if plain.norm() else float("inf"),
         seconds=seconds,
-        kept_bytes=sum(kept.values()),
+        peak_bytes=memory.peak,
     )

@@ -11,9 +11,15 @@ from torch import Tensor
 from . import guards
 from .arguments import Arguments, cut, tensors_in
 from .autocast import Autocast, Factor
-from .operators import twice_differentiable
+from .operators import thrice_differentiable, twice_differentiable
 from .reach import now, reach
+from .replay import RandomState
 from .swap import Swap, UnrolledParameter
+
+NO_SECOND_DERIVATIVE = (
+    "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, pass "
+    "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
+)
 
 
 class Evaluation(NamedTuple):
@@ -26,6 +32,7 @@ class Evaluation(NamedTuple):
         arguments: the leaves in the batch.
         outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
         captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
+        once: functions in it that cannot be differentiated twice, though autograd does not say so.
     """
 
     name: str
@@ -34,6 +41,7 @@ class Evaluation(NamedTuple):
     arguments: Arguments
     outside: list[Tensor]
     captured: bool
+    once: list[str]
 
     @property
     def users(self) -> list[Tensor]:
@@ -73,6 +81,7 @@ class Evaluator:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in (p._backward_hooks or {}).values()]
+        self._thrice = not self.second_order
 
     def __call__(
         self,
@@ -87,16 +96,22 @@ class Evaluator:
         leaves = [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
+        random = RandomState(self.owned) if walk else None
         value = one_element(name, self._run(name, loss, arguments))
-        if not walk:
-            return Evaluation(name, value, leaves, arguments, [], False)
-        outside, captured = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        if random is None:
+            return Evaluation(name, value, leaves, arguments, [], False, [])
+        outside, captured, once, twice = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        if twice and not self._thrice:
+            # Once more, with operators that can be differentiated a third time; from now on these are used.
+            self._thrice, self._operators = True, thrice_differentiable()
+            with random.replayed():
+                return self(name, loss, params, buffers, batch)
         if outside and (shapes := self._bypassed(outside)):
             raise ValueError(
                 f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
                 "discriminator's modules. Reach them through the module that owns them."
             )
-        return Evaluation(name, value, leaves, arguments, outside, captured)
+        return Evaluation(name, value, leaves, arguments, outside, captured, once)
 
     def _bypassed(self, outside: list[Tensor]) -> list[tuple[int, ...]]:
         live = {id(t) for t in outside}
@@ -142,10 +157,7 @@ def differentiate(
                 "fill_(). Make a new tensor instead, such as torch.full_like"
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
-            cause = (
-                "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the "
-                "operator, pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
-            )
+            cause = NO_SECOND_DERIVATIVE
         else:
             raise
         raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error

@@ -25,6 +25,10 @@ Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
 Steps = int | Callable[[], int]
 
 
+class SecondTermMissing(UserWarning):
+    """d_loss does not depend on the generator."""
+
+
 class UnrolledGeneratorLoss:
     """f_K(θ_G, θ_D) = g_loss(θ_G, θ_D^K(θ_G, θ_D)): the generator's loss once D has taken K more optimizer steps.
 
@@ -245,6 +249,7 @@ class UnrolledGeneratorLoss:
             warnings.warn(
                 "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached "
                 "inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want.",
+                SecondTermMissing,
                 stacklevel=3,
             )
 

@@ -1,11 +1,24 @@
-"""What a loss's graph ends at, besides the leaves that the unroll made itself."""
+"""What a loss's graph ends at, besides the leaves that the unroll made itself, and what in it has one derivative."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+
+# The third derivative of the first is wrong, silently; of the others there is none.
+_TWICE = {
+    "NativeLayerNormBackwardBackward0",
+    "NativeBatchNormBackwardBackward0",
+    "CudnnBatchNormBackwardBackward0",
+    "MiopenBatchNormBackwardBackward0",
+}
+# What the decorator makes of every function that it marks.
+_MARKED = once_differentiable(lambda ctx: None).__code__
 
 
 def now() -> int:
@@ -14,19 +27,34 @@ def now() -> int:
         return torch.zeros((), requires_grad=True).view(()).grad_fn._sequence_nr()  # type: ignore[union-attr]
 
 
-def reach(loss: Tensor, own: set[int], since: int) -> tuple[list[Tensor], bool]:
+class Reach(NamedTuple):
+    """Where the graph of a loss leads.
+
+    Attributes:
+        leaves: its leaves, but for those left out.
+        captured: whether it leads into a graph made before the mark. That graph's nodes have no tensor that could be
+            differentiated with respect to, so there are then no leaves.
+        once: names of the functions in it that are marked ``once_differentiable``.
+        twice: whether it was differentiated, by a penalty, through an operator with two right derivatives.
+    """
+
+    leaves: list[Tensor]
+    captured: bool
+    once: list[str]
+    twice: bool
+
+
+def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     """Walk the graph of ``loss`` back to its ends.
 
     Args:
         loss: a tensor with a graph.
         own: identities of leaves to leave out.
         since: a mark from ``now``.
-
-    Returns:
-        The other leaves, and whether the graph leads into one made before the mark. Its nodes have no tensor that
-        could be differentiated with respect to, so the leaves are then left out.
     """
     leaves: list[Tensor] = []
+    once: list[str] = []
+    captured = twice = False
     seen: set[Node] = set()
     stack: list[Node | None] = [loss.grad_fn]
     while stack:
@@ -38,7 +66,16 @@ def reach(loss: Tensor, own: set[int], since: int) -> tuple[list[Tensor], bool]:
             if id(node.variable) not in own:  # type: ignore[attr-defined]
                 leaves.append(node.variable)  # type: ignore[attr-defined]
         elif node._sequence_nr() < since:  # type: ignore[attr-defined]
-            return [], True
+            captured = True
         else:
+            twice |= type(node).__name__ in _TWICE
+            if isinstance(node, BackwardCFunction) and _is_marked(node):
+                once.append(node.name())
             stack.extend(next_node for next_node, _ in node.next_functions)
-    return leaves, False
+    return Reach([] if captured else leaves, captured, once, twice)
+
+
+def _is_marked(node: Node) -> bool:
+    """Torch means to raise where such a function is differentiated again, but autograd.grad never gets to see that."""
+    backward = getattr(node._forward_cls, "backward", None)  # type: ignore[attr-defined]
+    return getattr(backward, "__code__", None) is _MARKED

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .evaluate import Evaluation, Evaluator, differentiate
+from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
 from .operators import parameters_only
 from .rules.block import Block, unpack
 from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
@@ -111,6 +111,10 @@ class Unroll:
         """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs."""
         # Without a pullback the ends of the graph matter for the check on the first step alone.
         evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
+        if differentiable and evaluation.once:
+            raise RuntimeError(
+                f"Differentiating {evaluation.name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}."
+            )
         grads, _ = self.gradients(evaluation, create_graph=differentiable)
         update = self.update(point, grads, differentiable)
         return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, update)

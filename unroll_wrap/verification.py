@@ -1,21 +1,26 @@
 """Proof in the user's own loop: the unrolled loss against real optimizer steps and differences of them."""
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from . import guards
-from .arguments import tensors_in
-from .loss import UnrolledGeneratorLoss
+from .backward import FiniteDifference, Truncate
+from .cuts import Cuts, Diverged
+from .inputs import NOTHING, Inputs
+from .loss import SecondTermMissing, UnrolledGeneratorLoss
+from .precision import precision
+from .rehearsal import Rehearsal, held
 from .replay import RandomState
-from .rules.replica import parameters, put_together, take_apart
-from .swap import Swap
+
+Shift = Callable[[], AbstractContextManager[object]]
+Around = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,24 @@ class Slope:
         surrogate: by the unrolled loss.
         difference: by differences of real optimizer steps.
         uncertainty: of the difference, from rounding and from the spread over step lengths.
+        allowed: how far the two may be apart, relative to the difference, beside three times its uncertainty.
     """
 
     surrogate: float
     difference: float
     uncertainty: float
+    allowed: float = 1e-3
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the difference is sharp enough to say anything."""
+        return 3 * self.uncertainty <= 0.1 * max(abs(self.difference), abs(self.surrogate))
 
     @property
     def agrees(self) -> bool:
-        """Within three times the uncertainty, or a thousandth."""
-        return abs(self.surrogate - self.difference) <= 3 * self.uncertainty + 1e-3 * abs(self.difference)
+        """Whether the two are the same as far as one can say."""
+        apart = abs(self.surrogate - self.difference)
+        return self.conclusive and apart <= 3 * self.uncertainty + self.allowed * abs(self.difference)
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,9 @@ class Verification:
         tolerance: how far apart rounding may take the two.
         slopes: the derivative along two directions.
         problems: what is wrong, in sentences; empty when all agrees.
-        cuts: tensors that a loss detached, by itself; the derivative does not pass there, though differences do.
+        cuts: where a loss of the user's detaches what depends on D or on fake. The derivative does not pass there, as
+            asked; these tensors are then held constant in the differences too.
+        notes: what else a reader of the numbers should know.
     """
 
     value: float
@@ -57,6 +72,7 @@ class Verification:
     slopes: list[Slope] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     cuts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -74,168 +90,168 @@ class Verification:
             f"  derivative  {s.surrogate:.6g}, by differences {s.difference:.6g} ± {s.uncertainty:.1e}"
             for s in self.slopes
         ]
-        return "\n".join(lines + [f"  problem: {p}" for p in self.problems] + [f"  cut: {c}" for c in self.cuts])
+        for title, items in (("problem", self.problems), ("cut", self.cuts), ("note", self.notes)):
+            lines += [f"  {title}: {item}" for item in items]
+        return "\n".join(lines)
 
 
 def verify(
     unrolled: UnrolledGeneratorLoss, *batch: Any, wrt: Sequence[Tensor] | Tensor | None = None, **options: Any
 ) -> Verification:
-    """Compare a call with K real optimizer steps, and its gradient with differences of them along two directions.
+    """Compare a call with K real optimizer steps, its gradient with differences of them, and print a short report.
 
-    Takes about twenty times K + 1 evaluations of the losses. The discriminator, its optimizer and the random generators
-    are as before afterwards.
+    Takes 7 times K steps if all is well, up to 40 times K if something is not: choose a small batch. The discriminator,
+    its optimizer and the random generators are left alone.
 
     Args:
         unrolled: the loss.
         *batch: as for a call.
-        wrt: what to differentiate with respect to. None takes the tensors that require grad in the batch, or among the
-            variables that the given losses capture.
+        wrt: what to differentiate with respect to. None takes the tensors that require grad in the batch, or among
+            what the given losses capture.
         **options: as for a call.
 
     Returns:
-        What was found; ``print`` it.
-
-    Raises:
-        ValueError: nothing to differentiate with respect to was found.
+        What was found.
     """
-    call = _Call(unrolled, batch, options)
-    inputs = differentiable_inputs(wrt, (call.d_loss, call.g_loss), batch, call.kwargs, call.inner)
-    random = RandomState([*inputs, *call.owned])
-    with random.replayed(), warnings.catch_warnings(record=True) as caught, _Cuts() as cuts:
-        warnings.simplefilter("always")
-        loss = call.surrogate()
-    grads = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-    gradient = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, grads, strict=True)]
+    found = _verify(unrolled, batch, wrt, options)
+    print(found)
+    return found
 
-    def real() -> float:
+
+def _verify(unrolled: UnrolledGeneratorLoss, batch: tuple[Any, ...], wrt: Any, options: dict[str, Any]) -> Verification:
+    d_loss, g_loss = options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss
+    steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
+    # Drawn once: a loader gives other batches the next time.
+    drawn = [batches(k) for k in range(steps)]
+    try:
+        modules, _, owned = unrolled.parts()
+    except ValueError as error:
+        return Verification(_NAN, _NAN, 0.0, problems=[str(error)])
+    inputs = Inputs(wrt, (d_loss, g_loss), batch, options, drawn, modules)
+    notes, constant, allowed = _by_choice(unrolled, steps)
+    rehearsal = Rehearsal(unrolled, d_loss, g_loss, inputs.batch, inputs.inner, inputs.kwargs, constant)
+    random, cuts = RandomState([*inputs.tensors, *owned]), Cuts()
+    given = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, "resample": inputs.inner or None, **inputs.kwargs}
+
+    def surrogate(one: UnrolledGeneratorLoss = unrolled) -> Tensor:
         with random.replayed():
-            return call.real()
+            return one(*inputs.batch, **given)
 
-    problems = [str(w.message) for w in caught]
-    value, expected = loss.item(), real()
-    precision = max(torch.finfo(t.dtype).eps for t in call.owned)
-    tolerance = 100 * precision * max(1.0, abs(expected)) * max(1, call.steps)
-    if real() != expected:
-        problems.append(
-            "Two evaluations from the same state differ: a loss changes something that it depends on. Guard that with "
-            "unroll_wrap.is_unrolling()."
-        )
-    elif not abs(value - expected) <= tolerance:
-        problems.append("The value is not that of real steps. Please report this, with optimizer and discriminator.")
-    slopes = [_slope(real, inputs, gradient, d, precision, expected) for d in _directions(gradient)]
-    if not slopes:
-        problems.append("The gradient is zero: nothing can be said of it.")
-    if not all(s.agrees for s in slopes):
-        problems.append(
-            "The derivative is not that of real steps"
-            + (": a loss cuts the graph where its value depends on fake or on D (below)." if cuts.found else ".")
-        )
-    return Verification(value, expected, tolerance, slopes, problems, cuts.found)
+    def real(shifted: Shift = nullcontext, around: Around = _nothing) -> float:
+        with random.replayed():
+            return rehearsal.run(shifted, around)
 
+    # First of all, and unguarded: what fails here fails in the user's training too.
+    expected = real(around=cuts.watched)
+    values = rehearsal.values
+    unit = precision([*owned, *inputs.tensors])
+    tolerance = 100 * unit * max(1.0, abs(expected)) * max(1, steps)
+    report = partial(Verification, real_value=expected, tolerance=tolerance, notes=notes)
+    if not inputs.tensors:
+        return report(_NAN, problems=[NOTHING])
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loss = surrogate()
+    except Exception as error:
+        return report(_NAN, problems=[str(error)])
+    problems = [str(w.message) for w in caught if issubclass(w.category, SecondTermMissing)]
+    value, gradient = loss.item(), inputs.gradient(loss)
+    ways = _directions(gradient)
 
-def differentiable_inputs(
-    wrt: Sequence[Tensor] | Tensor | None, losses: Sequence[Callable[..., Tensor]], *arguments: Any
-) -> list[Tensor]:
-    """``wrt``, or the tensors that require grad among the arguments and what the losses capture.
+    def slopes(around: Callable[[], Around]) -> list[Slope]:
+        def at(way: Sequence[Tensor], length: float) -> float:
+            return real(lambda: inputs.shifted(way, length), around())
 
-    Raises:
-        ValueError: there are none.
-    """
-    if wrt is not None:
-        return [wrt] if isinstance(wrt, Tensor) else list(wrt)
-    captured = [cell.cell_contents for loss in losses for cell in getattr(loss, "__closure__", None) or ()]
-    found = tensors_in(*arguments, [t for t in captured if isinstance(t, Tensor)])
-    inputs = list({id(t): t for t in found if t.requires_grad}.values())
-    if not inputs:
-        raise ValueError(
-            "No tensor requires grad, neither in the batch nor captured by the losses. Pass fake with its graph, or "
-            "wrt=list(G.parameters())."
-        )
-    return inputs
+        return [
+            _slope(partial(at, way), _along(gradient, way), inputs.tensors, unit, expected, allowed) for way in ways
+        ]
 
+    found = slopes(lambda: _nothing)
+    right = abs(value - expected) <= tolerance
+    if right and found and all(s.agrees for s in found):
+        return report(value, slopes=found, problems=problems)
 
-class _Call:
-    """A call of the unrolled loss, and the same with real steps."""
-
-    def __init__(self, unrolled: UnrolledGeneratorLoss, batch: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self.unrolled = unrolled
-        self.batch = batch
-        self.d_loss = options.pop("d_loss", None) or unrolled.d_loss
-        self.g_loss = options.pop("g_loss", None) or unrolled.g_loss
-        self.steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
-        self.kwargs = options
-        # Drawn once: a loader gives other batches the next time.
-        self.inner = [batches(k) for k in range(self.steps)]
-        self.modules, self.optimizers, self.owned = unrolled.parts()
-
-    def surrogate(self) -> Tensor:
-        return self.unrolled(
-            *self.batch,
-            d_loss=self.d_loss,
-            g_loss=self.g_loss,
-            steps=self.steps,
-            resample=self.inner or None,
-            **self.kwargs,
-        )
-
-    def real(self) -> float:
-        """``g_loss`` after K steps of the optimizers themselves, on D itself."""
-        with _put_back(self.modules, self.owned), guards.unrolling():
-            replicas = [_replica(o) for o in self.optimizers]
-            values = []
-            for k in range(self.steps):
-                self._step(replicas, self.inner[k])
-                if self.unrolled.average or k == self.steps - 1:
-                    values.append(self._value())
-            return sum(values) / len(values) if values else self._value()
-
-    def _step(self, optimizers: Sequence[torch.optim.Optimizer], batch: tuple[Any, ...]) -> None:
-        with torch.enable_grad():
-            loss = self.d_loss(self.unrolled.discriminator, *batch, **self.kwargs)
-            grads = list(torch.autograd.grad(loss, self.owned, allow_unused=True))
-        present = [i for i, g in enumerate(grads) if g is not None]
-        if self.unrolled.grad_transform:
-            for i, g in zip(present, self.unrolled.grad_transform([grads[i] for i in present]), strict=True):
-                grads[i] = g
-        for p, g in zip(self.owned, grads, strict=True):
-            p.grad = None if g is None else g.detach()
-        for optimizer in optimizers:
-            optimizer.step()
-        if self.unrolled.param_transform:
-            with torch.no_grad():
-                for p in self.owned:
-                    p.copy_(self.unrolled.param_transform(p))
-
-    def _value(self) -> float:
-        # Not under no_grad: a loss may take gradients inside.
-        return self.g_loss(self.unrolled.discriminator, *self.batch, **self.kwargs).item()
+    real()
+    changed = _changed(values, rehearsal.values, tolerance if loss.is_cuda else 0.0)
+    if changed or not right:
+        return report(value, slopes=found, problems=[*problems, changed or _VALUE])
+    if all(abs(s.difference) <= s.uncertainty for s in found):
+        return report(value, slopes=found, problems=[*problems, _NO_EFFECT])
+    with suppress(Diverged):
+        constant_cuts = slopes(lambda: held(cuts))
+        if cuts.found:
+            found = constant_cuts
+    if not all(s.agrees for s in found):
+        problems.append(_why(surrogate, unrolled, inputs, ways, found))
+    return report(value, slopes=found, problems=problems, cuts=cuts.found)
 
 
-def _replica(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    params = parameters(optimizer)
-    frozen, tensors = take_apart(optimizer, params)
-    return put_together(optimizer, frozen, params, [t.clone() for t in tensors])
+_NAN = float("nan")
+_VALUE = "The value is not that of real steps. Please report this, with optimizer and discriminator."
+_NO_EFFECT = (
+    "The real steps do not depend on what the derivative is taken for. Leave wrt out: the fake that was passed is then "
+    "moved itself, which no change of the generator does any more."
+)
 
 
-@contextmanager
-def _put_back(modules: Sequence[torch.nn.Module], owned: Sequence[Tensor]) -> Iterator[None]:
-    """Real steps on the live parameters, undone: values, buffers, ``.grad``, flags."""
-    values = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in owned]
-    swap = Swap(modules, [])
-    buffers = [(b, b.detach().clone()) for b in swap.originals()]
-    with swap:
-        try:
-            for p in owned:
-                p.requires_grad_()
-            yield
-        finally:
-            with torch.no_grad():
-                for p, value, grad, flag in values:
-                    p.copy_(value)
-                    p.grad = grad
-                    p.requires_grad_(flag)
-                for b, value in buffers:
-                    b.copy_(value)
+def _nothing(name: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int) -> tuple[list[str], int, float]:
+    """What the user has chosen to leave out: notes, the number of constant steps, the error that is allowed."""
+    if unrolled.stop_gradient:
+        return ["stop_gradient=True: all steps count as constant, in the differences too."], steps, 1e-3
+    notes, backward, constant = [], unrolled.backward, 0
+    if isinstance(backward, Truncate):
+        constant = max(0, steps - backward.steps)
+        notes.append(f"{backward}: {constant} of {steps} steps count as constant, in the differences too.")
+        backward = backward.backward
+    if isinstance(backward, FiniteDifference):
+        notes.append(f"{backward} is an approximation: a hundredth is allowed.")
+    return notes, constant, 1e-2 if isinstance(backward, FiniteDifference) else 1e-3
+
+
+def _changed(first: list[tuple[str, float]], again: list[tuple[str, float]], tolerance: float) -> str | None:
+    for (name, one), (_, other) in zip(first, again, strict=True):
+        if not abs(one - other) <= tolerance:
+            return (
+                f"{name} is {one:.9g} and, once more from the same state, {other:.9g}: it changes something that it "
+                "depends on, or draws from a generator that is not torch's. Guard the change with "
+                "unroll_wrap.is_unrolling(), and draw with torch."
+            )
+    return None
+
+
+def _why(
+    surrogate: Callable[..., Tensor],
+    unrolled: UnrolledGeneratorLoss,
+    inputs: Inputs,
+    ways: list[list[Tensor]],
+    slopes: list[Slope],
+) -> str:
+    """Why slopes do not agree: whether first-order gradients alone would give the right ones."""
+    if not all(s.conclusive for s in slopes):
+        return "The differences are too coarse to say anything. Verify in float64: D.double(), G.double()."
+    if not isinstance(unrolled.backward, FiniteDifference):
+        one, backward = copy.copy(unrolled), unrolled.backward
+        quotient = FiniteDifference(central=True)
+        one.backward = Truncate(backward.steps, quotient) if isinstance(backward, Truncate) else quotient
+        with suppress(RuntimeError):
+            gradient = inputs.gradient(surrogate(one))
+            if all(
+                replace(s, surrogate=_along(gradient, way), allowed=5e-3).agrees
+                for s, way in zip(slopes, ways, strict=True)
+            ):
+                return (
+                    "The derivative is not that of real steps, and with backward=FiniteDifference() it is: an operator "
+                    "in d_loss has a wrong second derivative, or none. Replace it, or pass that backward."
+                )
+    return (
+        "The derivative is not that of real steps. A torch.autograd.Function in a loss may have a wrong backward; if "
+        "there is none, please report this, with optimizer and discriminator."
+    )
 
 
 def _directions(gradient: list[Tensor]) -> list[list[Tensor]]:
@@ -247,53 +263,32 @@ def _directions(gradient: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _slope(
-    real: Callable[[], float],
+    at: Callable[[float], float],
+    surrogate: float,
     inputs: list[Tensor],
-    gradient: list[Tensor],
-    direction: list[Tensor],
-    precision: float,
+    unit: float,
     value: float,
+    allowed: float,
 ) -> Slope:
-    surrogate = sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True))
-    size = max(_length([t.detach() for t in inputs]), 1.0)
-    estimates = []
-    for exponent in (1 / 4, 1 / 3, 2 / 5):
-        h = size * precision**exponent
-        near = (_at(real, inputs, direction, h) - _at(real, inputs, direction, -h)) / (2 * h)
-        far = (_at(real, inputs, direction, 2 * h) - _at(real, inputs, direction, -2 * h)) / (4 * h)
-        rounding = precision * max(abs(value), 1.0) / h
-        estimates.append(((4 * near - far) / 3, abs(near - far) / 3 + rounding))
-    best, uncertainty = min(estimates, key=lambda pair: pair[1])
-    return Slope(surrogate, best, uncertainty)
+    """The best of some step lengths; more than one only where the first does not settle it."""
+    # A small part of the inputs, and one that moves the value by a small part of itself.
+    size = min(max(_length(inputs), 1.0), max(abs(value), 1.0) / max(abs(surrogate), 1e-12))
+    tried: list[Slope] = []
+    for exponent in (1 / 3, 1 / 4, 2 / 5):
+        h = size * unit**exponent
+        behind, ahead, further = at(-h), at(h), at(2 * h)
+        near = (ahead - behind) / (2 * h)
+        third_order = (6 * ahead - further - 3 * value - 2 * behind) / (6 * h)
+        rounding = 2 * unit * max(abs(value), 1.0) / h
+        tried.append(Slope(surrogate, third_order, abs(near - third_order) + rounding, allowed))
+        if tried[-1].agrees:
+            return tried[-1]
+    return min(tried, key=lambda slope: slope.uncertainty)
 
 
-def _at(real: Callable[[], float], inputs: list[Tensor], direction: list[Tensor], h: float) -> float:
-    before = [t.detach().clone() for t in inputs]
-    try:
-        for t, d in zip(inputs, direction, strict=True):
-            t.data.add_(d, alpha=h)
-        return real()
-    finally:
-        for t, b in zip(inputs, before, strict=True):
-            t.data.copy_(b)
+def _along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
+    return sum((g * d).sum().item() for g, d in zip(gradient, way, strict=True))
 
 
 def _length(tensors: Sequence[Tensor]) -> float:
-    return float(sum(t.double().square().sum() for t in tensors)) ** 0.5
-
-
-class _Cuts(TorchFunctionMode):
-    """Notes where a loss detaches a tensor that depends on θ or on fake."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if guards.is_unrolling() and args and isinstance(args[0], Tensor) and args[0].grad_fn is not None:
-            name = {Tensor.detach: "detach()", Tensor.data.__get__: ".data"}.get(func)  # type: ignore[attr-defined]
-            if name is not None:
-                note = f"{name} of a tensor of shape {tuple(args[0].shape)}, made by {args[0].grad_fn.name()}"
-                if note not in self.found:
-                    self.found.append(note)
-        return func(*args, **(kwargs or {}))
+    return float(sum(t.detach().double().square().sum() for t in tensors)) ** 0.5

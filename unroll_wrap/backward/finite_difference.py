@@ -20,12 +20,13 @@ class FiniteDifference:
     """For a D without second derivatives (compiled, cuDNN RNNs, flash attention); approximate, two gradients a step.
 
     ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or the same between θ ± ε ḡ when ``central`` (three
-    gradients a step, error of order ε² instead of ε). The optimizer's rule is differentiated exactly.
+    gradients a step, error of order ε² instead of ε). The optimizer's rule is differentiated exactly. A difference
+    sees through what ``d_loss`` detaches or computes under ``no_grad`` (the power iteration of a spectral norm).
 
     Args:
         eps: ε · ‖ḡ‖ / ‖θ‖, the relative length of the shift. None balances the two errors, of truncation and of
-            rounding: √u for the one-sided quotient and ∛u for the central one, u being the precision of the
-            parameters.
+            rounding: √u for the one-sided quotient and ∛u for the central one, u being the precision that the loss is
+            computed in; longer where a shift of that length hardly tells in the gradient.
         central: the symmetric quotient.
     """
 
@@ -79,18 +80,14 @@ class _Stack:
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""
-        params = taken.point.params()
         length = _norm(g_bars)
         if length == 0:
-            return [None] * len(params)
-        eps = self._settings.eps or torch.finfo(params[0].dtype).eps ** (1 / 3 if self._settings.central else 1 / 2)
-        shift = eps * max(_norm(params), 1.0) / length
-        ahead = self._shifted(taken, k, g_bars, shift)
+            return [None] * len(taken.grads)
+        shift, ahead = self._ahead(taken, k, g_bars, length)
         if self._settings.central:
             behind, width = self._shifted(taken, k, g_bars, -shift), 2 * shift
         else:
-            behind, width = (taken.evaluation, taken.grads, taken.outer), shift
-        self._check(taken, k, g_bars, shift, ahead[0].loss)
+            behind, width = _Gradients(taken.evaluation, taken.grads, taken.outer), shift
 
         sensitivity = self._unroll.sensitivity
         for (evaluation, _, outer), sign in ((ahead, 1 / width), (behind, -1 / width)):
@@ -100,12 +97,32 @@ class _Stack:
                 sensitivity.surrogates.append(evaluation.loss.reshape(()) * sign)
         return [
             None if a is None or b is None else (a - b.detach()) / width
-            for a, b in zip(ahead[1], behind[1], strict=True)
+            for a, b in zip(ahead.params, behind.params, strict=True)
         ]
 
-    def _shifted(
-        self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float
-    ) -> tuple[Evaluation, list[Tensor | None], list[Tensor | None]]:
+    def _ahead(
+        self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], length: float
+    ) -> tuple[float, "_Gradients"]:
+        """The shift, and the gradients at its end."""
+        params = taken.point.params()
+        relative = _precision(params[0], taken.evaluation.loss) ** (1 / 3 if self._settings.central else 1 / 2)
+        shift = (self._settings.eps or relative) * max(_norm(params), 1.0) / length
+        found = self._shifted(taken, k, g_bars, shift)
+        if self._settings.eps is None:
+            # Adam magnifies gradients that are always zero (a bias before BatchNorm, the last one of a Wasserstein D).
+            # They then make up all of the shift and change nothing, and what matters drowns in rounding.
+            told, limit = _told(taken, found), shift / relative
+            while told < relative / 10 and shift < limit:
+                longer = min(shift * (relative / told if told else 1e3), limit)
+                further = self._shifted(taken, k, g_bars, longer)
+                told = _told(taken, further)
+                if told > 10 * relative:
+                    break  # over a kink
+                shift, found = longer, further
+        self._check(taken, k, g_bars, shift, found)
+        return shift, found
+
+    def _shifted(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float) -> "_Gradients":
         params = [
             p if bar is None else torch.add(p, bar, alpha=shift)
             for p, bar in zip(taken.point.params(), g_bars, strict=True)
@@ -113,21 +130,53 @@ class _Stack:
         with taken.random.replayed():
             evaluation = self._unroll.evaluate_d(taken.point, k, taken.batch, params)
         grads, outer = self._unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
-        return evaluation, grads, outer
+        return _Gradients(evaluation, grads, outer)
 
-    def _check(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float, ahead: Tensor) -> None:
-        """A loss that draws from elsewhere, or changes something of its own, moves by more than the shift explains."""
-        pairs = [
-            (g.detach(), bar) for g, bar in zip(taken.grads, g_bars, strict=True) if not (g is None or bar is None)
-        ]
-        expected = shift * sum((g * bar).sum().item() for g, bar in pairs)
-        here, there = taken.evaluation.loss.item(), ahead.item()
-        if abs(there - here - expected) > 0.01 * (abs(here) + abs(expected)) + 0.01:
+    def _check(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float, found: "_Gradients") -> None:
+        """The trapezoid rule along the shift: a loss that draws from elsewhere moves by more than that."""
+        slopes = [shift * _inner(grads, g_bars) for grads in (taken.grads, found.params)]
+        here, there = taken.evaluation.loss.item(), found.evaluation.loss.item()
+        rounding = 1e4 * _precision(taken.point.params()[0], taken.evaluation.loss) * (abs(here) + abs(there) + 1)
+        expected = sum(slopes) / 2
+        # A kink on the way moves it by no more than the two slopes differ; what the loss detaches, about as much again.
+        detached = shift * _norm(taken.grads) * _norm(g_bars)
+        if abs(there - here - expected) > abs(slopes[1] - slopes[0]) + detached + rounding:
             raise RuntimeError(
                 f"d_loss at inner step {k} is {here}, and {there} after a shift that explains {expected:.3g}: it is "
                 "not deterministic, so differences of it mean nothing. Draw from torch's generators, guard what it "
                 "changes with unroll_wrap.is_unrolling(), or pass backward=Store()."
             )
+
+
+class _Gradients(NamedTuple):
+    """Of d_loss at shifted parameters."""
+
+    evaluation: Evaluation
+    params: list[Tensor | None]
+    outer: list[Tensor | None]
+
+
+def _told(taken: _Taken, found: _Gradients) -> float:
+    """How far a shift has moved all gradients, relative to their length."""
+    here = [*taken.grads, *taken.outer]
+    moved = [
+        None if a is None or b is None else a.detach() - b.detach()
+        for a, b in zip([*found.params, *found.outer], here, strict=True)
+    ]
+    return _norm(moved) / (_norm(here) or 1.0)
+
+
+def _precision(param: Tensor, loss: Tensor) -> float:
+    """Of the coarsest dtype that the loss is computed in."""
+    used = [param.dtype, loss.dtype]
+    if torch.is_autocast_enabled(param.device.type):
+        used.append(torch.get_autocast_dtype(param.device.type))
+    return max(torch.finfo(dtype).eps for dtype in used)
+
+
+def _inner(grads: Sequence[Tensor | None], bars: Sequence[Tensor | None]) -> float:
+    products = [(g.detach() * bar).sum() for g, bar in zip(grads, bars, strict=True) if not (g is None or bar is None)]
+    return float(torch.stack(products).double().sum()) if products else 0.0
 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:

@@ -68,14 +68,16 @@ class _Segments:
         return self._unroll.pullback(self._replayed.pop(), cotangent, first=k == self._first)
 
     def _replay(self, point: Point, recorded: list[_Recorded]) -> None:
+        first = recorded[0].k
         for k, batch, random, loss in recorded:
             with random.replayed():
                 point, step = self._unroll.step(point, k, batch, differentiable=True)
             self._replayed.append(step)
             again = step.evaluation.loss.detach()
-            # Some CUDA kernels add in another order each time.
-            same = torch.allclose(again, loss, rtol=1e-4) if loss.is_cuda else torch.equal(again, loss)
-            if not same:
+            # Some CUDA kernels add in another order each time. And after the first step of a segment the parameters are
+            # replayed too, by kernels that keep a graph and round in another way, which Adam magnifies.
+            rounding = 1e-4 if loss.is_cuda else 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5
+            if not torch.allclose(again, loss, rtol=rounding, atol=rounding):
                 raise RuntimeError(
                     f"d_loss at inner step {k} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
                     "because it changes something that it depends on. Guard that with unroll_wrap.is_unrolling(), or "

@@ -1,0 +1,93 @@
+"""A gradient penalty in d_loss asks for third derivatives: torch's of layer_norm is wrong, batch_norm has none."""
+
+import pytest
+import torch
+from checks import MODES, assert_exact_in, expect
+from optimizers import OPTIMIZERS
+from problems import plain, softplus
+from test_exact import unrolled_of
+from torch import nn
+
+from unroll_wrap import Recompute, Store, evaluate
+
+# Their eps is large, so that twice three digits of differences are left after dividing by a variance of six points.
+NORMS = {
+    "layer": lambda: nn.LayerNorm(6, eps=0.1),
+    "layer plain": lambda: nn.LayerNorm(6, eps=0.1, elementwise_affine=False),
+    "batch": lambda: nn.BatchNorm1d(6, eps=0.1),
+    "batch plain": lambda: nn.BatchNorm1d(6, eps=0.1, affine=False, track_running_stats=False),
+    "instance": lambda: InTwo(nn.InstanceNorm1d(2, eps=0.1, affine=True)),
+    "group": lambda: nn.GroupNorm(2, 6, eps=0.1),
+}
+
+
+class InTwo(nn.Module):
+    """Two channels of three."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.view(len(x), 2, 3)).flatten(1)
+
+
+def penalised(D, real, fake):
+    between = 0.3 * real + 0.7 * fake
+    between = between if between.requires_grad else between.requires_grad_()
+    (slope,) = torch.autograd.grad(D(between).sum(), between, create_graph=True)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + slope.pow(2).sum(1).mean()
+
+
+def world_with(name):
+    torch.manual_seed(0)
+    D = nn.Sequential(nn.Linear(2, 6), NORMS[name](), nn.Tanh(), nn.Linear(6, 1))
+    return plain(D, OPTIMIZERS["adam"], d_loss=penalised).warm()
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute(every=2)], ids=str)
+@pytest.mark.parametrize("name", list(NORMS))
+def test_a_penalty_through_a_norm(name, backward):
+    """Exact, and the statistics move as they do in real steps: carried on, and then thrown away."""
+    world = world_with(name)
+    before = [t.clone() for t in world.discriminator.state_dict().values()]
+    assert_exact_in(MODES, world, unrolled_of(world, steps=3, backward=backward), expect(world, steps=3), gap=1e-3)
+    assert all(map(torch.equal, before, world.discriminator.state_dict().values()))
+
+
+def test_statistics_after_a_penalty():
+    """The written-out batch_norm leaves the running statistics that torch's leaves."""
+    world, seen = world_with("batch"), []
+
+    def g_loss(D, real, fake):
+        seen.append([D[1].running_mean.clone(), D[1].running_var.clone(), D[1].num_batches_tracked.clone()])
+        return softplus(-D(fake)).mean()
+
+    unrolled = unrolled_of(world, steps=2)
+    unrolled(*world.batch(), g_loss=g_loss)
+    for _ in range(2):
+        world.optimizer.zero_grad()
+        penalised(world.discriminator, *[x.detach() for x in world.batch()]).backward()
+        world.optimizer.step()
+    g_loss(world.discriminator, *world.batch())
+    # Adam makes steps of the rounding in the gradient of a bias before the norm, and the means follow it.
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=0) for a, b in zip(*seen, strict=True))
+    assert not torch.allclose(seen[0][0], world_with("batch").discriminator[1].running_mean, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["layer", "instance"])
+def test_torchs_own_would_not_do(name, monkeypatch):
+    """The control: without the replacement the one is wrong, the other raises."""
+    monkeypatch.setattr(evaluate.Evaluator, "__post_init__", with_torchs_own(evaluate.Evaluator.__post_init__))
+    world = world_with(name)
+    unrolled = unrolled_of(world, steps=3)
+    with pytest.raises((AssertionError, RuntimeError), match=r"gradient is off|3rd\+ order"):
+        assert_exact_in(MODES[:1], world, unrolled, expect(world, steps=3), gap=1e-3)
+
+
+def with_torchs_own(post_init):
+    def replaced(self):
+        post_init(self)
+        self._thrice = True
+
+    return replaced

@@ -1,0 +1,44 @@
+"""How many bytes of tensors a piece of code holds at one time, on any device."""
+
+import weakref
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class PeakMemory(TorchDispatchMode):
+    """A context that counts the memory of the tensors made inside, from their making to their end.
+
+    The process's own peak would not do: it never falls, and an allocator keeps what it once had. Every operator is
+    seen, those of a backward pass too; what a kernel needs while it runs is not.
+
+    Attributes:
+        peak: most bytes alive at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, int] = {}
+        self._total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and note the memory that is new."""
+        out = func(*args, **(kwargs or {}))
+        known = {_memory(t)._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and (memory := _memory(tensor))._cdata not in self._alive.keys() | known:
+                self._alive[memory._cdata] = memory.nbytes()
+                self._total += memory.nbytes()
+                self.peak = max(self.peak, self._total)
+                weakref.finalize(memory, self._gone, memory._cdata).atexit = False
+        return out
+
+    def _gone(self, address: int) -> None:
+        self._total -= self._alive.pop(address)
+
+
+def _memory(tensor: Tensor) -> Any:
+    return tensor.untyped_storage()

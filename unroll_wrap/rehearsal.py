@@ -1,0 +1,120 @@
+"""K real steps of the real optimizer, on clones that stand in D while they are taken."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import guards
+from .arguments import cut
+from .cuts import Cuts
+from .loss import UnrolledGeneratorLoss
+from .rules.replica import parameters, put_together, take_apart
+from .swap import Swap
+
+
+class Rehearsal:
+    """``g_loss`` after K steps of replicas of the user's optimizers; nothing of the user's is written to.
+
+    Args:
+        unrolled: the loss, for D, optimizers and transforms.
+        d_loss: of this call.
+        g_loss: the same.
+        batch: of this call, for ``g_loss``.
+        inner: the batch of each inner step.
+        kwargs: for both losses.
+        constant: how many of the first steps count as constant in a derivative, by choice.
+
+    Attributes:
+        values: of the losses in the last run, each with its name.
+    """
+
+    def __init__(
+        self,
+        unrolled: UnrolledGeneratorLoss,
+        d_loss: Callable[..., Tensor],
+        g_loss: Callable[..., Tensor],
+        batch: tuple[Any, ...],
+        inner: Sequence[tuple[Any, ...]],
+        kwargs: dict[str, Any],
+        constant: int,
+    ) -> None:
+        self.modules, self.optimizers, self.owned = unrolled.parts()
+        self.values: list[tuple[str, float]] = []
+        self._unrolled = unrolled
+        self._d_loss = d_loss
+        self._g_loss = g_loss
+        self._batch = batch
+        self._inner = inner
+        self._kwargs = kwargs
+        self._constant = constant
+
+    def run(
+        self,
+        shifted: Callable[[], AbstractContextManager[object]] = nullcontext,
+        around: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    ) -> float:
+        """The value.
+
+        Args:
+            shifted: moves what is differentiated with respect to.
+            around: a context for each evaluation of a loss, which is named.
+        """
+        self.values = []
+        swap, values = Swap(self.modules, self.owned), []
+        with swap, guards.unrolling():
+            clone_of = {id(p): nn.Parameter(p.detach().clone()) for o in self.optimizers for p in parameters(o)}
+            clones = [clone_of[id(p)] for p in self.owned]
+            replicas = [_replica(o, [clone_of[id(p)] for p in parameters(o)]) for o in self.optimizers]
+            swap.put(clones, swap.originals())
+            for k, batch in enumerate(self._inner):
+                with nullcontext() if k < self._constant else shifted():
+                    loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
+                    self._step(replicas, clones, loss)
+                if self._unrolled.average or k == len(self._inner) - 1:
+                    values.append(self._g(shifted, around))
+            return sum(values) / len(values) if values else self._g(shifted, around)
+
+    def _g(self, shifted: Any, around: Any) -> float:
+        with shifted():
+            return self._evaluate("g_loss", self._g_loss, self._batch, around("g_loss")).item()
+
+    def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
+        # Not under no_grad: a loss may take gradients inside.
+        stand_ins = cut(batch, self._kwargs)
+        with torch.enable_grad(), around:
+            value = loss(self._unrolled.discriminator, *stand_ins.batch, **stand_ins.kwargs)
+        self.values.append((name, value.item()))
+        return value
+
+    def _step(self, optimizers: Sequence[torch.optim.Optimizer], clones: Sequence[nn.Parameter], loss: Tensor) -> None:
+        grads = list(torch.autograd.grad(loss, clones, allow_unused=True))
+        for i, live in enumerate(self.owned):
+            for hook in (live._backward_hooks or {}).values():
+                if (g := grads[i]) is not None:
+                    grads[i] = g if (changed := hook(g)) is None else changed
+        present = [i for i, g in enumerate(grads) if g is not None]
+        if self._unrolled.grad_transform:
+            for i, g in zip(present, self._unrolled.grad_transform([grads[i] for i in present]), strict=True):
+                grads[i] = g
+        for p, g in zip(clones, grads, strict=True):
+            p.grad = None if g is None else g.detach()
+        for optimizer in optimizers:
+            optimizer.step()
+        if self._unrolled.param_transform:
+            with torch.no_grad():
+                for p in clones:
+                    p.copy_(self._unrolled.param_transform(p))
+
+
+def held(cuts: Cuts) -> Callable[[str], AbstractContextManager[object]]:
+    """``around`` for one run with every cut at its first value."""
+    mode = cuts.held()
+    return lambda name: mode
+
+
+def _replica(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    frozen, tensors = take_apart(optimizer, parameters(optimizer))
+    return put_together(optimizer, frozen, params, [t.clone() for t in tensors])
