@@ -46,10 +46,11 @@ def js_divergence(model: np.ndarray, data: np.ndarray, *, seed: int = 0) -> floa
         A number from about 0 to log 2. Two sets of samples of the same distribution give a little more than 0.
     """
     bandwidth = float(data.std(axis=0).mean() * len(data) ** (-1 / (data.shape[1] + 4)))
-    p, q = (KernelDensity(bandwidth=bandwidth).fit(samples) for samples in (model, data))
+    random = np.random.RandomState(seed)
+    p, q = (KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(samples) for samples in (model, data))
 
     def to_middle(density: KernelDensity, size: int) -> float:
-        points = density.sample(size, random_state=seed)
+        points = density.sample(size, random_state=random)
         middle = np.logaddexp(p.score_samples(points), q.score_samples(points)) - np.log(2)
         return float((density.score_samples(points) - middle).mean())
 
