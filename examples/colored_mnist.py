@@ -22,7 +22,7 @@ colours of the data itself are not quite 0 apart: the table's last row says how 
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,23 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import arguments, checkpoint
+from common import arguments
 from common.arguments import BACKWARDS, OBJECTIVES
 from common.colors import foreground_colors, js_divergence
 from common.experiment import Preset, records, train_missing, updates_done
-from common.mnist import DataError, load_digits, sample_colored, to_bytes
+from common.mnist import DataError, load_digits, sample_colored
 from common.nets import conv_discriminator, conv_generator
-from common.plots import curves, image_table
-from common.report import histories, markdown_table, over_seeds, snapshots, summarise, write_report
-from common.training import (
-    Players,
-    alternate,
-    evaluation_noise,
-    generate,
-    in_one_batch,
-    resumable,
-    snapshot_updates,
-)
+from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
+from common.training import Players, in_one_batch, train_on_images, with_adam
 from unroll_wrap import UnrolledGeneratorLoss
 
 MEASURES = {"js": 4, "spread": 3}  # with the digits to print
@@ -90,14 +81,14 @@ class Config:
     # what is looked at
     samples: int = 5120
     evaluate_every: int = 2500
-    columns: int = 5  # moments of training in the figure
+    columns: int = 6  # moments of training in the figure
 
 
 SMOKE = Config(updates=10, batch=36, samples=128, evaluate_every=5, columns=3)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
-    # Half the batch and the samples, a twenty-fifth of the length, and X = 1/4 alone.
-    "cpu": Preset(Config(updates=2000, batch=64, samples=2560, evaluate_every=250), (0, 1, 5, 10), (0, 1, 2)),
+    # Half the batch and the samples, a thirtieth of the length, and X = 1/4 alone.
+    "cpu": Preset(Config(updates=1500, batch=64, samples=2560, evaluate_every=150), (0, 1, 5, 10), (0, 1, 2)),
     "smoke": Preset(SMOKE, (0, 1), (0,)),
 }
 
@@ -105,53 +96,33 @@ PRESETS = {
 def build(config: Config, device: torch.device) -> Players:
     """G: z → 4·4·512X → 256X → 128X → 64X → 3 and D: 3 → 64X → 128X → 256X → 1 logit, each with its Adam."""
     wide, *narrower = (round(config.size * channels) for channels in (512, 256, 128, 64))
-    G = conv_generator(config.noise, (wide, *narrower, 3)).to(device)
-    D = conv_discriminator(32, (3, *reversed(narrower))).to(device)
-    opt_G = torch.optim.Adam(G.parameters(), lr=config.g_lr, betas=config.betas)
-    opt_D = torch.optim.Adam(D.parameters(), lr=config.d_lr, betas=config.betas)
-    return Players(G, D, opt_G, opt_D)
+    G = conv_generator(config.noise, (wide, *narrower, 3))
+    D = conv_discriminator(32, (3, *reversed(narrower)))
+    return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 
 def run(
-    config: Config, device: torch.device, path: Path, save_every: int, report: Callable[..., None], *, data: Path
+    config: Config,
+    device: torch.device,
+    path: Path,
+    save_every: int,
+    report: Callable[..., None],
+    *,
+    data: Path,
 ) -> None:
-    """One run from its checkpoint, or from nothing, to its end.
-
-    Args:
-        config: The run.
-        device: Where to train.
-        path: The checkpoint; history and TensorBoard events go beside it.
-        save_every: Generator updates between two checkpoints.
-        report: Takes the state of the run, for the progress bar.
-        data: The folder of MNIST.
-    """
+    """One run from its checkpoint, or from nothing, to its end."""
     torch.manual_seed(config.seed)
     players = build(config, device)
-    progress = checkpoint.resume(path, asdict(config), players._asdict())
-    digits = load_digits(data, train=True).images.to(device)
-    real_colors = colors_of_data(config, digits, seed=2017)
-
     objective = OBJECTIVES[config.objective]
     objective = in_one_batch(objective) if config.one_batch else objective
     unrolled = UnrolledGeneratorLoss(
         players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
     )
-
-    def minibatch() -> tuple[Tensor, Tensor]:
-        real = sample_colored(config.batch, digits)
-        return real, torch.randn(config.batch, config.noise, device=device)
-
-    noise = evaluation_noise(config.samples, config.noise, device)
-    columns = snapshot_updates(config.updates, config.columns)
-
-    training = alternate(players, unrolled, minibatch, done=progress["update"], updates=config.updates)
-    for update, losses in resumable(
-        training, path, asdict(config), players, progress, save_every=save_every, report=report
-    ):
-        if update in columns:
-            progress["snapshots"][update] = to_bytes(next(generate(players.G, noise, config.batch))[:36])
-        found = measure(colors_of(generate(players.G, noise, config.batch)), real_colors)
-        progress["history"].append({"update": update, **found, **losses})
+    digits = load_digits(data, train=True).images.to(device)
+    real_colors = colors_of_data(config, digits, seed=2017)
+    draw = partial(sample_colored, config.batch, digits)
+    for point, samples in train_on_images(config, players, unrolled, draw, path, save_every=save_every, report=report):
+        point.update(measure(colors_of(samples), real_colors))
 
 
 def measure(colors: np.ndarray, real_colors: np.ndarray) -> dict[str, float]:
@@ -181,13 +152,7 @@ def run_path(out: Path, config: Config) -> Path:
 
 
 def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds: float) -> None:
-    """Table, summary and figures of the runs that have a checkpoint.
-
-    Args:
-        args: The command line.
-        runs: The runs by their checkpoint.
-        seconds: Time that this command took.
-    """
+    """Table, summary and figures of the runs that have a checkpoint."""
     found = list(records(runs))
     base = found[0][0]
     digits = load_digits(args.data, train=True).images
@@ -203,14 +168,10 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
     cells.append(["", "data", "", f"{data['js']:.4f}", f"{data['spread']:.3f}", "", "", ""])
     write_report(args, found, markdown_table(header, cells), rows, seconds, data=data)
 
-    columns = [f"{update:,}" for update in snapshot_updates(base.updates, base.columns)]
     panels = [("js", "JS divergence of colours"), ("spread", "standard deviation of colours")]
     for size in dict.fromkeys(config.size for config, _ in found):
         of_size = [(config, progress) for config, progress in found if config.size == size]
-        figures = [args.out / f"{name}-x{size}.png" for name in ("curves", "samples")]
-        curves(figures[0], panels, histories(of_size), data)
-        image_table(figures[1], snapshots(of_size), columns, side=6)
-        print(f"Figures: {', '.join(map(str, figures))}")
+        draw_figures(args.out, of_size, panels, data, side=6, suffix=f"-x{size}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the distributions of colours (Unrolled GANs, section 3.3.2 and Table 2).",
         epilog="""presets:
   paper  50,000 generator updates, batch 128, five seeds: meant for a GPU; give --size 1/4 1/2 1
-  cpu    2,000 updates, batch 64, three seeds: the whole grid in under 2 hours on two cores
+  cpu    1,500 updates, batch 64, three seeds: the whole grid in under 2 hours on two cores
   smoke  10 updates: whether it runs
 
 examples:

@@ -31,7 +31,7 @@ from common.metrics import modes_covered, share_within
 from common.nets import Scale, mlp
 from common.plots import density_grid
 from common.report import markdown_table, write_report
-from common.training import Players, evaluation_noise, resumable, snapshot_updates
+from common.training import Players, evaluation_noise, resumable, snapshot_updates, with_adam
 from unroll_wrap import UnrolledGeneratorLoss
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -96,12 +96,10 @@ PRESETS = {
 def build(config: Config, device: torch.device) -> Players:
     """G: z → 128 → 128 → 2 and D: x · d_scale → hidden → 1 logit, each with its Adam."""
     activation = ACTIVATIONS[config.activation]
-    G = mlp((config.noise, *config.g_hidden, 2), activation, gain=config.gain).to(device)
+    G = mlp((config.noise, *config.g_hidden, 2), activation, gain=config.gain)
     D = mlp((2, *config.d_hidden, 1), activation, gain=config.gain)
-    D = nn.Sequential(Scale(config.d_scale), D).to(device)
-    opt_G = torch.optim.Adam(G.parameters(), lr=config.g_lr, betas=config.betas)
-    opt_D = torch.optim.Adam(D.parameters(), lr=config.d_lr, betas=config.betas)
-    return Players(G, D, opt_G, opt_D)
+    D = nn.Sequential(Scale(config.d_scale), D)
+    return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 
 def train(config: Config, players: Players, done: int, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -21,31 +21,23 @@ samples in one batch (in two with --apart, which hides their mean and their scal
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import arguments, checkpoint
+from common import arguments
 from common.arguments import BACKWARDS, OBJECTIVES
-from common.classifier import classify, digit_classifier
+from common.classifier import classify, digit_classifier, prepare
+from common.data import to_pixels
 from common.experiment import Preset, records, train_missing, updates_done
 from common.metrics import entropy
-from common.mnist import DataError, load_digits, to_bytes, to_pixels
+from common.mnist import load_digits, sample_digits
 from common.nets import ColumnGenerator, conv_discriminator, xavier
-from common.plots import curves, image_table
-from common.report import histories, markdown_table, over_seeds, snapshots, summarise, write_report
-from common.training import (
-    Players,
-    alternate,
-    evaluation_noise,
-    generate,
-    in_one_batch,
-    resumable,
-    snapshot_updates,
-)
+from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
+from common.training import Players, in_one_batch, train_on_images, with_adam
 from unroll_wrap import UnrolledGeneratorLoss
 
 MEASURES = {"classes": 1, "entropy": 2, "sure": 3}  # with the digits to print
@@ -79,8 +71,8 @@ class Config:
 SMOKE = Config(updates=10, batch=36, samples=256, evaluate_every=5, columns=3, classifier_updates=50)
 PRESETS = {
     "paper": Preset(Config(), (0, 20), (0, 1, 2)),
-    # Half the batch, a thirtieth of the length.
-    "cpu": Preset(Config(updates=2500, batch=64, evaluate_every=250), (0, 20), (0, 1, 2)),
+    # Half the batch, a twentieth of the length, and a quarter of the unrolled steps.
+    "cpu": Preset(Config(updates=3500, batch=64, evaluate_every=350), (0, 5), (0, 1, 2)),
     "smoke": Preset(SMOKE, (0, 1), (0,)),
 }
 
@@ -91,9 +83,7 @@ def build(config: Config, device: torch.device) -> Players:
     D = conv_discriminator(28, (1, *config.d_channels))
     xavier(G)
     xavier(D)
-    opt_G = torch.optim.Adam(G.to(device).parameters(), lr=config.lr, betas=config.betas)
-    opt_D = torch.optim.Adam(D.to(device).parameters(), lr=config.lr, betas=config.betas)
-    return Players(G, D, opt_G, opt_D)
+    return with_adam(G, D, device, g_lr=config.lr, d_lr=config.lr, betas=config.betas)
 
 
 def run(
@@ -106,44 +96,19 @@ def run(
     data: Path,
     classifier: Path,
 ) -> None:
-    """One run from its checkpoint, or from nothing, to its end.
-
-    Args:
-        config: The run.
-        device: Where to train.
-        path: The checkpoint; history and TensorBoard events go beside it.
-        save_every: Generator updates between two checkpoints.
-        report: Takes the state of the run, for the progress bar.
-        data: The folder of MNIST.
-        classifier: The cached classifier of digits.
-    """
+    """One run from its checkpoint, or from nothing, to its end."""
     torch.manual_seed(config.seed)
     players = build(config, device)
-    progress = checkpoint.resume(path, asdict(config), players._asdict())
-    judge, _ = digit_classifier(classifier, data, device, updates=config.classifier_updates)
-    digits = load_digits(data, train=True).images.to(device)
-
     objective = OBJECTIVES[config.objective]
     objective = in_one_batch(objective) if config.one_batch else objective
     unrolled = UnrolledGeneratorLoss(
         players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
     )
-
-    def minibatch() -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(digits), (config.batch,), device=device)
-        return to_pixels(digits[chosen]).unsqueeze(1), torch.randn(config.batch, config.noise, device=device)
-
-    noise = evaluation_noise(config.samples, config.noise, device)
-    columns = snapshot_updates(config.updates, config.columns)
-
-    training = alternate(players, unrolled, minibatch, done=progress["update"], updates=config.updates)
-    for update, losses in resumable(
-        training, path, asdict(config), players, progress, save_every=save_every, report=report
-    ):
-        if update in columns:
-            progress["snapshots"][update] = to_bytes(next(generate(players.G, noise, config.batch))[:25])
-        found = measure(judge, generate(players.G, noise, config.batch))
-        progress["history"].append({"update": update, **found, **losses})
+    digits = load_digits(data, train=True).images.to(device)
+    judge, _ = digit_classifier(classifier, data, device, updates=config.classifier_updates)
+    draw = partial(sample_digits, config.batch, digits)
+    for point, samples in train_on_images(config, players, unrolled, draw, path, save_every=save_every, report=report):
+        point.update(measure(judge, samples))
 
 
 def measure(judge: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
@@ -166,17 +131,8 @@ def run_path(out: Path, config: Config) -> Path:
 def write_results(
     args: argparse.Namespace, runs: Mapping[Path, Config], seconds: float, judge: nn.Module, accuracy: float
 ) -> None:
-    """Table, summary and figures of the runs that have a checkpoint.
-
-    Args:
-        args: The command line.
-        runs: The runs by their checkpoint.
-        seconds: Time that this command took.
-        judge: The classifier of digits.
-        accuracy: Its accuracy on MNIST's test set.
-    """
+    """Table, summary and figures of the runs that have a checkpoint."""
     found = list(records(runs))
-    base = found[0][0]
     test = to_pixels(load_digits(args.data, train=False).images.to(args.device)).unsqueeze(1)
     data = measure(judge, [test])
 
@@ -188,12 +144,8 @@ def write_results(
     table = markdown_table(header, cells)
     write_report(args, found, table, rows, seconds, classifier_test_accuracy=round(accuracy, 4), data=data)
 
-    columns = [f"{update:,}" for update in snapshot_updates(base.updates, base.columns)]
     panels = [("classes", "classes of 10"), ("entropy", "entropy of the class"), ("sure", "share of sure samples")]
-    figures = [args.out / "curves.png", args.out / "samples.png"]
-    curves(figures[0], panels, histories(found), data)
-    image_table(figures[1], snapshots(found), columns, side=5)
-    print(f"Figures: {', '.join(map(str, figures))}")
+    draw_figures(args.out, found, panels, data, side=5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Train GANs with a recurrent generator on MNIST, plain (K = 0) and unrolled (K > 0), and\n"
         "compare how they collapse (Unrolled GANs, section 3.2 and Figure 3).",
         epilog="""presets:
-  paper  75,000 generator updates, batch 128: meant for a GPU
-  cpu    2,500 updates, batch 64, three seeds: the whole grid in under 2 hours on two cores
+  paper  75,000 generator updates, batch 128, K = 20: meant for a GPU
+  cpu    3,500 updates, batch 64, K = 5, three seeds: the whole grid in under 2 hours on two cores
   smoke  10 updates: whether it runs
 
 examples:
@@ -219,12 +171,7 @@ examples:
     configs = PRESETS[args.preset].configs(args, backward=args.backward, one_batch=args.one_batch)
     runs = {run_path(args.out, config): config for config in configs}
     done = updates_done(parser, args, runs)
-    classifier, updates = args.out / "digit_classifier.pt", PRESETS[args.preset].base.classifier_updates
-    try:
-        judge, accuracy = digit_classifier(classifier, args.data, args.device, updates=updates)
-    except (DataError, checkpoint.CheckpointError) as error:
-        parser.error(str(error))
-    print(f"Classifier of digits: {accuracy:.2%} on the test set.")
+    classifier, judge, accuracy = prepare(parser, args, PRESETS[args.preset].base.classifier_updates)
     job = partial(run, data=args.data, classifier=classifier)
     if not args.report and not train_missing(args, runs, done, job):
         return 1

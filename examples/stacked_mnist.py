@@ -25,31 +25,22 @@ sure (more than 0.9 each).
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import arguments, checkpoint
+from common import arguments
 from common.arguments import BACKWARDS, OBJECTIVES
-from common.classifier import classify, digit_classifier
+from common.classifier import classify, digit_classifier, prepare
 from common.experiment import Preset, records, train_missing, updates_done
 from common.metrics import kl_from_uniform
-from common.mnist import DataError, crop_to_28, load_digits, sample_stacked, to_bytes
+from common.mnist import crop_to_28, load_digits, sample_stacked
 from common.nets import conv_discriminator, conv_generator
-from common.plots import curves, image_table
-from common.report import histories, markdown_table, over_seeds, snapshots, summarise, write_report
-from common.training import (
-    Players,
-    alternate,
-    evaluation_noise,
-    generate,
-    in_one_batch,
-    resumable,
-    snapshot_updates,
-)
+from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
+from common.training import Players, in_one_batch, train_on_images, with_adam
 from unroll_wrap import UnrolledGeneratorLoss
 
 MEASURES = {"modes": 1, "kl": 2, "sure": 3}  # with the digits to print
@@ -104,11 +95,9 @@ PRESETS = {
 
 def build(config: Config, device: torch.device) -> Players:
     """G: z → 4·4·64 → 32 → 16 → 8 → 3 and D: 3 → 8X → 16X → 32X → 1 logit, each with its Adam."""
-    G = conv_generator(config.noise, (64, 32, 16, 8, 3)).to(device)
-    D = conv_discriminator(32, (3, *(round(config.size * channels) for channels in (8, 16, 32)))).to(device)
-    opt_G = torch.optim.Adam(G.parameters(), lr=config.g_lr, betas=config.betas)
-    opt_D = torch.optim.Adam(D.parameters(), lr=config.d_lr, betas=config.betas)
-    return Players(G, D, opt_G, opt_D)
+    G = conv_generator(config.noise, (64, 32, 16, 8, 3))
+    D = conv_discriminator(32, (3, *(round(config.size * channels) for channels in (8, 16, 32))))
+    return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 
 def run(
@@ -121,44 +110,19 @@ def run(
     data: Path,
     classifier: Path,
 ) -> None:
-    """One run from its checkpoint, or from nothing, to its end.
-
-    Args:
-        config: The run.
-        device: Where to train.
-        path: The checkpoint; history and TensorBoard events go beside it.
-        save_every: Generator updates between two checkpoints.
-        report: Takes the state of the run, for the progress bar.
-        data: The folder of MNIST.
-        classifier: The cached classifier of digits.
-    """
+    """One run from its checkpoint, or from nothing, to its end."""
     torch.manual_seed(config.seed)
     players = build(config, device)
-    progress = checkpoint.resume(path, asdict(config), players._asdict())
-    judge, _ = digit_classifier(classifier, data, device, updates=config.classifier_updates)
-    digits = load_digits(data, train=True).images.to(device)
-
     objective = OBJECTIVES[config.objective]
     objective = in_one_batch(objective) if config.one_batch else objective
     unrolled = UnrolledGeneratorLoss(
         players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
     )
-
-    def minibatch() -> tuple[Tensor, Tensor]:
-        real = sample_stacked(config.batch, digits)
-        return real, torch.randn(config.batch, config.noise, device=device)
-
-    noise = evaluation_noise(config.samples, config.noise, device)
-    columns = snapshot_updates(config.updates, config.columns)
-
-    training = alternate(players, unrolled, minibatch, done=progress["update"], updates=config.updates)
-    for update, losses in resumable(
-        training, path, asdict(config), players, progress, save_every=save_every, report=report
-    ):
-        if update in columns:
-            progress["snapshots"][update] = to_bytes(next(generate(players.G, noise, config.batch))[:36])
-        found = measure(judge, generate(players.G, noise, config.batch))
-        progress["history"].append({"update": update, **found, **losses})
+    digits = load_digits(data, train=True).images.to(device)
+    judge, _ = digit_classifier(classifier, data, device, updates=config.classifier_updates)
+    draw = partial(sample_stacked, config.batch, digits)
+    for point, samples in train_on_images(config, players, unrolled, draw, path, save_every=save_every, report=report):
+        point.update(measure(judge, samples))
 
 
 def measure(judge: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
@@ -182,15 +146,7 @@ def run_path(out: Path, config: Config) -> Path:
 def write_results(
     args: argparse.Namespace, runs: Mapping[Path, Config], seconds: float, judge: nn.Module, accuracy: float
 ) -> None:
-    """Table, summary and figures of the runs that have a checkpoint.
-
-    Args:
-        args: The command line.
-        runs: The runs by their checkpoint.
-        seconds: Time that this command took.
-        judge: The classifier of digits.
-        accuracy: Its accuracy on MNIST's test set.
-    """
+    """Table, summary and figures of the runs that have a checkpoint."""
     found = list(records(runs))
     base = found[0][0]
     torch.manual_seed(0)
@@ -207,14 +163,10 @@ def write_results(
     table = markdown_table([*header, "paper: modes", "paper: KL"], cells)
     write_report(args, found, table, rows, seconds, classifier_test_accuracy=round(accuracy, 4), data=data)
 
-    columns = [f"{update:,}" for update in snapshot_updates(base.updates, base.columns)]
     panels = [("modes", "modes of 1,000"), ("kl", "KL(model ‖ data)"), ("sure", "share of sure samples")]
     for size in dict.fromkeys(config.size for config, _ in found):
         of_size = [(config, progress) for config, progress in found if config.size == size]
-        figures = [args.out / f"{name}-x{size}.png" for name in ("curves", "samples")]
-        curves(figures[0], panels, histories(of_size), data)
-        image_table(figures[1], snapshots(of_size), columns, side=6)
-        print(f"Figures: {', '.join(map(str, figures))}")
+        draw_figures(args.out, of_size, panels, data, side=6, suffix=f"-x{size}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,12 +200,7 @@ examples:
         )
     }
     done = updates_done(parser, args, runs)
-    classifier, updates = args.out / "digit_classifier.pt", PRESETS[args.preset].base.classifier_updates
-    try:
-        judge, accuracy = digit_classifier(classifier, args.data, args.device, updates=updates)
-    except (DataError, checkpoint.CheckpointError) as error:
-        parser.error(str(error))
-    print(f"Classifier of digits: {accuracy:.2%} on the test set.")
+    classifier, judge, accuracy = prepare(parser, args, PRESETS[args.preset].base.classifier_updates)
     job = partial(run, data=args.data, classifier=classifier)
     if not args.report and not train_missing(args, runs, done, job):
         return 1

@@ -11,7 +11,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("sklearn", reason="the examples' extra is not installed")
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from common import colors, metrics, mnist, training  # noqa: E402
+from common import colors, data, metrics, mnist, training  # noqa: E402
 from unroll_wrap import hinge, minimax, non_saturating, relativistic  # noqa: E402
 
 
@@ -56,8 +56,8 @@ def test_js_of_two_gaussians(distance):
 
 def test_js_of_a_single_colour():
     """A generator of one colour has a density all the same, far from the data's."""
-    data = np.random.default_rng(0).normal(0, 0.5, (500, 3))
-    assert 0.3 < colors.js_divergence(np.zeros((500, 3)), data) < math.log(2)
+    many = np.random.default_rng(0).normal(0, 0.5, (500, 3))
+    assert 0.3 < colors.js_divergence(np.zeros((500, 3)), many) < math.log(2)
 
 
 def test_the_colour_is_recovered():
@@ -84,7 +84,7 @@ def test_stacked_digits_are_three_of_the_digits():
     images = mnist.sample_stacked(8, digits)
     assert images.shape == (8, 3, 32, 32)
     assert images[..., :2, :].eq(-1).all()
-    for digit in mnist.to_bytes(mnist.crop_to_28(images)).flatten(0, 1):
+    for digit in data.to_bytes(mnist.crop_to_28(images)).flatten(0, 1):
         assert any(torch.equal(digit, one) for one in digits)
 
 

@@ -70,7 +70,7 @@ def test_three_steps(script, mnist, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_resumes_bit_for_bit(script, mnist, tmp_path):
     """A run killed outright and resumed ends with the numbers and the weights of one that was left alone."""
-    options = ("--steps", 60, "--save-every", 1, "--data", mnist, "--unroll", 1)
+    options = ("--steps", 20, "--save-every", 1, "--data", mnist, "--unroll", 1)
     left_alone = run(script, *options, "--out", tmp_path / "whole")
     assert left_alone.returncode == 0, left_alone.stderr
 
@@ -83,14 +83,15 @@ def test_resumes_bit_for_bit(script, mnist, tmp_path):
     process.wait()
     (path,) = out.glob("runs/*.pt")
     interrupted = torch.load(path)["progress"]["update"]
-    assert 0 < interrupted < 60
+    assert 0 < interrupted < 20
 
-    refused = run(script, *options, "--out", out)
-    assert refused.returncode == 2
-    assert f"{interrupted} of 60" in refused.stderr
-    partly = run(script, *options, "--out", out, "--report")
-    assert partly.returncode == 0, partly.stderr
-    assert f"Not finished: K = 1, seed 0, at {interrupted} of 60 updates." in partly.stdout
+    if script == "colored_mnist":  # the same code in all three
+        refused = run(script, *options, "--out", out)
+        assert refused.returncode == 2
+        assert f"{interrupted} of 20" in refused.stderr
+        partly = run(script, *options, "--out", out, "--report")
+        assert partly.returncode == 0, partly.stderr
+        assert f"Not finished: K = 1, seed 0, at {interrupted} of 20 updates." in partly.stdout
 
     resumed = run(script, *options, "--out", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr

@@ -1,5 +1,6 @@
 """Checkpoints from which a killed run goes on bit for bit."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,8 +40,11 @@ def save(path: Path, config: Mapping[str, Any], parts: Mapping[str, Stateful], p
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
+    # torch answers a full disk with an error of its own, and adds one while that one passes.
+    contents = io.BytesIO()
+    torch.save(state, contents)
     with replacing(path) as file:
-        torch.save(state, file)
+        file.write(contents.getbuffer())
 
 
 def load(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:

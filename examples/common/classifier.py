@@ -1,5 +1,6 @@
 """A classifier of MNIST digits, the measure of what a generator draws."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from common import checkpoint
-from common.mnist import load_digits, to_pixels
+from common.data import to_pixels
+from common.mnist import DataError, load_digits
 from common.progress import progress_bar
 
 
@@ -40,6 +42,26 @@ def digit_classifier(path: Path, data: Path, device: torch.device, *, updates: i
     accuracy = float(right.double().mean())
     checkpoint.save(path, config, {"net": net}, {"accuracy": accuracy})
     return net, accuracy
+
+
+def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, updates: int) -> tuple[Path, nn.Module, float]:
+    """The classifier of a whole grid, ready before the first run; ends the program where it cannot be had.
+
+    Args:
+        parser: Ends the program.
+        args: The command line.
+        updates: Of the classifier.
+
+    Returns:
+        Where it is cached, the network, and its accuracy on the test set.
+    """
+    path = args.out / "digit_classifier.pt"
+    try:
+        net, accuracy = digit_classifier(path, args.data, args.device, updates=updates)
+    except (DataError, checkpoint.CheckpointError) as error:
+        parser.error(str(error))
+    print(f"Classifier of digits: {accuracy:.2%} right on the test set.")
+    return path, net, accuracy
 
 
 def classify(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,11 +47,15 @@ def js_divergence(model: np.ndarray, data: np.ndarray, *, seed: int = 0) -> floa
     """
     bandwidth = float(data.std(axis=0).mean() * len(data) ** (-1 / (data.shape[1] + 4)))
     random = np.random.RandomState(seed)
-    p, q = (KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(samples) for samples in (model, data))
 
-    def to_middle(density: KernelDensity, size: int) -> float:
-        points = density.sample(size, random_state=random)
+    def density(samples: np.ndarray) -> KernelDensity:
+        return KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(samples)  # pyright: ignore[reportArgumentType]
+
+    p, q = density(model), density(data)
+
+    def to_middle(one: KernelDensity, size: int) -> float:
+        points = one.sample(size, random_state=random)
         middle = np.logaddexp(p.score_samples(points), q.score_samples(points)) - np.log(2)
-        return float((density.score_samples(points) - middle).mean())
+        return float((one.score_samples(points) - middle).mean())
 
     return (to_middle(p, len(model)) + to_middle(q, len(data))) / 2

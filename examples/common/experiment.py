@@ -67,6 +67,8 @@ def updates_done(
                     f"{path} stands at {done[path]:,} of {config.updates:,} updates. Give --resume to go on "
                     f"from there, --restart to begin again, or another --out."
                 )
+        if args.report and not any(done.values()):
+            parser.error(f"--report: no run in {args.out} has begun. Leave --report out to train, or give its --out.")
     except checkpoint.CheckpointError as error:
         parser.error(str(error))
     except OSError as error:

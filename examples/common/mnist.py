@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.datasets import MNIST
 
+from common.data import to_pixels
+
 
 class Digits(NamedTuple):
     """Images, uint8 of shape (n, 28, 28), and labels, int64 of shape (n,)."""
@@ -62,19 +64,22 @@ def _damaged(raw: Path, reason: object) -> DataError:
     )
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """X / 127.5 - 1: from uint8 to [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """Undoes `to_pixels`."""
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().cpu()
-
-
 def pad_to_32(images: Tensor) -> Tensor:
     """Two black pixels on every side, for the nets that end at 32 × 32."""
     return pad(images, (2, 2, 2, 2), value=-1.0)
+
+
+def sample_digits(size: int, images: Tensor) -> Tensor:
+    """Digits drawn at random, by torch's global generator.
+
+    Args:
+        size: Number of samples.
+        images: Digits, uint8 of shape (n, 28, 28).
+
+    Returns:
+        Shape (size, 1, 28, 28), in [-1, 1].
+    """
+    return to_pixels(images[torch.randint(len(images), (size, 1), device=images.device)])
 
 
 def sample_stacked(size: int, images: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from common.files import write_json, write_text
+from common.plots import curves, image_table
+from common.training import snapshot_updates
 
 
 def write_report(
@@ -113,22 +115,40 @@ def over_seeds(
     return cells
 
 
-def histories(found: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, list[Any]]:
-    """The histories of all seeds by K, labelled for a figure."""
-    lines: dict[str, list[Any]] = {}
+def draw_figures(
+    out: Path,
+    found: Sequence[tuple[Any, Mapping[str, Any]]],
+    panels: Sequence[tuple[str, str]],
+    data: Mapping[str, float],
+    *,
+    side: int,
+    suffix: str = "",
+) -> None:
+    """The measures of all runs over training, and samples of the first seed.
+
+    Args:
+        out: The folder of the results.
+        found: Configuration and progress of the runs to draw.
+        panels: Pairs of a measure and its caption.
+        data: The measures of the data itself.
+        side: Images along each side of a panel of samples.
+        suffix: Of the names of the files.
+    """
+    histories: dict[str, list[Any]] = {}
     for config, progress in found:
-        lines.setdefault(f"K = {config.unroll}", []).append(progress["history"])
-    return lines
-
-
-def snapshots(found: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[tuple[str, list[Any]]]:
-    """The snapshots of the first seed by K, unrolled above plain as in the paper, labelled for a figure."""
-    first = found[0][0].seed
-    return [
+        histories.setdefault(f"K = {config.unroll}", []).append(progress["history"])
+    first = found[0][0]
+    # Unrolled above plain, as in the paper.
+    samples = [
         (f"K = {config.unroll}", list(progress["snapshots"].values()))
         for config, progress in reversed(found)
-        if config.seed == first
+        if config.seed == first.seed
     ]
+    columns = [f"{update:,}" for update in snapshot_updates(first.updates, first.columns)]
+    figures = [out / f"{name}{suffix}.png" for name in ("curves", "samples")]
+    curves(figures[0], panels, histories, data)
+    image_table(figures[1], samples, columns, side=side)
+    print(f"Figures: {figures[0]}, {figures[1]}")
 
 
 def mean_and_error(values: Sequence[float], digits: int) -> str:

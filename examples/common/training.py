@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common import checkpoint
+from common.data import to_bytes
 from common.files import write_json
 from unroll_wrap import Objective, UnrolledGeneratorLoss
 
@@ -21,6 +23,15 @@ class Players(NamedTuple):
     D: nn.Module
     opt_G: torch.optim.Adam
     opt_D: torch.optim.Adam
+
+
+def with_adam(
+    G: nn.Module, D: nn.Module, device: torch.device, *, g_lr: float, d_lr: float, betas: tuple[float, float]
+) -> Players:
+    """Both networks on the device, each with its Adam."""
+    opt_G = torch.optim.Adam(G.to(device).parameters(), lr=g_lr, betas=betas)
+    opt_D = torch.optim.Adam(D.to(device).parameters(), lr=d_lr, betas=betas)
+    return Players(G, D, opt_G, opt_D)
 
 
 def alternate(
@@ -145,11 +156,54 @@ def resumable(
                 report((update, _state(history[-1])))
 
 
-def generate(G: nn.Module, noise: Tensor, batch: int) -> Iterator[Tensor]:
-    """G(z) in batches of the size that G is trained on: its BatchNorm stays in training mode and sees as many."""
-    for z in noise.split(batch):
-        with torch.no_grad():
-            yield G(z)
+def train_on_images(
+    config: Any,
+    players: Players,
+    unrolled: UnrolledGeneratorLoss,
+    draw: Callable[[], Tensor],
+    path: Path,
+    *,
+    save_every: int,
+    report: Callable[[tuple[int, str]], None],
+) -> Iterator[tuple[dict[str, float], Iterator[Tensor]]]:
+    """`alternate`, resumable, from the checkpoint at `path` or from nothing, with snapshots for the figure.
+
+    G stays in training mode where it is evaluated: its BatchNorm sees batches of the size that it is trained on.
+
+    Args:
+        config: A dataclass with `updates`, `batch`, `noise`, `samples`, `evaluate_every` and `columns`.
+        players: Networks and optimizers, updated in place.
+        unrolled: G's loss.
+        draw: A batch of real images.
+        path: The checkpoint.
+        save_every: Generator updates between two checkpoints.
+        report: Takes the updates made and the state of the run in words.
+
+    Yields:
+        A point of the history, for the caller to complete, and samples of G in batches.
+    """
+    progress = checkpoint.resume(path, asdict(config), players._asdict())
+    device = next(players.G.parameters()).device
+    columns = snapshot_updates(config.updates, config.columns)
+    noise = evaluation_noise(config.samples, config.noise, device).split(config.batch)
+
+    def minibatch() -> tuple[Tensor, Tensor]:
+        return draw(), torch.randn(config.batch, config.noise, device=device)
+
+    def samples() -> Iterator[Tensor]:
+        for z in noise:
+            with torch.no_grad():
+                yield players.G(z)
+
+    training = alternate(players, unrolled, minibatch, done=progress["update"], updates=config.updates)
+    for update, losses in resumable(
+        training, path, asdict(config), players, progress, save_every=save_every, report=report
+    ):
+        if update in columns:
+            progress["snapshots"][update] = to_bytes(next(samples()))[:36]
+        point = {"update": update, **losses}
+        progress["history"].append(point)
+        yield point, samples()
 
 
 def evaluation_noise(samples: int, length: int, device: torch.device) -> Tensor:
@@ -168,5 +222,5 @@ def snapshot_updates(updates: int, columns: int) -> list[int]:
 
 def _state(point: Mapping[str, Any]) -> str:
     """The first measure of an evaluation, in words."""
-    name, value = next((name, value) for name, value in point.items() if name != "update")
+    name, value = next(item for item in point.items() if item[0] not in ("update", "d_loss", "g_loss"))
     return f"{value:.4g} {name.replace('_', ' ')} at {point['update']:,}"
