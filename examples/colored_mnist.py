@@ -207,7 +207,8 @@ examples:
         load_digits(args.data, train=True)
     except DataError as error:
         parser.error(str(error))
-    if not args.report and not train_missing(args, runs, done, partial(run, data=args.data)):
+    job = partial(run, data=args.data)
+    if not args.report and not train_missing(args, runs, done, job, plain_cost=8):
         return 1
     write_results(args, runs, time.monotonic() - began)
     return 0

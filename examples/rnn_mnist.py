@@ -173,7 +173,7 @@ examples:
     done = updates_done(parser, args, runs)
     classifier, judge, accuracy = prepare(parser, args, PRESETS[args.preset].base.classifier_updates)
     job = partial(run, data=args.data, classifier=classifier)
-    if not args.report and not train_missing(args, runs, done, job):
+    if not args.report and not train_missing(args, runs, done, job, plain_cost=8):
         return 1
     write_results(args, runs, time.monotonic() - began, judge, accuracy)
     return 0

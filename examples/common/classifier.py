@@ -56,6 +56,8 @@ def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, updates: 
         Where it is cached, the network, and its accuracy on the test set.
     """
     path = args.out / "digit_classifier.pt"
+    if args.restart:
+        path.unlink(missing_ok=True)
     try:
         net, accuracy = digit_classifier(path, args.data, args.device, updates=updates)
     except (DataError, checkpoint.CheckpointError) as error:
