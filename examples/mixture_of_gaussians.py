@@ -14,28 +14,26 @@ Steps are counted in generator updates.
 """
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common import arguments, checkpoint
+from common.arguments import OBJECTIVES
 from common.data import ring_centers, sample_mixture
-from common.files import write_json, write_text
-from common.grid import Failure, run_grid
+from common.experiment import Preset, records, train_missing, updates_done
 from common.metrics import modes_covered, share_within
 from common.nets import Scale, mlp
 from common.plots import density_grid
-from common.progress import progress_bar
-from common.report import markdown_table, provenance, usable_cores
-from unroll_wrap import UnrolledGeneratorLoss, minimax, non_saturating
+from common.report import markdown_table, write_report
+from common.training import Players, evaluation_noise, resumable, snapshot_updates, with_adam
+from unroll_wrap import UnrolledGeneratorLoss
 
-OBJECTIVES = {"minimax": minimax, "non_saturating": non_saturating}
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -73,43 +71,35 @@ class Config:
 
 PRESETS = {
     # Appendix A.
-    "paper": Config(),
+    "paper": Preset(Config(), (0, 10), (0,)),
     # The authors' public notebook (poolio/unrolled_gan), whose settings differ from the paper's.
-    "notebook": Config(
-        unroll=5,
-        radius=1.0,
-        std=0.01,
-        d_hidden=(128, 128),
-        activation="tanh",
-        gain=1.4,
-        d_scale=1.0,
-        simultaneous=True,
-        g_lr=1e-3,
+    "notebook": Preset(
+        Config(
+            radius=1.0,
+            std=0.01,
+            d_hidden=(128, 128),
+            activation="tanh",
+            gain=1.4,
+            d_scale=1.0,
+            simultaneous=True,
+            g_lr=1e-3,
+        ),
+        (0, 5),
+        (0,),
     ),
     # Appendix A made short: thirty times the rates, which then have to fall for the modes to become narrow.
     # Smaller batches are hardly cheaper, nets of this size being bound by the number of calls, and learn slower.
-    "demo": Config(updates=1500, g_lr=3e-3, d_lr=3e-3, decay=True, evaluate_every=100),
+    "demo": Preset(Config(updates=1500, g_lr=3e-3, d_lr=3e-3, decay=True, evaluate_every=100), (0, 10), (0,)),
 }
-
-
-class Players(NamedTuple):
-    """Everything that training changes."""
-
-    G: nn.Module
-    D: nn.Module
-    opt_G: torch.optim.Adam
-    opt_D: torch.optim.Adam
 
 
 def build(config: Config, device: torch.device) -> Players:
     """G: z → 128 → 128 → 2 and D: x · d_scale → hidden → 1 logit, each with its Adam."""
     activation = ACTIVATIONS[config.activation]
-    G = mlp((config.noise, *config.g_hidden, 2), activation, gain=config.gain).to(device)
+    G = mlp((config.noise, *config.g_hidden, 2), activation, gain=config.gain)
     D = mlp((2, *config.d_hidden, 1), activation, gain=config.gain)
-    D = nn.Sequential(Scale(config.d_scale), D).to(device)
-    opt_G = torch.optim.Adam(G.parameters(), lr=config.g_lr, betas=config.betas)
-    opt_D = torch.optim.Adam(D.parameters(), lr=config.d_lr, betas=config.betas)
-    return Players(G, D, opt_G, opt_D)
+    D = nn.Sequential(Scale(config.d_scale), D)
+    return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 
 def train(config: Config, players: Players, done: int, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -164,8 +154,8 @@ def train(config: Config, players: Players, done: int, device: torch.device) -> 
         yield update, loss_D.detach(), loss_G.detach()
 
 
-def run(config: Config, device: torch.device, path: Path, save_every: int, report: Callable[[dict], None]) -> None:
-    """One run from its checkpoint, or from nothing, to its end: evaluates, saves, reports.
+def run(config: Config, device: torch.device, path: Path, save_every: int, report: Callable[..., None]) -> None:
+    """One run from its checkpoint, or from nothing, to its end.
 
     Args:
         config: The run.
@@ -176,48 +166,23 @@ def run(config: Config, device: torch.device, path: Path, save_every: int, repor
     """
     torch.manual_seed(config.seed)
     players = build(config, device)
-    parts = players._asdict()
-    state = checkpoint.load(path, asdict(config))
-    progress: dict[str, Any] = {"update": 0, "history": [], "snapshots": {}, "seconds": 0.0}
-    if state is not None:
-        progress = checkpoint.restore(state, parts)
-    history, snapshots = progress["history"], progress["snapshots"]
+    progress = checkpoint.resume(path, asdict(config), players._asdict())
 
-    # A generator of its own keeps evaluation from shifting the random numbers that training draws.
-    generator = torch.Generator().manual_seed(2017)
-    evaluation_noise = torch.randn(10_000, config.noise, generator=generator).to(device)
+    noise = evaluation_noise(10_000, config.noise, device)
     centers = distinct_centers(config).to(device)
+    columns = snapshot_updates(config.updates, config.columns)
 
-    def evaluate(update: int, **losses: float) -> None:
+    training = train(config, players, progress["update"], device)
+    for update, losses in resumable(
+        training, path, asdict(config), players, progress, save_every=save_every, report=report
+    ):
         with torch.no_grad():
-            samples = players.G(evaluation_noise)
-        if update in snapshot_updates(config):
-            snapshots[update] = samples.cpu()
+            samples = players.G(noise)
+        if update in columns:
+            progress["snapshots"][update] = samples.cpu()
         modes = modes_covered(samples, centers, config.std)
         within = share_within(samples, centers, config.std)
-        history.append({"update": update, "modes": modes, "within_3_std": round(within, 4), **losses})
-
-    def save(update: int) -> None:
-        progress.update(update=update, seconds=seconds_before + time.monotonic() - began)
-        record = {"config": asdict(config), "seconds": progress["seconds"], "history": history}
-        # First the record: whoever finds a finished checkpoint then finds the whole record beside it.
-        write_json(path.with_suffix(".json"), record)
-        checkpoint.save(path, asdict(config), parts, progress)
-
-    began, seconds_before = time.monotonic(), progress["seconds"]
-    reported = began
-    done = progress["update"]
-    if done == 0:
-        evaluate(0)
-    for update, loss_D, loss_G in train(config, players, done, device):
-        last = update == config.updates
-        if last or update % config.evaluate_every == 0 or update in snapshot_updates(config):
-            evaluate(update, d_loss=loss_D.item(), g_loss=loss_G.item())
-        if last or update % save_every == 0:
-            save(update)
-        if last or time.monotonic() - reported > 0.2:
-            reported = time.monotonic()
-            report({"update": update, "modes": history[-1]["modes"]})
+        progress["history"].append({"update": update, "modes": modes, "within_3_std": round(within, 4), **losses})
 
 
 def centers_of(config: Config) -> Tensor:
@@ -228,11 +193,6 @@ def centers_of(config: Config) -> Tensor:
 def distinct_centers(config: Config) -> Tensor:
     """The means to count: seven where the eighth repeats the first."""
     return centers_of(config)[: config.modes - config.seven_modes]
-
-
-def snapshot_updates(config: Config) -> list[int]:
-    """The figure's columns: evenly spaced from the untrained generator to the last update."""
-    return sorted({round(config.updates * column / (config.columns - 1)) for column in range(config.columns)})
 
 
 def run_path(out: Path, config: Config) -> Path:
@@ -255,23 +215,18 @@ def summarise(config: Config, progress: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_results(out: Path, configs: Sequence[Config], device: torch.device, wall: float) -> None:
-    """Table, summary and figures of finished runs, from their checkpoints.
+def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds: float) -> None:
+    """Table, summary and figures of the runs that have a checkpoint.
 
     Args:
-        out: The folder of the results.
-        configs: The runs, in the order of the table.
-        device: Where they were trained.
-        wall: Seconds that this command took.
+        args: The command line.
+        runs: The runs by their checkpoint, in the order of the table.
+        seconds: Time that this command took.
     """
-    finished = []
-    for config in configs:
-        state = checkpoint.load(run_path(out, config), asdict(config))
-        assert state is not None, "a run that ended well has a checkpoint"
-        finished.append((config, state["progress"]))
-    rows = [summarise(config, progress) for config, progress in finished]
+    found = list(records(runs))
+    rows = [summarise(config, progress) for config, progress in found]
 
-    modes = len(distinct_centers(configs[0]))
+    modes = len(distinct_centers(found[0][0]))
     header = ["K", "seed", "modes", "most", "within 3 std", f"updates until {modes}", "seconds"]
     cells = []
     for row in rows:
@@ -285,43 +240,38 @@ def write_results(out: Path, configs: Sequence[Config], device: torch.device, wa
             "never" if first is None else f"{first:,}",
             f"{row['seconds']:.0f}",
         ])
-    table = markdown_table(header, cells)
-    write_text(out / "table.md", table)
-    print(f"\n{table}")
+    write_report(args, found, markdown_table(header, cells), rows, seconds)
 
-    shared = asdict(configs[0])
-    del shared["unroll"], shared["seed"]
-    seconds = {"training": round(sum(row["seconds"] for row in rows), 1), "command": round(wall, 1)}
-    summary = {**provenance(device), "seconds": seconds, "config": shared, "runs": rows}
-    write_json(out / "summary.json", summary)
-
+    config = found[0][0]
     torch.manual_seed(0)
-    data = sample_mixture(10_000, centers_of(configs[0]), configs[0].std)
-    seeds = list(dict.fromkeys(config.seed for config in configs))
+    data = sample_mixture(10_000, centers_of(config), config.std)
+    seeds = list(dict.fromkeys(config.seed for config, _ in found))
     for seed in seeds:
-        figure = out / ("figure.png" if seed == seeds[0] else f"figure-seed{seed}.png")
+        figure = args.out / ("figure.png" if seed == seeds[0] else f"figure-seed{seed}.png")
         # Unrolled above plain, as in the paper.
         lines = [
             (f"K = {config.unroll}", list(progress["snapshots"].values()))
-            for config, progress in reversed(finished)
+            for config, progress in reversed(found)
             if config.seed == seed
         ]
         density_grid(
             figure,
             lines,
-            [f"{update:,}" for update in snapshot_updates(configs[0])],
+            [f"{update:,}" for update in snapshot_updates(config.updates, config.columns)],
             data,
-            extent=1.5 * configs[0].radius,
-            bandwidth=0.05 * configs[0].radius,
+            extent=1.5 * config.radius,
+            bandwidth=0.05 * config.radius,
         )
         print(f"Figure: {figure}")
-    print(f"Summary: {out / 'summary.json'}")
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        usage="python examples/mixture_of_gaussians.py [--preset NAME] [--unroll K ...] [--seeds SEED ...] [...]",
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains what is missing of the grid and writes the results."""
+    began = time.monotonic()
+    parser, what = arguments.experiment_parser(
+        "mixture_of_gaussians",
+        PRESETS,
+        "demo",
         description="Train GANs on a ring of eight Gaussians, plain (K = 0) and unrolled (K > 0), and\n"
         "compare them in a table and a figure (Unrolled GANs, section 3.1 and Figure 2).",
         epilog="""presets:
@@ -332,147 +282,20 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, a
 examples:
   python examples/mixture_of_gaussians.py
   python examples/mixture_of_gaussians.py --preset paper --unroll 0 10 --seeds 0 1 2 --resume
-  python examples/mixture_of_gaussians.py --preset notebook --seven-modes
-
-Finished runs in --out are kept and only what is missing is trained.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+  python examples/mixture_of_gaussians.py --preset notebook --seven-modes""",
     )
-    what = parser.add_argument_group("what to train")
-    what.add_argument("--preset", choices=PRESETS, default="demo", help="see below (default: demo)")
-    what.add_argument(
-        "--unroll",
-        nargs="+",
-        metavar="K",
-        type=arguments.whole_number(0, "0 is plain GAN training."),
-        help="unrolled steps of D, one or several (default: 0 and the preset's own)",
-    )
-    what.add_argument(
-        "--seed",
-        "--seeds",
-        dest="seeds",
-        nargs="+",
-        metavar="SEED",
-        default=[0],
-        type=arguments.whole_number(0, "Every seed is a run for every K."),
-        help="seeds, one or several (default: 0)",
-    )
-    what.add_argument(
-        "--steps",
-        metavar="N",
-        type=arguments.whole_number(1, "Leave --steps out for the preset's own number."),
-        help="generator updates of every run (default: the preset's)",
-    )
-    what.add_argument("--objective", choices=OBJECTIVES, help="the players' losses (default: minimax)")
     what.add_argument(
         "--seven-modes",
         action="store_true",
         help="put the modes at linspace(0, 2π, 8) as the notebook does: two of the eight coincide",
     )
-    where = parser.add_argument_group("where and how")
-    where.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of checkpoints and results (default: out/mixture_of_gaussians/PRESET)",
-    )
-    existing = where.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="go on with unfinished runs, bit for bit")
-    existing.add_argument("--restart", action="store_true", help="throw away what --out holds of these runs")
-    where.add_argument(
-        "--device",
-        type=arguments.device,
-        default="cpu",
-        help="cpu (default; these nets are too small to gain from a GPU), cuda, cuda:1, ...",
-    )
-    where.add_argument(
-        "--workers",
-        metavar="N",
-        type=arguments.whole_number(1, "Leave --workers out for one a core."),
-        help="runs at a time, each in its own process (default: one a core)",
-    )
-    where.add_argument(
-        "--threads",
-        metavar="N",
-        default=1,
-        type=arguments.whole_number(1, "1 is the fastest for nets of this size."),
-        help="threads per run (default: 1)",
-    )
-    where.add_argument(
-        "--save-every",
-        metavar="N",
-        default=500,
-        type=arguments.whole_number(1, "Leave --save-every out for 500."),
-        help="generator updates between checkpoints (default: 500)",
-    )
-    return parser, parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains what is missing of the grid and writes the results."""
-    began = time.monotonic()
-    parser, args = parse(argv)
-    base = replace(PRESETS[args.preset], seven_modes=args.seven_modes)
-    base = replace(base, updates=args.steps or base.updates, objective=args.objective or base.objective)
-    out: Path = args.out or Path("out", "mixture_of_gaussians", args.preset)
-    configs = [
-        replace(base, unroll=unroll, seed=seed)
-        for unroll in sorted(set(args.unroll or (0, base.unroll)))
-        for seed in dict.fromkeys(args.seeds)
-    ]
-
-    # Refusals come before the first update, not after the first finished run.
-    done = []
-    try:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-        for config in configs:
-            path = run_path(out, config)
-            if args.restart:
-                path.unlink(missing_ok=True)
-            state = checkpoint.load(path, asdict(config))
-            done.append(state["progress"]["update"] if state else 0)
-            if 0 < done[-1] < config.updates and not args.resume:
-                parser.error(
-                    f"{path} stands at {done[-1]:,} of {config.updates:,} updates. Give --resume to go on "
-                    f"from there, --restart to begin again, or another --out."
-                )
-    except checkpoint.CheckpointError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out {out} cannot be used: {error}. Give a folder that can be written to.")
-
-    # In units of one gradient: an update is one of each player, and an unrolled step costs about four.
-    cost = [2 + 4 * config.unroll for config in configs]
-    missing = [index for index, config in enumerate(configs) if done[index] < config.updates]
-    missing.sort(key=lambda index: -cost[index] * (configs[index].updates - done[index]))
-    jobs = [(configs[i], args.device, run_path(out, configs[i]), args.save_every) for i in missing]
-    workers = args.workers or max(1, usable_cores() // args.threads)
-    failures, states = [], dict[int, str]()
-    total = sum(cost[index] * (configs[index].updates - done[index]) for index in missing)
-    try:
-        with progress_bar(total, f"{len(missing)} of {len(configs)} runs") as bar:
-            for job, message in run_grid(run, jobs, workers=workers, threads=args.threads):
-                index = missing[job]
-                config = configs[index]
-                if isinstance(message, Failure):
-                    failures.append(f"K={config.unroll} seed {config.seed} failed: {message.reason}")
-                    continue
-                if bar.n == 0:
-                    # The time that the processes take to start says nothing about the time left.
-                    bar.unpause()
-                update, modes = message["update"], message["modes"]
-                states[index] = f"K={config.unroll} seed {config.seed}: {modes} modes at {update:,}"
-                bar.set_postfix_str(", ".join(states.values()), refresh=False)
-                bar.update(cost[index] * (update - done[index]))
-                done[index] = update
-                if done[index] == config.updates:
-                    del states[index]
-    except KeyboardInterrupt:
-        failures.append("Stopped.")
-    if failures:
-        failures.append(f"Finished runs in {out} stay. Repeat the command with --resume to go on.")
-        print("\n".join(failures), file=sys.stderr)
+    args = arguments.parse(parser, "mixture_of_gaussians", argv)
+    configs = PRESETS[args.preset].configs(args, seven_modes=args.seven_modes)
+    runs = {run_path(args.out, config): config for config in configs}
+    done = updates_done(parser, args, runs)
+    if not args.report and not train_missing(args, runs, done, run):
         return 1
-    write_results(out, configs, args.device, time.monotonic() - began)
+    write_results(args, runs, time.monotonic() - began)
     return 0
 
 

@@ -1,9 +1,126 @@
 """Command-line values that say what was given, what is allowed and what to do."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
+
+from unroll_wrap import FiniteDifference, Recompute, Store, minimax, non_saturating
+
+OBJECTIVES = {"minimax": minimax, "non_saturating": non_saturating}
+BACKWARDS = {"store": Store(), "recompute": Recompute(), "finite_difference": FiniteDifference()}
+
+
+def experiment_parser(
+    script: str,
+    presets: Iterable[str],
+    default: str,
+    *,
+    description: str,
+    epilog: str,
+) -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
+    """The options that every experiment has.
+
+    Args:
+        script: The name of the script without its ending.
+        presets: Names to choose from.
+        default: The preset when none is named.
+        description: What the script does.
+        epilog: The presets in words, and examples.
+
+    Returns:
+        The parser, and its group of what to train, for the script's own options.
+    """
+    parser = argparse.ArgumentParser(
+        usage=f"python examples/{script}.py [--preset NAME] [--unroll K ...] [--seeds SEED ...] [...]",
+        description=description,
+        epilog=f"{epilog}\n\nFinished runs in --out are kept and only what is missing is trained.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--preset", choices=presets, default=default, help=f"see below (default: {default})")
+    what.add_argument(
+        "--unroll",
+        nargs="+",
+        metavar="K",
+        type=whole_number(0, "0 is plain GAN training."),
+        help="unrolled steps of D, one or several (default: the preset's)",
+    )
+    what.add_argument(
+        "--seed",
+        "--seeds",
+        dest="seeds",
+        nargs="+",
+        metavar="SEED",
+        type=whole_number(0, "Every seed is a run for every K."),
+        help="seeds, one or several (default: the preset's)",
+    )
+    what.add_argument(
+        "--steps",
+        metavar="N",
+        type=whole_number(1, "Leave --steps out for the preset's own number."),
+        help="generator updates of every run (default: the preset's)",
+    )
+    what.add_argument("--objective", choices=OBJECTIVES, help="the players' losses (default: the preset's)")
+    where = parser.add_argument_group("where and how")
+    where.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"folder of checkpoints and results (default: out/{script}/PRESET)"
+    )
+    existing = where.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on with unfinished runs, bit for bit")
+    existing.add_argument("--restart", action="store_true", help="throw away what --out holds of these runs")
+    existing.add_argument("--report", action="store_true", help="train nothing: table and figures of what is there")
+    where.add_argument(
+        "--device", type=device, default="cpu", help="cpu (default, and enough for the small nets), cuda, cuda:1, ..."
+    )
+    where.add_argument(
+        "--workers",
+        metavar="N",
+        type=whole_number(1, "Leave --workers out for one a core."),
+        help="runs at a time, each in its own process (default: one a core)",
+    )
+    where.add_argument(
+        "--threads",
+        metavar="N",
+        default=1,
+        type=whole_number(1, "1 is the fastest for small nets."),
+        help="threads per run (default: 1)",
+    )
+    where.add_argument(
+        "--save-every",
+        metavar="N",
+        default=500,
+        type=whole_number(1, "Leave --save-every out for 500."),
+        help="generator updates between checkpoints (default: 500)",
+    )
+    return parser, what
+
+
+def add_image_options(what: argparse._ArgumentGroup) -> None:
+    """The options that every experiment on MNIST has."""
+    what.add_argument("--backward", choices=BACKWARDS, help="how the unroll is differentiated (default: store)")
+    what.add_argument(
+        "--apart",
+        dest="one_batch",
+        action="store_false",
+        default=None,
+        help="D normalises real and fake samples apart, not in one batch",
+    )
+    what.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        default=Path("data"),
+        help="folder with MNIST in torchvision's layout; downloaded if absent (default: data)",
+    )
+
+
+def parse(parser: argparse.ArgumentParser, script: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with the default of --out filled in."""
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("out", script, args.preset)
+    return args
 
 
 def whole_number(at_least: int, hint: str) -> Callable[[str], int]:

@@ -1,5 +1,6 @@
 """Checkpoints from which a killed run goes on bit for bit."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,8 +40,11 @@ def save(path: Path, config: Mapping[str, Any], parts: Mapping[str, Stateful], p
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
+    # torch answers a full disk with an error of its own, and adds one while that one passes.
+    contents = io.BytesIO()
+    torch.save(state, contents)
     with replacing(path) as file:
-        torch.save(state, file)
+        file.write(contents.getbuffer())
 
 
 def load(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -79,16 +83,20 @@ def load(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def restore(state: Mapping[str, Any], parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    """Puts networks, optimizers and random generators back.
+def resume(path: Path, config: Mapping[str, Any], parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Puts networks, optimizers and random generators back, where there is a checkpoint.
 
     Args:
-        state: What `load` returned.
+        path: The file to read.
+        config: The configuration of the run that wants it.
         parts: The same names as were saved.
 
     Returns:
-        The saved `progress`.
+        The saved `progress`, or that of a run that has not begun.
     """
+    state = load(path, config)
+    if state is None:
+        return {"update": 0, "history": [], "snapshots": {}, "seconds": 0.0}
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     torch.set_rng_state(state["rng"])

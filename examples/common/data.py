@@ -1,4 +1,4 @@
-"""Data sets whose true distribution is known."""
+"""Data sets whose true distribution is known, and pixels as the networks see them."""
 
 import math
 
@@ -37,3 +37,13 @@ def sample_mixture(size: int, centers: Tensor, std: float) -> Tensor:
     """
     chosen = torch.randint(len(centers), (size,), device=centers.device)
     return centers[chosen] + std * torch.randn(size, centers.shape[1], device=centers.device)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """X / 127.5 - 1: from uint8 to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Undoes `to_pixels`."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().cpu()

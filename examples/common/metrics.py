@@ -1,5 +1,7 @@
 """How much of a known distribution a generator covers."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,3 +53,30 @@ def share_within(samples: Tensor, centers: Tensor, std: float) -> float:
         A number from 0 to 1; samples of the data itself in two dimensions give 0.989.
     """
     return float(shares_by_mode(samples, centers, std).sum())
+
+
+def kl_from_uniform(outcomes: Tensor, count: int) -> float:
+    """KL(p ‖ uniform) = Σ_i p_i log(count · p_i), in nats, with p_i the share of outcome i.
+
+    Args:
+        outcomes: Whole numbers from 0 to count - 1.
+        count: Number of outcomes, those that never came included.
+
+    Returns:
+        0 for equal shares, log(count) for a single outcome. Of n fair draws about count / 2n is expected, not 0.
+    """
+    return math.log(count) - entropy(outcomes, count)
+
+
+def entropy(outcomes: Tensor, count: int) -> float:
+    """H(p) = -Σ_i p_i log p_i, in nats, with p_i the share of outcome i.
+
+    Args:
+        outcomes: Whole numbers from 0 to count - 1.
+        count: Number of outcomes.
+
+    Returns:
+        A number from 0, a single outcome, to log(count), equal shares.
+    """
+    p = torch.bincount(outcomes.cpu(), minlength=count).double() / len(outcomes)
+    return float(torch.special.entr(p).sum())

@@ -1,9 +1,11 @@
 """Figures in the manner of the paper's, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -66,3 +68,70 @@ def density_grid(
     for panel, caption in zip(axes[-1], [*columns, "data"], strict=True):
         panel.set_xlabel(caption, fontsize=10)
     figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def curves(
+    path: Path,
+    panels: Sequence[tuple[str, str]],
+    lines: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Measures over training: a panel a measure, a colour a label; thin lines are seeds, the thick one their mean.
+
+    Args:
+        path: The PNG to write.
+        panels: Pairs of a measure's name in the histories and its caption.
+        lines: For every label the histories of its seeds, evaluated at the same updates.
+        levels: Values of the data itself, drawn as dotted lines.
+    """
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    colors = [colormaps["viridis"](0.9 * place / max(1, len(lines) - 1)) for place in range(len(lines))]
+    for panel, (name, caption) in zip(axes, panels, strict=True):
+        for (label, histories), color in zip(lines.items(), colors, strict=True):
+            for history in histories:
+                panel.plot(*_series(history, name), color=color, linewidth=0.7, alpha=0.5)
+            common = min(len(history) for history in histories)
+            updates, _ = _series(histories[0][:common], name)
+            mean = np.mean([_series(history[:common], name)[1] for history in histories], axis=0)
+            panel.plot(updates, mean, color=color, linewidth=2, label=label)
+        if levels and name in levels:
+            panel.axhline(levels[name], color="0.4", linewidth=1, linestyle=":", label="data")
+        panel.set(xlabel="generator updates", title=caption)
+        panel.grid(color="0.92")
+        panel.set_axisbelow(True)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], *, side: int) -> None:
+    """Samples side by side: a row a label, a column a caption, in each panel side × side images.
+
+    Args:
+        path: The PNG to write.
+        rows: Pairs of a label and the images of every column, uint8 of shape (n, colours, height, width).
+        columns: Captions.
+        side: Images along each side of a panel; there must be side² of them.
+    """
+    size = (1.5 * len(columns) + 0.5, 1.55 * len(rows) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for row, (label, panels) in zip(axes, rows, strict=True):
+        row[0].set_ylabel(label, fontsize=10)
+        for panel in row:
+            panel.set(xticks=[], yticks=[])
+            for spine in panel.spines.values():
+                spine.set_visible(False)
+        # A run that is under way has not come to its last columns.
+        for panel, images in zip(row, panels, strict=False):
+            lines = [torch.cat(list(line), dim=-1) for line in images[: side * side].split(side)]
+            grid = torch.cat(lines, dim=-2).permute(1, 2, 0)
+            panel.imshow(grid.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for panel, caption in zip(axes[-1], columns, strict=True):
+        panel.set_xlabel(caption, fontsize=10)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    points = [point for point in history if name in point]
+    return [point["update"] for point in points], [point[name] for point in points]

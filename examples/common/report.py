@@ -1,15 +1,164 @@
 """What a result must carry to be repeated: command, machine, versions; and tables."""
 
+import argparse
+import math
 import os
 import platform
 import shlex
+import statistics
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from common.files import write_json, write_text
+from common.plots import curves, image_table
+from common.training import snapshot_updates
+
+
+def write_report(
+    args: argparse.Namespace,
+    found: Sequence[tuple[Any, Mapping[str, Any]]],
+    table: str,
+    rows: Sequence[Mapping[str, Any]],
+    seconds: float,
+    **measured: Any,
+) -> None:
+    """The table, on the screen and as a file, with the runs that it leaves out; and everything as JSON.
+
+    Args:
+        args: The command line.
+        found: Configuration and progress of every run that has begun.
+        table: Markdown.
+        rows: A row a run, in plain values.
+        seconds: Time that this command took.
+        **measured: What else was found out, in plain values.
+    """
+    unfinished = [
+        f"K = {config.unroll}, seed {config.seed}, at {progress['update']:,} of {config.updates:,} updates"
+        for config, progress in found
+        if progress["update"] < config.updates
+    ]
+    if unfinished:
+        table += "\nNot finished: " + "; ".join(unfinished) + ".\n"
+    write_text(args.out / "table.md", table)
+    print(f"\n{table}")
+    # What all runs have in common; the rest is in the rows.
+    first, *others = [asdict(config) for config, _ in found]
+    shared = {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+    training = sum(progress["seconds"] for _, progress in found)
+    summary = {
+        **provenance(args.device),
+        "seconds": {"training": round(training, 1), "command": round(seconds, 1)},
+        "config": shared,
+        **measured,
+        "runs": list(rows),
+    }
+    write_json(args.out / "summary.json", summary)
+    print(f"Summary: {args.out / 'summary.json'}")
+
+
+def summarise(
+    found: Sequence[tuple[Any, Mapping[str, Any]]], axes: Sequence[str], measures: Iterable[str]
+) -> list[dict[str, Any]]:
+    """A row a run: each measure at the last evaluation, and its mean over the last third of training.
+
+    The mean is there because one lucky checkpoint does not decide it.
+
+    Args:
+        found: Configuration and progress of every run that has begun.
+        axes: Fields of the configuration that tell the runs apart.
+        measures: Names in the histories.
+
+    Returns:
+        Plain values; the mean of a run that has not come so far is None.
+    """
+    rows = []
+    for config, progress in found:
+        history = progress["history"]
+        late = [point for point in history if 3 * point["update"] > 2 * config.updates]
+        row = {name: getattr(config, name) for name in axes} | {"updates": progress["update"]}
+        for name in measures:
+            row[name] = history[-1][name]
+            row[f"{name}_last_third"] = round(statistics.fmean(point[name] for point in late), 4) if late else None
+        rows.append({**row, "seconds": round(progress["seconds"], 1)})
+    return rows
+
+
+def over_seeds(
+    configs: Iterable[Any], rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measures: Mapping[str, int]
+) -> dict[tuple, list[str]]:
+    """Mean and standard error over the finished runs that differ in their seed alone.
+
+    Args:
+        configs: All runs of the grid.
+        rows: What `summarise` returned.
+        axes: Fields of the configuration that tell the groups apart.
+        measures: Names in the rows, with the digits to print.
+
+    Returns:
+        For every group "finished of all", then every measure at the end, then its mean over the last third.
+    """
+    groups = Counter(tuple(getattr(config, name) for name in axes) for config in configs)
+    updates = {config.updates for config in configs}
+    cells = {}
+    for group, seeds in groups.items():
+        finished = [row for row in rows if tuple(row[name] for name in axes) == group and row["updates"] in updates]
+        names = [(name + when, digits) for when in ("", "_last_third") for name, digits in measures.items()]
+        values = [mean_and_error([row[name] for row in finished], digits) for name, digits in names]
+        cells[group] = [f"{len(finished)} of {seeds}", *values]
+    return cells
+
+
+def draw_figures(
+    out: Path,
+    found: Sequence[tuple[Any, Mapping[str, Any]]],
+    panels: Sequence[tuple[str, str]],
+    data: Mapping[str, float],
+    *,
+    side: int,
+    suffix: str = "",
+) -> None:
+    """The measures of all runs over training, and samples of the first seed.
+
+    Args:
+        out: The folder of the results.
+        found: Configuration and progress of the runs to draw.
+        panels: Pairs of a measure and its caption.
+        data: The measures of the data itself.
+        side: Images along each side of a panel of samples.
+        suffix: Of the names of the files.
+    """
+    histories: dict[str, list[Any]] = {}
+    for config, progress in found:
+        histories.setdefault(f"K = {config.unroll}", []).append(progress["history"])
+    first = found[0][0]
+    # Unrolled above plain, as in the paper.
+    samples = [
+        (f"K = {config.unroll}", list(progress["snapshots"].values()))
+        for config, progress in reversed(found)
+        if config.seed == first.seed
+    ]
+    columns = [f"{update:,}" for update in snapshot_updates(first.updates, first.columns)]
+    figures = [out / f"{name}{suffix}.png" for name in ("curves", "samples")]
+    curves(figures[0], panels, histories, data)
+    image_table(figures[1], samples, columns, side=side)
+    print(f"Figures: {figures[0]}, {figures[1]}")
+
+
+def mean_and_error(values: Sequence[float], digits: int) -> str:
+    """Mean ± s / √n over n seeds; the mean alone for one seed."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):,.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):,.{digits}f}"
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""The metrics of the examples on data whose answers are known."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("sklearn", reason="the examples' extra is not installed")
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+from common import colors, data, metrics, mnist, training  # noqa: E402
+from unroll_wrap import hinge, minimax, non_saturating, relativistic  # noqa: E402
+
+
+def test_kl_of_equal_shares_is_0():
+    outcomes = torch.arange(1000).repeat(7)
+    assert metrics.kl_from_uniform(outcomes, 1000) == pytest.approx(0, abs=1e-12)
+    assert metrics.entropy(outcomes, 1000) == pytest.approx(math.log(1000))
+
+
+def test_kl_of_fair_draws_is_its_bias():
+    """Of n fair draws KL is about (count - 1) / 2n; 25,600 draws give 0.0195."""
+    outcomes = torch.randint(1000, (25_600,))
+    assert metrics.kl_from_uniform(outcomes, 1000) == pytest.approx(999 / 51_200, rel=0.15)
+
+
+def test_kl_of_one_mode_is_log_of_the_count():
+    outcomes = torch.full((25_600,), 123)
+    assert metrics.kl_from_uniform(outcomes, 1000) == pytest.approx(math.log(1000))
+    assert metrics.entropy(outcomes, 1000) == pytest.approx(0)
+
+
+def test_kl_of_half_the_modes_is_log_2():
+    assert metrics.kl_from_uniform(torch.arange(500), 1000) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.0, 2.0, 8.0])
+def test_js_of_two_gaussians(distance):
+    """Against quadrature: a kernel density of N(m, 1) is N(m, 1 + h²) but for noise, h being the bandwidth."""
+    n = 2000
+    random = np.random.default_rng(0)
+    samples = random.normal(distance, 1, (n, 1)), random.normal(0, 1, (n, 1))
+    found = colors.js_divergence(*samples)
+
+    variance = 1 + n ** (-2 / 5)
+    x = np.linspace(-20, 28, 100_001)
+    p, q = (np.exp(-((x - mean) ** 2) / 2 / variance) / math.sqrt(2 * math.pi * variance) for mean in (distance, 0))
+    p, q = np.maximum(p, 1e-300), np.maximum(q, 1e-300)
+    expected = (p * np.log(2 * p / (p + q)) + q * np.log(2 * q / (p + q))).sum() * (x[1] - x[0]) / 2
+    assert found == pytest.approx(expected, abs=0.02)
+    assert -0.02 < found < math.log(2) + 0.02
+
+
+def test_js_of_a_single_colour():
+    """A generator of one colour has a density all the same, far from the data's."""
+    many = np.random.default_rng(0).normal(0, 0.5, (500, 3))
+    assert 0.3 < colors.js_divergence(np.zeros((500, 3)), many) < math.log(2)
+
+
+def test_the_colour_is_recovered():
+    """From a flat square the very colour; from the data's digits one that follows the colour drawn."""
+    images = torch.full((2, 3, 32, 32), -1.0)
+    color = torch.tensor([[0.5, -0.25, 0.75], [-0.9, -0.8, 1.0]])
+    images[:, :, 8:20, 8:20] = color[:, :, None, None]
+    np.testing.assert_allclose(colors.foreground_colors(images), color, atol=1e-6)
+    blank = colors.foreground_colors(torch.full((1, 3, 32, 32), -1.0))
+    np.testing.assert_array_equal(blank, [[-1.0, -1.0, -1.0]])
+
+
+def test_colours_of_the_data():
+    digits = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    digits[:, 6:22, 10:18] = 255
+    found = colors.foreground_colors(mnist.sample_colored(400, digits))
+    # N(0, 0.5²) clipped to [-1, 1], with the noise averaged out over the pixels.
+    assert np.abs(found.mean(axis=0)).max() < 0.1
+    assert found.std(axis=0) == pytest.approx(0.48, abs=0.05)
+
+
+def test_stacked_digits_are_three_of_the_digits():
+    digits = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
+    images = mnist.sample_stacked(8, digits)
+    assert images.shape == (8, 3, 32, 32)
+    assert images[..., :2, :].eq(-1).all()
+    for digit in data.to_bytes(mnist.crop_to_28(images)).flatten(0, 1):
+        assert any(torch.equal(digit, one) for one in digits)
+
+
+@pytest.mark.parametrize("objective", [minimax, non_saturating, hinge, relativistic])
+def test_in_one_batch_is_the_same_game(objective):
+    """Without normalization nothing changes; with it D is called once, on both halves."""
+    real, fake = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    plain = torch.nn.Linear(4, 1, dtype=torch.float64)
+    normalised = torch.nn.Sequential(plain, torch.nn.BatchNorm1d(1, dtype=torch.float64))
+    joint = training.in_one_batch(objective)
+    for loss, apart in zip(joint, objective, strict=True):
+        torch.testing.assert_close(loss(plain, real, fake), apart(plain, real, fake), rtol=1e-12, atol=0)
+        logits = dict(zip(("real", "fake"), normalised(torch.cat([real, fake])).chunk(2), strict=True))
+        expected = apart(lambda x, logits=logits: logits["real" if x is real else "fake"], real, fake)
+        torch.testing.assert_close(loss(normalised, real, fake), expected, rtol=1e-12, atol=0)
+        assert (loss(normalised, real, fake) - apart(normalised, real, fake)).abs() > 1e-3

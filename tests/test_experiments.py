@@ -1,0 +1,168 @@
+"""The experiments on MNIST run, resume and refuse from the command line."""
+
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib", reason="the examples' extra is not installed")
+pytest.importorskip("tensorboard", reason="the examples' extra is not installed")
+datasets = pytest.importorskip("sklearn.datasets", reason="the examples' extra is not installed")
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ["rnn_mnist", "stacked_mnist", "colored_mnist"]
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """MNIST's four files, made of the small digits that scikit-learn carries: nothing to download."""
+    folder = tmp_path_factory.mktemp("data")
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images, labels = datasets.load_digits(return_X_y=True)
+    small = torch.tensor(images).float().view(-1, 1, 8, 8) * (255 / 16)
+    large = torch.nn.functional.interpolate(small, size=(20, 20), mode="bilinear")
+    large = torch.nn.functional.pad(large, (4, 4, 4, 4)).byte().numpy()
+    for name, part in (("train", slice(1500)), ("t10k", slice(1500, None))):
+        pixels, digits = large[part], labels[part].astype("uint8")
+        header = struct.pack(">IIII", 0x803, len(pixels), 28, 28)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        header = struct.pack(">II", 0x801, len(digits))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(header + digits.tobytes())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+
+
+def command(script, *options):
+    return [sys.executable, str(ROOT / "examples" / f"{script}.py"), "--preset", "smoke", *map(str, options)]
+
+
+def run(script, *options, **keywords):
+    return subprocess.run(command(script, *options), cwd=ROOT, capture_output=True, text=True, timeout=300, **keywords)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_three_steps(script, mnist, tmp_path):
+    """Three updates: the table, a summary from which the runs can be repeated, two figures, events."""
+    done = run(script, "--steps", 3, "--data", mnist, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "table.md").read_text() in done.stdout
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert len(list(tmp_path.rglob("events.out.tfevents*"))) == 2
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(row["unroll"], row["updates"]) for row in summary["runs"]] == [(0, 3), (1, 3)]
+    assert {"command", "machine", "versions", "seconds", "data"} <= summary.keys()
+
+
+@pytest.mark.parametrize("script", ["rnn_mnist", "colored_mnist"])  # stacked_mnist has every line from these two
+def test_resumes_bit_for_bit(script, mnist, tmp_path):
+    """A run killed outright and resumed ends with the numbers and the weights of one that was left alone."""
+    options = ("--steps", 20, "--save-every", 1, "--data", mnist, "--unroll", 1)
+    left_alone = run(script, *options, "--out", tmp_path / "whole")
+    assert left_alone.returncode == 0, left_alone.stderr
+
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(script, *options, "--out", out), cwd=ROOT, start_new_session=True)
+    while not list(out.glob("runs/*.pt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (path,) = out.glob("runs/*.pt")
+    interrupted = torch.load(path)["progress"]["update"]
+    assert 0 < interrupted < 20
+
+    if script == "colored_mnist":
+        refused = run(script, *options, "--out", out)
+        assert refused.returncode == 2
+        assert f"{interrupted} of 20" in refused.stderr
+        partly = run(script, *options, "--out", out, "--report")
+        assert partly.returncode == 0, partly.stderr
+        assert f"Not finished: K = 1, seed 0, at {interrupted} of 20 updates." in partly.stdout
+
+    resumed = run(script, *options, "--out", out, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    one, other = (torch.load(folder / "runs" / path.name) for folder in (tmp_path / "whole", out))
+    assert one["progress"]["history"] == other["progress"]["history"]
+    torch.testing.assert_close(one["parts"], other["parts"], rtol=0, atol=0)
+    assert torch.equal(one["rng"], other["rng"])
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        ("stacked_mnist", ("--preset", "huge"), ("huge", "paper")),
+        ("stacked_mnist", ("--unroll", -1), ("-1",)),
+        ("colored_mnist", ("--size", "1/3"), ("1/3", "1/2")),
+        ("rnn_mnist", ("--backward", "guess"), ("guess", "store")),
+    ],
+)
+def test_bad_values(script, options, words, tmp_path):
+    refused = run(script, *options, "--out", tmp_path)
+    assert refused.returncode == 2
+    assert all(word in refused.stderr for word in words)
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled", "not a folder"])
+def test_bad_data(damage, mnist, tmp_path):
+    """Data that is not MNIST ends the program before anything is trained, and names the folder."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in (mnist / "MNIST" / "raw").iterdir():
+        content = file.read_bytes()
+        damaged = {"cut": content[:-100], "garbled": b"<html>" + content}.get(damage, content)
+        (raw / file.name).write_bytes(damaged)
+    data = tmp_path / "data"
+    if damage == "not a folder":
+        data = tmp_path / "file"
+        data.write_text("")
+    refused = run("colored_mnist", "--data", data, "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert str(data) in refused.stderr
+    assert "--data" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_another_configuration_and_a_full_disk(mnist, tmp_path):
+    """Neither costs a finished run."""
+    options = ("--steps", 2, "--data", mnist, "--out", tmp_path)
+    first = run("colored_mnist", *options, "--unroll", 0)
+    assert first.returncode == 0, first.stderr
+    (path,) = (tmp_path / "runs").glob("*.pt")
+    finished = path.read_bytes()
+
+    refused = run("colored_mnist", *options, "--unroll", 0, "--apart")
+    assert refused.returncode == 2
+    assert "one_batch is True there and False here" in refused.stderr
+
+    # No file may grow beyond 100 kB, which stops a checkpoint as a full disk does.
+    full = run(
+        "colored_mnist",
+        *options,
+        *("--unroll", 0, 1),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert full.returncode == 1
+    assert "k1-seed0 failed" in full.stderr
+    assert "--resume" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert path.read_bytes() == finished
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    again = run("colored_mnist", *options, "--unroll", 0, 1)
+    assert again.returncode == 0, again.stderr
+    assert path.read_bytes() == finished
