@@ -1,9 +1,8 @@
 """Peak memory of one unrolled gradient against K, a process for each number.
 
 Counted is what torch's CPU allocator hands out during the call, above what was there before it: the running sum of the
-allocations and frees that the profiler records. That is the same number in every run. The resident size of the process,
-printed beside it, also holds what malloc keeps and the kernels' own scratch, and changes from run to run. On CUDA the
-allocator's own counter is read instead.
+allocations and frees that the profiler records. That is the same number in every run, where the resident size of the
+process also holds what malloc keeps and changes from run to run. On CUDA the allocator's own counter is read instead.
 
 Each of K steps leaves behind at least its parameters, optimizer state and buffers; the targets hold above that.
 
@@ -13,7 +12,6 @@ Each of K steps leaves behind at least its parameters, optimizer state and buffe
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -62,30 +60,17 @@ def one(net: str, contender: str, steps: int) -> dict[str, int]:
     # Kernels keep scratch from their first call on, whatever K.
     EXACT[contender](setup, 1)()
     gradient = EXACT[contender](setup, steps)
-    before = resident()
-    gradient()
-    after = resident()
-    return {
-        "peak": peak_bytes(gradient, setup.fake.device),
-        "resident": max(after - before, 0),
-        "per_step": per_step(setup),
-    }
-
-
-def resident() -> int:
-    """The largest resident size so far, of this process alone: a child's ru_maxrss starts at its parent's."""
-    for line in Path("/proc/self/status").read_text().splitlines() if os.path.exists("/proc/self/status") else ():
-        if line.startswith("VmHWM"):
-            return 1024 * int(line.split()[1])
-    return 0
+    return {"peak": peak_bytes(gradient, setup.fake.device), "per_step": per_step(setup)}
 
 
 def spawn(net: str, contender: str, steps: int) -> dict[str, int]:
     command = [sys.executable, __file__, "--one", net, contender, str(steps)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{contender} at K={steps} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    number = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {contender}, K={steps}: {number['peak'] / 1e6:.1f} MB", flush=True)
+    return number
 
 
 def summary(found: dict[str, dict[str, dict[str, int]]]) -> dict[str, Any]:
@@ -111,12 +96,12 @@ def print_table(net: str, result: dict[str, Any]) -> None:
     found, s = result["found"], result["summary"]
     ks = sorted(next(iter(found.values())), key=int)
     state = next(iter(next(iter(found.values())).values()))["per_step"]
-    print(f"\n{NETS[net].title}, batch {NETS[net].shape[0]}: peak MB (resident MB); {result['seconds']:.0f} s")
+    print(f"\n{NETS[net].title}, batch {NETS[net].shape[0]}: peak MB; {result['seconds']:.0f} s")
     print(f"  parameters, optimizer state and buffers: {state / 1e6:.2f} MB")
-    print(f"  {'':20}" + "".join(f"{f'K={k}':>18}" for k in ks) + f"{'MB a step':>12}")
+    print(f"  {'':20}" + "".join(f"{f'K={k}':>10}" for k in ks) + f"{'MB a step':>12}")
     for name, row in found.items():
-        cells = [f"{row[k]['peak'] / 1e6:9.1f} ({row[k]['resident'] / 1e6:6.1f})" for k in ks]
-        print(f"  {name:20}" + "".join(f"{c:>18}" for c in cells) + f"{s['bytes_per_step'][name] / 1e6:12.2f}")
+        cells = "".join(f"{row[k]['peak'] / 1e6:10.1f}" for k in ks)
+        print(f"  {name:20}{cells}{s['bytes_per_step'][name] / 1e6:12.2f}")
     met = {True: "met", False: "NOT MET"}
     print(
         f"  Recompute at K={ks[-1]} over K={ks[0]}, above that state: {s['recompute_growth']:.3f}, "

@@ -5,6 +5,7 @@ from .diagnosis import Diagnosis, diagnose
 from .guards import detach, is_unrolling, no_grad
 from .loss import UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .prediction import Prediction, predict
 from .rules import UpdateRule, register_rule
 from .verification import Verification, verify
 
@@ -14,6 +15,7 @@ __all__ = [
     "Diagnosis",
     "FiniteDifference",
     "Objective",
+    "Prediction",
     "Recompute",
     "Store",
     "Truncate",
@@ -28,6 +30,7 @@ __all__ = [
     "minimax",
     "no_grad",
     "non_saturating",
+    "predict",
     "register_rule",
     "relativistic",
     "verify",
