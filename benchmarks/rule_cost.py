@@ -26,7 +26,6 @@ from nets import NETS, set_up
 from timing import CLOCKS, seconds
 from torch import Tensor
 
-import unroll_wrap
 import unroll_wrap.rules.traced
 from unroll_wrap import UnrolledGeneratorLoss, minimax
 from unroll_wrap.rules.from_torch import rule_of
@@ -78,8 +77,6 @@ class Timed:
 
     def gradient(self, steps: int) -> Tensor:
         return torch.autograd.grad(self.unrolled(self.real, self.fake, steps=steps), self.fake)[0]
-
-
 
 
 def inner_step(setup: Timed, config: Config, clock: Callable[[], float]) -> float:
@@ -142,8 +139,6 @@ def measure_traced(config: Config, clock: Callable[[], float]) -> dict[str, floa
         "rule_step_ms": 1e3 * statistics.median(r for _, r in rounds),
         "traced_over_rule": statistics.median(t / r for t, r in rounds),
     }
-
-
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ class _Descent(torch.autograd.Function):
         return torch.addcdiv(param, m, denominator, value=-step_size), m, v, None if largest is None else s
 
     @staticmethod
-    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Any) -> tuple[Any, ...]:  # type: ignore[override]
         if torch.is_grad_enabled():
             raise RuntimeError("This update is differentiated once; its derivative has no graph.")
         beta1, beta2, one_minus_beta2, step_size, root_correction, _ = ctx.numbers
