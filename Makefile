@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# JAX and the other libraries come only for the benchmarks.
+BENCH := $(VENV)/.installed-bench
 
 # The nets are small: a second thread costs more than it brings, and the two runs of the demo use the two cores.
 export OMP_NUM_THREADS ?= 1
@@ -20,7 +22,7 @@ help:
 	@echo 'make test    the tests'
 	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
 	@echo 'make lint    ruff and pyright (make style: ruff alone; make format: mend what ruff can)'
-	@echo 'make bench   what an unrolled step costs on this machine'
+	@echo 'make bench   time and memory of an unrolled step on this machine, beside other libraries'
 	@echo 'make venv    only make .venv; the others do so too where it is missing (2 to 4 minutes, once)'
 	@echo 'make clean   remove .venv and what tests and builds left; results stay'
 	@echo
@@ -51,8 +53,10 @@ format: $(STAMP)
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-bench: $(STAMP)
-	@$(PY) benchmarks/step_cost.py $(ARGS)
+bench: $(BENCH)
+	@$(PY) benchmarks/step_cost.py --json out/bench/step_cost.json --plot out/bench/step_cost.png
+	@$(PY) benchmarks/memory.py --json out/bench/memory.json --plot out/bench/memory.png
+	@$(PY) benchmarks/rule_cost.py --json out/bench/rule_cost.json
 
 venv: $(STAMP)
 
@@ -67,6 +71,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[dev,examples]'
 	@touch $@
 	@echo '.venv is ready.'
+
+$(BENCH): $(STAMP)
+	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[bench]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -13,23 +13,19 @@ rule): the first trace, the later ones, and a step whose trace is at hand.
 
 import argparse
 import gc
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
-from step_cost import ring_discriminator
+from nets import NETS, set_up
+from timing import CLOCKS, seconds
 from torch import Tensor
 
-import unroll_wrap
 import unroll_wrap.rules.traced
 from unroll_wrap import UnrolledGeneratorLoss, minimax
 from unroll_wrap.rules.from_torch import rule_of
@@ -40,13 +36,9 @@ class Config:
     repeats: int = 15  # interleaved rounds
     calls: int = 3  # of each optimizer in a round
     steps: int = 10  # K
-    batch: int = 512
-    warm_up: int = 20  # real steps before the unroll
-    seed: int = 0
     allowed: float = 1.15  # of SGD's inner step, for elementwise rules
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 optim = torch.optim
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -75,34 +67,19 @@ class RenamedAdam(optim.Adam):
         return super().step(closure)
 
 
-class Setup:
-    """The ring's D under an optimizer, after some real steps, and the call that is timed."""
+class Timed:
+    """The ring's D under an optimizer, and the call that is timed."""
 
-    def __init__(self, make: Callable[..., torch.optim.Optimizer], config: Config) -> None:
-        torch.manual_seed(config.seed)
-        D = ring_discriminator()
-        self.optimizer = make(D.parameters())
-        shape = (config.batch, 2)
-        for _ in range(config.warm_up):
-            self.optimizer.zero_grad()
-            minimax.d_loss(D, torch.randn(shape), 0.5 * torch.randn(shape)).backward()
-            self.optimizer.step()
-        self.D, self.real, self.fake = D, torch.randn(shape), 0.5 * torch.randn(shape)
-        self.fake.requires_grad_()
-        self.unrolled = UnrolledGeneratorLoss(D, self.optimizer, *minimax)
+    def __init__(self, make: Callable[..., torch.optim.Optimizer]) -> None:
+        setup = set_up(NETS["ring"], optimizer=make)
+        self.optimizer, self.real, self.fake = setup.optimizer, setup.real, setup.fake
+        self.unrolled = UnrolledGeneratorLoss(setup.D, self.optimizer, *minimax)
 
     def gradient(self, steps: int) -> Tensor:
         return torch.autograd.grad(self.unrolled(self.real, self.fake, steps=steps), self.fake)[0]
 
 
-def seconds(function: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
-    begin = clock()
-    for _ in range(calls):
-        function()
-    return (clock() - begin) / calls
-
-
-def inner_step(setup: Setup, config: Config, clock: Callable[[], float]) -> float:
+def inner_step(setup: Timed, config: Config, clock: Callable[[], float]) -> float:
     """(T(K) - T(0)) / K, in seconds."""
     unrolled = seconds(partial(setup.gradient, config.steps), config.calls, clock)
     plain = seconds(partial(setup.gradient, 0), config.calls, clock)
@@ -110,7 +87,7 @@ def inner_step(setup: Setup, config: Config, clock: Callable[[], float]) -> floa
 
 
 def measure(config: Config, clock: Callable[[], float], names: list[str]) -> list[dict[str, Any]]:
-    setups = {name: Setup(OPTIMIZERS[name], config) for name in names}
+    setups = {name: Timed(OPTIMIZERS[name]) for name in names}
     for setup in setups.values():
         if not setup.gradient(config.steps).isfinite().all():
             raise ArithmeticError(f"{type(setup.optimizer).__name__}: the gradient is not finite.")
@@ -137,21 +114,21 @@ def measure(config: Config, clock: Callable[[], float], names: list[str]) -> lis
 def measure_traced(config: Config, clock: Callable[[], float]) -> dict[str, float]:
     """Milliseconds: traces, and an inner step with the trace at hand beside one by Adam's rule."""
     made: list[float] = []
-    record = unroll_wrap.rules.traced._record
+    own = unroll_wrap.rules.traced._record
 
     def timed(*arguments: Any) -> Any:
         begin = clock()
-        trace = record(*arguments)
+        trace = own(*arguments)
         made.append(clock() - begin)
         return trace
 
     options = {"lr": 1e-4, "betas": (0.5, 0.999)}
-    traced, ruled = (Setup(partial(kind, **options), config) for kind in (RenamedAdam, optim.Adam))
+    traced, ruled = (Timed(partial(kind, **options)) for kind in (RenamedAdam, optim.Adam))
     unroll_wrap.rules.traced._record = timed
     try:
         error = (traced.gradient(config.steps) - ruled.gradient(config.steps)).abs().max()
     finally:
-        unroll_wrap.rules.traced._record = record
+        unroll_wrap.rules.traced._record = own
     if len(made) != config.steps or error > 1e-4 * ruled.gradient(config.steps).abs().max():
         raise ArithmeticError(f"{len(made)} traces for {config.steps} steps, and the gradients differ by {error:.1e}.")
     rounds = [[inner_step(one, config, clock) for one in (traced, ruled)] for _ in range(config.repeats)]
@@ -161,20 +138,6 @@ def measure_traced(config: Config, clock: Callable[[], float]) -> dict[str, floa
         "traced_step_ms": 1e3 * statistics.median(t for t, _ in rounds),
         "rule_step_ms": 1e3 * statistics.median(r for _, r in rounds),
         "traced_over_rule": statistics.median(t / r for t, r in rounds),
-    }
-
-
-def environment(config: Config, clock: str) -> dict[str, Any]:
-    return {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "unroll_wrap": unroll_wrap.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "load": os.getloadavg(),
-        "threads": torch.get_num_threads(),
-        "clock": clock,
-        **asdict(config),
     }
 
 
@@ -190,17 +153,18 @@ def main() -> None:
     config = replace(Config(), repeats=args.repeats, calls=args.calls)
     torch.set_num_threads(1)
     gc.freeze()
+
     clock = CLOCKS[args.clock]
     names = [name for name in OPTIMIZERS if name == "SGD" or not args.only or name in args.only]
     rows = measure(config, clock, names)
-    print(f"ring's D, batch {config.batch}, K={config.steps}, one thread, medians of {config.repeats} rounds\n")
+    print(f"ring's D, batch 512, K={config.steps}, one thread, medians of {config.repeats} rounds\n")
     print(f"{'optimizer':20s} {'ms a step':>10s} {'over SGD':>9s}  quartiles")
     for row in rows:
         low, high = row["quartiles"]
         note = {True: "", False: f"  above {config.allowed}", None: ""}[row["within"]]
         note += "" if row["elementwise"] else "  (tensor by tensor)"
         print(f"{row['optimizer']:20s} {row['ms']:10.3f} {row['over_sgd']:9.2f}  {low:.2f} to {high:.2f}{note}")
-    result = {"environment": environment(config, args.clock), "rules": rows}
+    result = {"environment": record.environment() | {"clock": args.clock} | asdict(config), "rules": rows}
     if args.traced:
         result["traced"] = found = measure_traced(config, clock)
         first, later = found["first_trace_ms"], found["later_trace_ms"]
@@ -208,7 +172,7 @@ def main() -> None:
         step, ratio = found["traced_step_ms"], found["traced_over_rule"]
         print(f"a step with its trace at hand: {step:.3f} ms, {ratio:.2f} of the rule's")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        record.write(args.json, result)
 
 
 if __name__ == "__main__":

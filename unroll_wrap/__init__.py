@@ -5,6 +5,7 @@ from .diagnosis import Diagnosis, diagnose
 from .guards import detach, is_unrolling, no_grad
 from .loss import UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .prediction import Prediction, predict
 from .rules import UpdateRule, register_rule
 from .verification import Verification, verify
 
@@ -15,6 +16,7 @@ __all__ = [
     "Diagnosis",
     "FiniteDifference",
     "Objective",
+    "Prediction",
     "Recompute",
     "Store",
     "Truncate",
@@ -29,6 +31,7 @@ __all__ = [
     "minimax",
     "no_grad",
     "non_saturating",
+    "predict",
     "register_rule",
     "relativistic",
     "verify",

@@ -84,14 +84,14 @@ class _Descent(torch.autograd.Function):
     def forward(
         ctx: Any, numbers: _Numbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, largest: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        beta1, beta2, one_minus_beta2, step_size, root_correction, eps = numbers
+        beta1, beta2, one_minus_beta2, step_size = numbers[:4]
         m = torch.lerp(m, grad, 1 - beta1)
         v = torch.addcmul(v * beta2, grad, grad, value=one_minus_beta2)
         s = v if largest is None else torch.maximum(largest, v)
-        root = s.sqrt()
-        denominator = (root / root_correction).add_(eps)
+        _, denominator = _root_and_denominator(s, numbers)
         ctx.numbers = numbers
-        ctx.save_for_backward(grad, m, v, largest, root, denominator)
+        # Root and denominator are made again: three calls, for two vectors less in every stored step.
+        ctx.save_for_backward(grad, m, v, largest)
         return torch.addcdiv(param, m, denominator, value=-step_size), m, v, None if largest is None else s
 
     @staticmethod
@@ -99,7 +99,8 @@ class _Descent(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("This update is differentiated once; its derivative has no graph.")
         beta1, beta2, one_minus_beta2, step_size, root_correction, _ = ctx.numbers
-        grad, m, v, largest, root, denominator = ctx.saved_tensors
+        grad, m, v, largest = ctx.saved_tensors
+        root, denominator = _root_and_denominator(v if largest is None else torch.maximum(largest, v), ctx.numbers)
         along = to_param / denominator
         to_m = torch.add(to_m, along, alpha=-step_size)
         slope = (along * m).mul_(step_size / (2 * root_correction)).div_(denominator * root)
@@ -114,6 +115,11 @@ class _Descent(torch.autograd.Function):
             to_v, to_largest = torch.addcmul(to_v, of_s, share), of_s * (1 - share)
         to_grad = torch.addcmul(to_m * (1 - beta1), to_v, grad, value=2 * one_minus_beta2)
         return None, to_param, to_grad, to_m * beta1, to_v * beta2, to_largest
+
+
+def _root_and_denominator(s: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor]:
+    root = s.sqrt()
+    return root, (root / numbers.root_correction).add_(numbers.eps)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""Seconds per call, in interleaved rounds: machines drift, and only numbers of the same round are divided."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+# One thread's processor time is what wall time would be on an idle machine; the better choice on a busy one.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def interleaved(
+    functions: dict[str, Callable[[], Any]],
+    rounds: tuple[int, int] = (3, 15),
+    budget: float = 60.0,
+    at_least: float = 0.05,
+    clock: str = "wall",
+    compiled: Collection[str] = (),
+) -> dict[str, list[float]]:
+    """Seconds per call of every function in every round; the order turns from round to round.
+
+    Args:
+        functions: what to time, each called before that.
+        rounds: at least and at most so many.
+        budget: seconds for all rounds together, between these bounds.
+        at_least: a timing repeats a faster function for about so long.
+        clock: one of ``CLOCKS``.
+        compiled: those whose first call says nothing about the next.
+    """
+    once = {}
+    for i, (name, function) in enumerate(functions.items()):
+        show(f"  first call {i + 1}/{len(functions)}: {name}")
+        once[name] = seconds(function, 1, CLOCKS[clock])
+        if once[name] < 1 or name in compiled:
+            once[name] = seconds(function, 1, CLOCKS[clock])
+    calls = {name: max(1, round(at_least / max(s, 1e-9))) for name, s in once.items()}
+    one_round = sum(calls[name] * s for name, s in once.items())
+    number = min(max(round(budget / one_round), rounds[0]), rounds[1])
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
+    for r in range(number):
+        show(f"  round {r + 1}/{number}")
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            found[name].append(seconds(functions[name], calls[name], CLOCKS[clock]))
+    show("")
+    return found
+
+
+def seconds(function: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
+    """Per call."""
+    begin = clock()
+    for _ in range(calls):
+        function()
+    return (clock() - begin) / calls
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """The median, and the quartiles around it."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": middle, "low": low, "high": high}
+
+
+def show(line: str) -> None:
+    """A line that the next one overwrites, for someone who watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
