@@ -171,14 +171,18 @@ def plot(path: Path, nets: dict[str, Any]) -> None:
                 spans = [[c["median"] - c["low"] for c in cs], [c["high"] - c["median"] for c in cs]]
                 outside = name == CHAINED or name in libraries.PACKAGES
                 style = {"linestyle": "--", "marker": "s"} if outside else {"marker": "o"}
-                ax.errorbar(ks, middle, spans, label=name, color=f"C{i % 10}" if i < 10 else "k", ms=4, **style)
+                ax.errorbar(
+                    ks, middle, spans, label=name, color=f"C{i}" if i < 10 else ("k", "tomato")[i - 10], ms=4, **style
+                )
         ax.set(
             title=f"{result['problem']}, batch {result['batch']}", xlabel="K", xticks=[int(k) for k in result["steps"]]
         )
         ax.grid(alpha=0.3)
     axes[0][0].set(ylabel="c: cost of a step in plain gradients", ylim=(0, None))
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, 2 * len(nets)), fontsize=8
+    )
+    figure.tight_layout(rect=(0, 0.14 if len(nets) > 1 else 0.28, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     print(f"written: {path}")

@@ -36,7 +36,7 @@ class Truncate:
         start = steps - self.steps
         if start < first:
             raise ValueError(
-                f"Truncate(steps={self.steps}) of {steps - first} steps. Pass at most as many as there are, or none."
+                f"Truncate(steps={self.steps}) of {steps - first} steps. Pass at most {steps - first}, or a larger K."
             )
         return _Tail(unroll, start, self.backward.tape(unroll, start, steps))
 
