@@ -72,5 +72,5 @@ def test_nothing_of_the_users_moves_and_the_report_names_both():
 
 def test_a_detached_batch_is_named():
     unrolled, real = net()
-    with pytest.raises(ValueError, match="No tensor requires grad"):
+    with pytest.raises(ValueError, match="Nothing requires grad"):
         predict(unrolled, real, torch.randn(128, 32), steps=5)

@@ -1,19 +1,18 @@
 """What K steps will cost on this machine, from two short calls."""
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .backward import Recompute, Truncate
+from .inputs import NOTHING, Inputs
 from .loss import UnrolledGeneratorLoss
+from .memory import PeakMemory
 from .replay import RandomState
-from .verification import differentiable_inputs
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ def predict(
     """Time and peak memory of ``unrolled(*batch, steps=steps)`` with its gradient, without running K steps.
 
     Both grow linearly in K, so two short calls tell: K = 2 and 3, or the multiples of n for ``Recompute(every=n)``, or
-    past n for ``Truncate(n)``. Each runs twice to be timed, and once to be counted. On a CPU tensors are counted, not
-    the scratch inside an operator; on CUDA the allocator's peak is read, and reset before it.
+    past n for ``Truncate(n)``. Each runs twice to be timed, and once to be counted. What is counted is tensors, not the
+    scratch inside an operator.
 
     Args:
         unrolled: the loss.
@@ -68,27 +67,38 @@ def predict(
 
     Returns:
         What was extrapolated; ``print`` it.
+
+    Raises:
+        ValueError: there is nothing to differentiate with respect to.
     """
     losses = (options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss)
     count, _ = unrolled.plan(batch, steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
     _, batches = unrolled.plan(batch, short[1], options.pop("resample", None))
-    inner = [batches(k) for k in range(short[1])]
-    inputs = differentiable_inputs(wrt, losses, batch, options, inner)
-    owned = unrolled.parts()[2]
-    random = RandomState([*inputs, *owned])
+    modules, _, owned = unrolled.parts()
+    inputs = Inputs(wrt, losses, batch, options, [batches(k) for k in range(short[1])], modules)
+    if not inputs.tensors:
+        raise ValueError(NOTHING)
+    random = RandomState([*inputs.tensors, *owned])
 
     def gradient(k: int) -> Any:
         with random.replayed():
-            loss = unrolled(*batch, d_loss=losses[0], g_loss=losses[1], steps=k, resample=inner[:k], **options)
-        return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+            loss = unrolled(
+                *inputs.batch, d_loss=losses[0], g_loss=losses[1], steps=k, resample=inputs.inner[:k], **inputs.kwargs
+            )
+        return inputs.gradient(loss)
+
+    def peak(k: int) -> int:
+        with PeakMemory() as memory:
+            gradient(k)
+        return memory.peak
 
     device = owned[0].device
     gradient(short[0])  # The first call of all pays for what later ones find ready.
     # Interleaved, and the faster of two: whatever else runs only ever adds.
     rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short] for _ in range(2)]
     times = [min(times) for times in zip(*rounds, strict=True)]
-    peaks = [peak_bytes(lambda k=k: gradient(k), device) for k in short]
+    peaks = [peak(k) for k in short]
     a, b = short
     seconds, size = (values[1] - values[0] for values in (times, peaks))
     return Prediction(
@@ -119,52 +129,3 @@ def _seconds(function: Callable[[], Any], device: torch.device) -> float:
     began = now()
     function()
     return now() - began
-
-
-def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """The most that a call holds at once, beyond what was there before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        function()
-        return torch.cuda.max_memory_allocated(device) - before
-    with _Ledger() as ledger:
-        function()
-    return ledger.peak
-
-
-class _Ledger(TorchDispatchMode):
-    """Every storage from the operator that makes it until nothing holds it any more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # What an operator receives and no other has made was there before the call.
-        for tensor in _tensors((args, tuple(kwargs.values()))):
-            self._note(tensor.untyped_storage(), mine=False)
-        result = func(*args, **kwargs)
-        for tensor in _tensors(result):
-            self._note(tensor.untyped_storage(), mine=True)
-        return result
-
-    def _note(self, storage: torch.UntypedStorage, mine: bool) -> None:
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes() if mine else 0
-            self.now += self._known[key]
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._known.pop(key)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
