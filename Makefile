@@ -32,7 +32,7 @@ demo: $(STAMP)
 	@$(PY) examples/mixture_of_gaussians.py --preset demo $(ARGS)
 
 test: $(STAMP)
-	@$(PY) -m pytest -n 2 $(ARGS)
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(STAMP)
 	@$(PY) -m pytest -n 2 tests/test_fuzz.py --hypothesis-profile=long -s $(ARGS)

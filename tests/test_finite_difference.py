@@ -16,7 +16,9 @@ from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLos
 ONE_SIDED, CENTRAL = FiniteDifference(), FiniteDifference(central=True)
 # In float64 √u is 1.5e-8 and ∛u² is 4e-11, times how much sharper than its parameters a loss bends.
 BOUNDS = {ONE_SIDED: 2e-6, CENTRAL: 1e-7}
-# Differences see through a power iteration under no_grad, as the docstring says.
+# Differences see through what is computed under no_grad, a power iteration say, as the docstring says.
+# A layer that initialises itself in the first inner step does so under no_grad too.
+CUT = [name for name, row in PROBLEMS.items() if row.chain or name == "actnorm_decided_in_the_unroll"]
 SEEN_THROUGH = ["spectral_norm_legacy", "spectral_norm_new"]
 
 
@@ -26,7 +28,7 @@ def error(world, expected, backward, mode="argument", steps=3):
 
 
 @pytest.mark.parametrize("backward", BOUNDS, ids=str)
-@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in SEEN_THROUGH])
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in CUT])
 def test_close_on_every_problem(name, backward):
     """Within the stated error, which the first term alone exceeds by far."""
     expected = expected_of(name, "adam", 3)

@@ -17,7 +17,9 @@ from unroll_wrap import FiniteDifference, Recompute, Truncate, detach, is_unroll
 from unroll_wrap.rules.adam import Adam
 
 # Where torch or the net itself computes something from D or fake under no_grad.
-WITH_CUTS = {name for name, row in PROBLEMS.items() if row.chain}
+# What these two power iterations cut is smaller than what verify can tell.
+UNSEEN = {"spectral_norm_in_place", "spectral_norm_rewritten"}
+WITH_CUTS = {name for name, row in PROBLEMS.items() if row.chain} - UNSEEN
 
 
 def verified(world, mode="argument", steps=3, call_options=None, **options):
@@ -37,7 +39,8 @@ def test_passes_on_every_problem_and_touches_nothing(name, capsys):
     assert changed(before, snapshot(world)) == []
     assert torch.equal(torch.get_rng_state(), state)
     assert report.passed, report
-    assert report.value == pytest.approx(value.item(), rel=1e-12) and report.real_value == report.value
+    assert report.value == pytest.approx(value.item(), rel=1e-12)
+    assert report.real_value == pytest.approx(report.value, rel=1e-14)
     assert len(report.slopes) == 2 and all(abs(s.surrogate) > 1e-2 and s.conclusive for s in report.slopes)
     assert bool(report.cuts) == (name in WITH_CUTS)
     assert capsys.readouterr().out == f"{report}\n"
