@@ -20,6 +20,12 @@ def conv():
     )
 
 
+def two_convs():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, stride=2, padding=1), nn.Flatten()
+    )
+
+
 class World:
     """A warm discriminator, a generator's output, a batch."""
 
@@ -62,7 +68,11 @@ def assert_same(one, other):
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("build", "shape"), [(mlp, (6, 2)), (conv, (4, 2, 4, 4))], ids=["mlp", "conv"])
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [(mlp, (6, 2)), (conv, (4, 2, 4, 4)), (two_convs, (4, 2, 4, 4))],
+    ids=["mlp", "conv", "two_convs"],
+)
 def test_equal_to_store_at_every_call(build, shape, notices):
     """The second call runs what the first compiled, with D, its Adam and the batch moved on."""
     world = World(build, shape)

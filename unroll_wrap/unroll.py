@@ -136,7 +136,9 @@ class Unroll:
         name, loss, params = evaluation.name, evaluation.loss, evaluation.params
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
-        with parameters_only() if not also else nullcontext():
+        # The operators tell parameters by their class, which a tracer's leaves do not have.
+        skip = not also and all(isinstance(p, nn.Parameter) for p in params)
+        with parameters_only() if skip else nullcontext():
             found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
         grads = found[: len(params)]
         if all(g is None for g in grads):
