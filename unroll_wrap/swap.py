@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 # The kinds of a module's attributes, nearly all of them, that are no tensors and no lists of any.
 _NO_TENSORS = {bool, int, float, str, type(None), tuple, set, dict, OrderedDict}
 
