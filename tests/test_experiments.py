@@ -63,7 +63,7 @@ def test_resumes_bit_for_bit(mnist, tmp_path):
 
     The other scripts train and resume by the same lines of common/.
     """
-    options = (*SMOKE, "--steps", 20, "--save-every", 1, "--data", mnist, "--unroll", 1)
+    options = (*SMOKE, "--steps", 8, "--save-every", 1, "--data", mnist, "--unroll", 1)
     left_alone = run_here("colored_mnist", *options, "--out", tmp_path / "whole")
     assert left_alone.returncode == 0, left_alone.stderr
 
@@ -76,14 +76,14 @@ def test_resumes_bit_for_bit(mnist, tmp_path):
     process.wait()
     (path,) = out.glob("runs/*.pt")
     interrupted = torch.load(path)["progress"]["update"]
-    assert 0 < interrupted < 20
+    assert 0 < interrupted < 8
 
     refused = run_here("colored_mnist", *options, "--out", out)
     assert refused.returncode == 2
-    assert f"{interrupted} of 20" in refused.stderr
+    assert f"{interrupted} of 8" in refused.stderr
     partly = run_here("colored_mnist", *options, "--out", out, "--report")
     assert partly.returncode == 0, partly.stderr
-    assert f"Not finished: K = 1, seed 0, at {interrupted} of 20 updates." in partly.stdout
+    assert f"Not finished: K = 1, seed 0, at {interrupted} of 8 updates." in partly.stdout
 
     resumed = run_here("colored_mnist", *options, "--out", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
