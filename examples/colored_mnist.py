@@ -84,7 +84,7 @@ class Config:
     columns: int = 6  # moments of training in the figure
 
 
-SMOKE = Config(updates=10, batch=36, samples=128, evaluate_every=5, columns=3)
+SMOKE = Config(updates=10, batch=36, samples=64, evaluate_every=5, columns=3)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
     # Half the batch and the samples, a thirtieth of the length, and X = 1/4 alone.

@@ -68,7 +68,7 @@ class Config:
     classifier_updates: int = 2500
 
 
-SMOKE = Config(updates=10, batch=36, samples=256, evaluate_every=5, columns=3, classifier_updates=50)
+SMOKE = Config(updates=10, batch=36, samples=256, evaluate_every=5, columns=3, classifier_updates=10)
 PRESETS = {
     "paper": Preset(Config(), (0, 20), (0, 1, 2)),
     # Half the batch, a twentieth of the length, and a quarter of the unrolled steps.

@@ -85,7 +85,7 @@ class Config:
     classifier_updates: int = 2500
 
 
-SMOKE = Config(updates=20, batch=36, samples=512, evaluate_every=10, columns=3, classifier_updates=50)
+SMOKE = Config(updates=20, batch=36, samples=512, evaluate_every=10, columns=3, classifier_updates=10)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
     # Half the batch and a twentieth of the length, and X = 1/4 alone.

@@ -126,7 +126,7 @@ def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], column
         for panel, images in zip(row, panels, strict=False):
             lines = [torch.cat(list(line), dim=-1) for line in images[: side * side].split(side)]
             grid = torch.cat(lines, dim=-2).permute(1, 2, 0)
-            panel.imshow(grid.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            panel.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for panel, caption in zip(axes[-1], columns, strict=True):
         panel.set_xlabel(caption, fontsize=10)
     figure.savefig(path, dpi=150, metadata={"Software": None})
