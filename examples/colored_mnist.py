@@ -87,8 +87,8 @@ class Config:
 SMOKE = Config(updates=10, batch=36, samples=128, evaluate_every=5, columns=3)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
-    # Half the batch and the samples, a thirtieth of the length, and X = 1/4 alone.
-    "cpu": Preset(Config(updates=1500, batch=64, samples=2560, evaluate_every=150), (0, 1, 5, 10), (0, 1, 2)),
+    # An eighth of the batch, half the samples, a fiftieth of the length, and X = 1/4 alone.
+    "cpu": Preset(Config(updates=1000, batch=16, samples=2560, evaluate_every=200), (0, 1, 5, 10), (0, 1, 2)),
     "smoke": Preset(SMOKE, (0, 1), (0,)),
 }
 
@@ -171,7 +171,7 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
     panels = [("js", "JS divergence of colours"), ("spread", "standard deviation of colours")]
     for size in dict.fromkeys(config.size for config, _ in found):
         of_size = [(config, progress) for config, progress in found if config.size == size]
-        draw_figures(args.out, of_size, panels, data, side=6, suffix=f"-x{size}")
+        draw_figures(args.out, of_size, panels, data, side=5, suffix=f"-x{size}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the distributions of colours (Unrolled GANs, section 3.3.2 and Table 2).",
         epilog="""presets:
   paper  50,000 generator updates, batch 128, five seeds: meant for a GPU; give --size 1/4 1/2 1
-  cpu    1,500 updates, batch 64, three seeds: the whole grid in under 2 hours on two cores
+  cpu    1,000 updates, batch 16, three seeds: the whole grid in under 2 hours on two cores
   smoke  10 updates: whether it runs
 
 examples:

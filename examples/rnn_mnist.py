@@ -71,8 +71,8 @@ class Config:
 SMOKE = Config(updates=10, batch=36, samples=256, evaluate_every=5, columns=3, classifier_updates=50)
 PRESETS = {
     "paper": Preset(Config(), (0, 20), (0, 1, 2)),
-    # Half the batch, a twentieth of the length, and a quarter of the unrolled steps.
-    "cpu": Preset(Config(updates=3500, batch=64, evaluate_every=350), (0, 5), (0, 1, 2)),
+    # A quarter of the batch, a fiftieth of the length, and a quarter of the unrolled steps.
+    "cpu": Preset(Config(updates=1500, batch=32, evaluate_every=150), (0, 5), (0, 1, 2)),
     "smoke": Preset(SMOKE, (0, 1), (0,)),
 }
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare how they collapse (Unrolled GANs, section 3.2 and Figure 3).",
         epilog="""presets:
   paper  75,000 generator updates, batch 128, K = 20: meant for a GPU
-  cpu    3,500 updates, batch 64, K = 5, three seeds: the whole grid in under 2 hours on two cores
+  cpu    1,500 updates, batch 32, K = 5, three seeds: the whole grid in under 2 hours on two cores
   smoke  10 updates: whether it runs
 
 examples:

@@ -172,7 +172,7 @@ def write_results(
     panels += [("kl", "KL(model ‖ data)"), ("sure", "share of sure samples")]
     for size in dict.fromkeys(config.size for config, _ in found):
         of_size = [(config, progress) for config, progress in found if config.size == size]
-        draw_figures(args.out, of_size, panels, data, side=6, suffix=f"-x{size}")
+        draw_figures(args.out, of_size, panels, data, side=5, suffix=f"-x{size}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
