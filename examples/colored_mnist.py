@@ -33,8 +33,9 @@ from torch import Tensor
 from common import arguments
 from common.arguments import BACKWARDS, OBJECTIVES
 from common.colors import foreground_colors, js_divergence
+from common.data import DataError
 from common.experiment import Preset, records, train_missing, updates_done
-from common.mnist import DataError, load_digits, sample_colored
+from common.mnist import load_digits, sample_colored
 from common.nets import conv_discriminator, conv_generator
 from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
 from common.training import Players, in_one_batch, train_on_images, with_adam
@@ -166,7 +167,7 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
         for (size, unroll), values in over_seeds(runs.values(), rows, ("size", "unroll"), MEASURES).items()
     ]
     cells.append(["", "data", "", f"{data['js']:.4f}", f"{data['spread']:.3f}", "", "", ""])
-    write_report(args, found, markdown_table(header, cells), rows, seconds, data=data)
+    write_report(args, runs, found, markdown_table(header, cells), rows, seconds, data=data)
 
     panels = [("js", "JS divergence of colours"), ("spread", "standard deviation of colours")]
     for size in dict.fromkeys(config.size for config, _ in found):
@@ -192,7 +193,7 @@ examples:
   python examples/colored_mnist.py --data data
   python examples/colored_mnist.py --preset paper --size 1/4 1/2 1 --device cuda --resume""",
     )
-    arguments.add_image_options(what)
+    arguments.add_image_options(what, "MNIST")
     what.add_argument("--size", nargs="+", choices=SIZES, default=["1/4"], help="X, of both nets (default: 1/4)")
     args = arguments.parse(parser, "colored_mnist", argv)
     runs = {

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from common import arguments
 from common.arguments import BACKWARDS, OBJECTIVES
-from common.classifier import classify, digit_classifier, prepare
+from common.classifier import DIGITS, classifier, classify, prepare
 from common.experiment import Preset, records, train_missing, updates_done
 from common.metrics import kl_from_uniform
 from common.mnist import crop_to_28, load_digits, sample_stacked
@@ -110,7 +110,7 @@ def run(
     report: Callable[..., None],
     *,
     data: Path,
-    classifier: Path,
+    cache: Path,
 ) -> None:
     """One run from its checkpoint, or from nothing, to its end."""
     torch.manual_seed(config.seed)
@@ -121,7 +121,7 @@ def run(
         players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
     )
     digits = load_digits(data, train=True).images.to(device)
-    judge, _ = digit_classifier(classifier, data, device, updates=config.classifier_updates)
+    judge, _ = classifier(DIGITS, cache, data, device, updates=config.classifier_updates)
     draw = partial(sample_stacked, config.batch, digits)
     for point, samples in train_on_images(config, players, unrolled, draw, path, save_every=save_every, report=report):
         point.update(measure(judge, samples))
@@ -129,7 +129,7 @@ def run(
 
 def measure(judge: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Modes with a sample and with a sure one, KL(model ‖ data) in nats, and the share of sure samples."""
-    read = [classify(judge, crop_to_28(images).flatten(0, 1)) for images in batches]
+    read = [classify(judge, crop_to_28(images).flatten(0, 1).unsqueeze(1)) for images in batches]
     digits = torch.cat([classes for classes, _ in read]).view(-1, 3)
     sure = torch.cat([probability > 0.9 for _, probability in read]).view(-1, 3).all(dim=1)
     combinations = (digits * digits.new_tensor([100, 10, 1])).sum(dim=1)
@@ -166,7 +166,7 @@ def write_results(
     of_data = [f"{data[name]:.{digits}f}" for name, digits in MEASURES.items()]
     cells.append(["", "data", "", *of_data, *("",) * (len(names) + 2)])
     table = markdown_table([*header, "paper: modes", "paper: KL"], cells)
-    write_report(args, found, table, rows, seconds, classifier_test_accuracy=round(accuracy, 4), data=data)
+    write_report(args, runs, found, table, rows, seconds, classifier_test_accuracy=round(accuracy, 4), data=data)
 
     panels = [("modes", "modes of 1,000"), ("sure_modes", "modes with a sure sample")]
     panels += [("kl", "KL(model ‖ data)"), ("sure", "share of sure samples")]
@@ -193,7 +193,7 @@ examples:
   python examples/stacked_mnist.py --data data
   python examples/stacked_mnist.py --preset paper --size 1/4 1/2 --device cuda --resume""",
     )
-    arguments.add_image_options(what)
+    arguments.add_image_options(what, "MNIST")
     what.add_argument(
         "--size", nargs="+", choices=SIZES, default=["1/4"], help="X, the size of D against G (default: 1/4)"
     )
@@ -206,8 +206,8 @@ examples:
         )
     }
     done = updates_done(parser, args, runs)
-    classifier, judge, accuracy = prepare(parser, args, PRESETS[args.preset].base.classifier_updates)
-    job = partial(run, data=args.data, classifier=classifier)
+    cache, judge, accuracy = prepare(DIGITS, parser, args, PRESETS[args.preset].base.classifier_updates)
+    job = partial(run, data=args.data, cache=cache)
     if not args.report and not train_missing(args, runs, done, job, plain_cost=8):
         return 1
     write_results(args, runs, time.monotonic() - began, judge, accuracy)
