@@ -23,7 +23,8 @@ which the K unrolled steps share; D normalises real and fake samples in one batc
 inverted its BatchNorm uses its running statistics: an image must not depend on the others of its batch.
 
 Beside the paper: precision and density (are samples like images?), recall and coverage (are images like samples?), on
-features of a classifier that is trained here.
+features of a classifier that is trained here. Of these and of the gap the table has the mean over the last third of
+training; MSE and ranks are of the end. The data's row compares images of the test set with images of the training set.
 """
 
 import argparse
@@ -213,27 +214,28 @@ def generator_of(config: Config, path: Path, device: torch.device) -> nn.Module:
     return G.eval().requires_grad_(False)
 
 
-def invert(config: Config, device: torch.device, path: Path, report: Callable[..., None], *, data: Path) -> None:
-    """The reconstructions of all targets by a finished run, written beside its checkpoint."""
-    began = time.monotonic()
-    G = generator_of(config, path, device)
-    targets = targets_of(config, data).to(device)
-    starts = evaluation_noise(config.starts * config.targets, config.noise, device)
-    found = nearest(G, targets, starts.view(config.starts, config.targets, -1), iterations=config.iterations)
-    seconds = time.monotonic() - began
-    progress = {"mse": found.mse.cpu(), "images": to_bytes(found.images), "seconds": seconds}
-    checkpoint.save(nearest_path(path), asdict(config), {}, progress)
-    report(f"{path.stem}: MSE {float(found.mse.mean()):.4f}, {seconds / config.targets:.2f} s an image")
+def invert(runs: Mapping[Path, Config], device: torch.device, report: Callable[..., None], *, data: Path) -> None:
+    """The reconstructions of all targets by finished runs, each written beside its checkpoint."""
+    for path, config in runs.items():
+        began = time.monotonic()
+        G = generator_of(config, path, device)
+        targets = targets_of(config, data).to(device)
+        starts = evaluation_noise(config.starts * config.targets, config.noise, device)
+        found = nearest(G, targets, starts.view(config.starts, config.targets, -1), iterations=config.iterations)
+        seconds = time.monotonic() - began
+        progress = {"mse": found.mse.cpu(), "images": to_bytes(found.images), "seconds": seconds}
+        checkpoint.save(nearest_path(path), asdict(config), {}, progress)
+        report(f"{path.stem}: MSE {float(found.mse.mean()):.4f}, {seconds / config.targets:.2f} s an image")
 
 
 def invert_missing(args: argparse.Namespace, runs: Mapping[Path, Config]) -> bool:
     """`invert` for every finished run that has no reconstructions yet; whether all went well."""
-    missing = [path for path in runs if not nearest_path(path).exists()]
-    workers = max(1, min(len(missing), args.workers or usable_cores() // args.threads))
+    missing = [item for item in runs.items() if not nearest_path(item[0]).exists()]
     if missing:
         print(f"Inference via optimization: {len(missing)} of {len(runs)} runs.", file=sys.stderr)
+    workers = min(len(missing), args.workers or max(1, usable_cores() // args.threads))
+    jobs = [(dict(missing[worker::workers]), args.device) for worker in range(workers)]
     failed = False
-    jobs = [(runs[path], args.device, path) for path in missing]
     for _, message in run_grid(partial(invert, data=args.data), jobs, workers=workers, threads=args.threads):
         failed |= isinstance(message, Failure)
         print(message.reason if isinstance(message, Failure) else message, file=sys.stderr)
@@ -285,23 +287,18 @@ def write_results(
         if config in ranks:
             row["best_rank"] = round(ranks[config], 2)
 
-    header = ["K", "seeds", "MSE", "best rank, %", *MEASURES, *(f"{name}, last third" for name in MEASURES)]
+    header = ["K", "seeds", "MSE", "paper: MSE", "best rank, %", "paper: best rank, %", *MEASURES]
     cells = []
     for (unroll,), (seeds, *values) in over_seeds(runs.values(), rows, ("unroll",), MEASURES).items():
         of_unroll = [row for row in rows if row["unroll"] == unroll]
         mse = mean_and_error([row["mse"] for row in of_unroll if "mse" in row], 4)
-        rank = [row["best_rank"] for row in of_unroll if "best_rank" in row]
-        cells.append([
-            unroll,
-            seeds,
-            mse,
-            f"{statistics.fmean(rank):.1f}" if rank else "-",
-            *values,
-            *TABLE_3.get(unroll, ("", "")),
-        ])
+        rank = mean_and_error([row["best_rank"] for row in of_unroll if "best_rank" in row], 1)
+        paper_mse, paper_rank = TABLE_3.get(unroll, ("", ""))
+        # Of the measures over training the mean of the last third: it depends on no lucky moment.
+        cells.append([unroll, seeds, mse, paper_mse, rank, paper_rank, *values[len(MEASURES) :]])
     of_data = [f"{data[name]:.{digits}f}" for name, digits in MEASURES.items()]
-    cells.append(["data", "", "", "", *of_data, *("",) * (len(MEASURES) + 2)])
-    table = markdown_table([*header, "paper: MSE", "paper: best rank, %"], cells)
+    cells.append(["data", "", "", "", "", "", *of_data])
+    table = markdown_table(header, cells)
     write_report(args, runs, found, table, rows, seconds, classifier_test_accuracy=round(accuracy, 4), data=data)
 
     panels = [("gap", "gap of pairwise distances"), ("precision", "precision"), ("recall", "recall")]
