@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +27,8 @@ def write_report(
     table: str,
     rows: Sequence[Mapping[str, Any]],
     seconds: float,
+    *,
+    name: Callable[[Any], str] = lambda config: f"K = {config.unroll}, seed {config.seed}",
     **measured: Any,
 ) -> None:
     """The table, on the screen and as a file, with the runs that it leaves out; and everything as JSON.
@@ -37,10 +39,11 @@ def write_report(
         table: Markdown.
         rows: A row a run, in plain values.
         seconds: Time that this command took.
+        name: A configuration in words.
         **measured: What else was found out, in plain values.
     """
     unfinished = [
-        f"K = {config.unroll}, seed {config.seed}, at {progress['update']:,} of {config.updates:,} updates"
+        f"{name(config)}, at {progress['update']:,} of {config.updates:,} updates"
         for config, progress in found
         if progress["update"] < config.updates
     ]
