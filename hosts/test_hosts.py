@@ -11,6 +11,7 @@ import pytest
 import recipes
 import torch
 from test_loops import CALL, Audit, changed_lines
+from test_readme import blocks
 
 from unroll_wrap import UnrolledGeneratorLoss
 
@@ -54,3 +55,23 @@ def test_exact_in_the_middle_of_training(host, monkeypatch):
     monkeypatch.setattr(UnrolledGeneratorLoss, "__call__", lambda *args, **options: audit(*args, **options))
     script(recipes.PAIRS[host][1])
     assert audit.done
+
+
+def test_the_recipes_in_the_docs_are_up_to_date():
+    """Otherwise: python hosts/recipes.py --write."""
+    text = recipes.DOCS.read_text(encoding="utf-8")
+    for host in recipes.PAIRS:
+        assert recipes.documented(text, host) == recipes.recipe(host)
+    # The control.
+    assert recipes.documented(text.replace("+from", "+import"), "ignite") != recipes.recipe("ignite")
+
+
+@pytest.mark.filterwarnings("ignore")  # higher and TorchOpt use what torch has deprecated
+def test_the_page_for_those_who_come_from_other_libraries():
+    """The three agree where all are right, in the page's own code."""
+    torch.set_default_dtype(torch.float32)
+    page = recipes.DOCS.parent / "coming-from.md"
+    names = {"__name__": "coming_from"}
+    for line, code in blocks(page.read_text(encoding="utf-8")):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+    assert {"with_higher", "with_torchopt"} <= set(names)
