@@ -5,7 +5,6 @@ the plain script have their pairs there, and are run here too.
 """
 
 import runpy
-from pathlib import Path
 
 import pytest
 import recipes

@@ -24,7 +24,9 @@ def messages():
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+        assigned = [
+            node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        ]
         constants = {node.targets[0].id: text(node.value, {}) for node in assigned}
         for node in ast.walk(tree):
             call = node.exc if isinstance(node, ast.Raise) else node

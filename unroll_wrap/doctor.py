@@ -72,7 +72,7 @@ _EXACT = "exact rule"
 
 
 def examine() -> Report:
-    """Versions, optimizers, and ``verify`` of a small net with every backward, on the device that torch would choose."""
+    """Versions, optimizers, and ``verify`` of a small net with every backward, on the device at hand."""
     began = time.perf_counter()
     device = _device()
     found = {name: _verify(device, options) for name, options in BACKWARDS.items()}
