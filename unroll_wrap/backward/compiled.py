@@ -230,7 +230,7 @@ class _Stack:
             loss, *rest = program.gradient(*inputs)
         unroll.d_losses.append(loss)
         gradients = iter(rest)
-        grads = [next(gradients).requires_grad_() if u else None for u in program.used]
+        grads = [next(gradients) if u else None for u in program.used]
         update = unroll.update(point, grads, differentiable=True)
         users = [t for t in tensors_in(batch, unroll.evaluate.kwargs) if t.requires_grad]
         self._taken.append(_Taken(program, inputs, users, grads, update))
@@ -240,7 +240,7 @@ class _Stack:
         unroll, taken, first = self._unroll, self._taken.pop(), k == self._first
         if isinstance(taken, Step):
             return unroll.pullback(taken, cotangent, first)
-        bars, of_leaves = unroll.of_rule(taken.update, taken.grads, cotangent)
+        bars, of_old = taken.update.pullback(cotangent)
         present = [
             torch.zeros_like(g) if bar is None else bar
             for g, bar in zip(taken.grads, bars, strict=True)
@@ -251,4 +251,4 @@ class _Stack:
         found = [next(products) if f else None for f in taken.program.found]
         n = len(taken.grads)
         unroll.sensitivity.second_term |= unroll.sensitivity.add(taken.users, found[n:])
-        return None if first else taken.update.cotangent(of_leaves, found[:n])
+        return None if first else taken.update.cotangent(of_old, found[:n])

@@ -1,12 +1,13 @@
 """Adam (Kingma & Ba 2014) and AdamW (Loshchilov & Hutter 2017), as torch.optim writes them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import UpdateRule
+from .rule import Pullback, UpdateRule
 
 
 class AdamState(NamedTuple):
@@ -42,79 +43,138 @@ class Adam(UpdateRule):
 
     def update(self, param: Tensor, grad: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
         """One step, in the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+        param, *moments = _Descent.apply(self._numbers(state.step + 1), param, grad, *state[1:])  # type: ignore[misc]
+        return param, AdamState(state.step + 1, *moments)
+
+    def with_pullback(self, param: Tensor, grad: Tensor, state: AdamState) -> tuple[Tensor, AdamState, Pullback]:
+        """The same. Autograd's derivative takes three times as many operator calls, a tenth of a small net's step."""
+        numbers, largest = self._numbers(state.step + 1), state.max_exp_avg_sq
+        new = _descend(numbers, param, grad, *state[1:])
+        moved = AdamState(state.step + 1, *new[1:])
+
+        def back(cotangent: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+            bars = [torch.zeros_like(param) if bar is None else bar for bar in cotangent]
+            of_grad, *of_old = _descend_back(
+                numbers, param, grad, moved.exp_avg, moved.exp_avg_sq, largest, *bars, *[None] * (4 - len(bars))
+            )
+            return of_grad, of_old if self.amsgrad else of_old[:3]
+
+        return new[0], moved, back
+
+    def _numbers(self, step: float) -> "_Numbers":
+        # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer.
         beta1, beta2 = self.betas
-        step = state.step + 1
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            if self.decoupled_weight_decay:
-                param = param * (1 - self.lr * self.weight_decay)
-            else:
-                grad = torch.add(grad, param, alpha=self.weight_decay)
-        # Tensor hyperparameters keep their own precision in these scalars, as they do in the live optimizer.
-        numbers = _Numbers(
+        return _Numbers(
             float(beta1),
             beta2,
             float(1 - beta2),
             float(self.lr / (1 - beta1**step)),
             float((1 - beta2**step) ** 0.5),
             self.eps,
+            -1 if self.maximize else 1,
+            0.0 if self.decoupled_weight_decay else self.weight_decay,
+            1 - self.lr * self.weight_decay if self.decoupled_weight_decay and self.weight_decay != 0 else 1,
         )
-        param, *moments = _Descent.apply(numbers, param, grad, *state[1:])  # type: ignore[misc]
-        return param, AdamState(step, *moments)
 
 
 class _Numbers(NamedTuple):
+    """What one update computes with; ``sign``, ``decay`` and ``shrink`` are the factors of g, of θ in g, and of θ."""
+
     beta1: float
     beta2: Any
     one_minus_beta2: float
     step_size: float
     root_correction: float
     eps: float
+    sign: int
+    decay: float
+    shrink: Any
 
 
 class _Descent(torch.autograd.Function):
-    """m ← β1 m + (1 - β1) g,  v ← β2 v + (1 - β2) g²,  θ ← θ - step_size · m / (√s / root_correction + eps).
-
-    s is v, or with amsgrad the largest v so far. The derivative in closed form: autograd's own takes three times as
-    many operator calls, which is a tenth of an inner step of a small net. √s has derivative 0 at 0, see ``rule.sqrt``.
-    """
+    """``_descend`` with its derivative, for autograd."""
 
     @staticmethod
     def forward(
         ctx: Any, numbers: _Numbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, largest: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        beta1, beta2, one_minus_beta2, step_size = numbers[:4]
-        m = torch.lerp(m, grad, 1 - beta1)
-        v = torch.addcmul(v * beta2, grad, grad, value=one_minus_beta2)
-        s = v if largest is None else torch.maximum(largest, v)
-        _, denominator = _root_and_denominator(s, numbers)
+        new = _descend(numbers, param, grad, m, v, largest)
         ctx.numbers = numbers
-        # Root and denominator are made again: three calls, for two vectors less in every stored step.
-        ctx.save_for_backward(grad, m, v, largest)
-        return torch.addcdiv(param, m, denominator, value=-step_size), m, v, None if largest is None else s
+        ctx.save_for_backward(param, grad, *new[1:3], largest)
+        return new
 
     @staticmethod
-    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *cotangent: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("This update is differentiated once; its derivative has no graph.")
-        beta1, beta2, one_minus_beta2, step_size, root_correction, _ = ctx.numbers
-        grad, m, v, largest = ctx.saved_tensors
-        root, denominator = _root_and_denominator(v if largest is None else torch.maximum(largest, v), ctx.numbers)
-        along = to_param / denominator
-        to_m = torch.add(to_m, along, alpha=-step_size)
-        slope = (along * m).mul_(step_size / (2 * root_correction)).div_(denominator * root)
-        of_s = torch.where(root > 0, slope, root)
-        to_largest = None
-        if largest is None:
-            to_v = to_v + of_s
-        else:
-            of_s = of_s + to_s
-            # As torch.maximum has it, which gives each of two equal arguments a half.
-            share = torch.heaviside(v - largest, v.new_tensor(0.5))
-            to_v, to_largest = torch.addcmul(to_v, of_s, share), of_s * (1 - share)
-        to_grad = torch.addcmul(to_m * (1 - beta1), to_v, grad, value=2 * one_minus_beta2)
-        return None, to_param, to_grad, to_m * beta1, to_v * beta2, to_largest
+        of_grad, of_param, *of_moments = _descend_back(ctx.numbers, *ctx.saved_tensors, *cotangent)
+        return None, of_param, of_grad, *of_moments
+
+
+def _descend(
+    numbers: _Numbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, largest: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """θ ← θ - step_size · m / (√s / root_correction + eps), with m ← β1 m + (1 - β1) g and v ← β2 v + (1 - β2) g².
+
+    Here s is v, or with amsgrad the largest v so far.
+    """
+    param, grad = _decayed(numbers, param, grad)
+    m = torch.lerp(m, grad, 1 - numbers.beta1)
+    v = torch.addcmul(v * numbers.beta2, grad, grad, value=numbers.one_minus_beta2)
+    s = v if largest is None else torch.maximum(largest, v)
+    _, denominator = _root_and_denominator(s, numbers)
+    return torch.addcdiv(param, m, denominator, value=-numbers.step_size), m, v, None if largest is None else s
+
+
+def _descend_back(
+    numbers: _Numbers,
+    param: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    largest: Tensor | None,
+    to_param: Tensor,
+    to_m: Tensor,
+    to_v: Tensor,
+    to_s: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The pullback of ``_descend``, given the new moments and the old s. √s has derivative 0 at 0, see ``rule.sqrt``.
+
+    Root and denominator are made again: three calls, for two vectors less in every stored step.
+    """
+    _, grad = _decayed(numbers, param, grad)
+    root, denominator = _root_and_denominator(v if largest is None else torch.maximum(largest, v), numbers)
+    along = to_param / denominator
+    to_m = torch.add(to_m, along, alpha=-numbers.step_size)
+    slope = (along * m).mul_(numbers.step_size / (2 * numbers.root_correction)).div_(denominator * root)
+    of_s = torch.where(root > 0, slope, root)
+    to_largest = None
+    if largest is None:
+        to_v = to_v + of_s
+    else:
+        of_s = of_s if to_s is None else of_s + to_s
+        # As torch.maximum has it, which gives each of two equal arguments a half.
+        share = torch.heaviside(v - largest, v.new_tensor(0.5))
+        to_v, to_largest = torch.addcmul(to_v, of_s, share), of_s * (1 - share)
+    to_grad = torch.addcmul(to_m * (1 - numbers.beta1), to_v, grad, value=2 * numbers.one_minus_beta2)
+    if numbers.shrink != 1:
+        to_param = to_param * numbers.shrink
+    if numbers.decay != 0:
+        to_param = torch.add(to_param, to_grad, alpha=numbers.decay)
+    if numbers.sign < 0:
+        to_grad = -to_grad
+    return to_grad, to_param, to_m * numbers.beta1, to_v * numbers.beta2, to_largest
+
+
+def _decayed(numbers: _Numbers, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """θ and g as the moments see them."""
+    if numbers.sign < 0:
+        grad = -grad
+    if numbers.shrink != 1:
+        param = param * numbers.shrink
+    if numbers.decay != 0:
+        grad = torch.add(grad, param, alpha=numbers.decay)
+    return param, grad
 
 
 def _root_and_denominator(s: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor]:
