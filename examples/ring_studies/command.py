@@ -156,8 +156,8 @@ def main(argv: Sequence[str]) -> int:
         description="The controls of Appendix B on the ring of Gaussians, and what goes beyond them.",
         epilog="studies:\n"
         + "\n".join(f"  {name:20}{study.question}" for name, study in STUDIES.items())
-        + "\n\nAll seeds of a setting are trained in one process. Finished settings in --out are kept, and shared by the "
-        "studies;\nonly what is missing is trained.",
+        + "\n\nAll seeds of a setting are trained in one process. Finished settings in --out are kept, and shared by "
+        "the studies;\nonly what is missing is trained.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to train")
