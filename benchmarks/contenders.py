@@ -9,7 +9,7 @@ from nets import Setup
 from torch import Tensor
 from torch.func import functional_call
 
-from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss
+from unroll_wrap import Compiled, FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss
 
 CHAINED = "chained by hand"
 EVERY = 5
@@ -104,6 +104,9 @@ EXACT: dict[str, Contender] = {
     "Recompute": wrapped(Recompute()),
     f"Recompute(every={EVERY})": wrapped(Recompute(every=EVERY)),
 }
+COMPILED = "Compiled"
+# One object for all K: it compiles a step once.
+FOR_SMALL: dict[str, Contender] = {COMPILED: wrapped(Compiled())}
 FIRST_TERM = "stop_gradient=True"
 APPROXIMATE: dict[str, Contender] = {
     "FiniteDifference": wrapped(FiniteDifference()),

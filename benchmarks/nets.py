@@ -50,10 +50,11 @@ class Problem:
     objective: Objective
     steps: int  # the K of the targets
     lr: float
+    small: bool = False  # time goes into the calls of operators: worth compiling
 
 
 NETS = {
-    "ring": Problem("ring, Appendix A", ring_discriminator, (512, 2), minimax, steps=10, lr=1e-4),
+    "ring": Problem("ring, Appendix A", ring_discriminator, (512, 2), minimax, steps=10, lr=1e-4, small=True),
     "stacked": Problem(
         "stacked MNIST, Appendix E at X=1/2",
         partial(conv_discriminator, (4, 8, 16)),

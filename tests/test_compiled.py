@@ -115,6 +115,23 @@ def test_average_and_transforms():
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_a_gradient_penalty(notices):
+    """Whose gradient is taken inside the loss."""
+
+    def penalised(D, real, fake):
+        x = real.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(D(x).tanh().sum(), x, create_graph=True)
+        return minimax.d_loss(D, real, fake) + slope.square().sum()
+
+    world = World()
+    exact = world.gradient(penalised, minimax.g_loss)
+    assert_same(world.gradient(penalised, minimax.g_loss, backward=Compiled()), exact)
+    plain = world.gradient(*minimax)
+    assert (plain[1] - exact[1]).norm() > 1e-3 * exact[1].norm()
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_resampled_batches_of_other_shapes(notices):
     world = World()
     batches = [(world.real[:n], world.fake[:n]) for n in (6, 4, 6)]

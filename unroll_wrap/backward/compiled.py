@@ -113,8 +113,9 @@ class _Program(NamedTuple):
 
     def reproduces(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> bool:
         """Whether the compiled loss is the loss."""
+        evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False)
+        expected = evaluation.loss.detach()
         with torch.no_grad():
-            expected = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False).loss
             loss = self.gradient(*_inputs(unroll, point, batch))[0]
         return bool((loss - expected.reshape(())).abs() <= _tolerance(loss) * (1 + expected.abs().reshape(())))
 
@@ -162,7 +163,7 @@ def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
         # A plain leaf, made by an operator: one made without is a constant to the tracer.
         evaluator = replace(unroll.evaluate, kwargs=named, leaf=lambda p: p.detach().requires_grad_())
         result = evaluator("d_loss", unroll.d_loss, params, buffers, own)
-        if result.captured or result.outside:
+        if result.captured:
             raise ValueError("it reaches a generator. Pass fake as an argument")
         return result
 
@@ -181,7 +182,7 @@ def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
             (g, bar) for g, bar in zip((g for g in grads if g is not None), bars, strict=True) if g.requires_grad
         ]
         inner = differentiate(
-            "d_loss", [g for g, _ in outputs], [*result.params, *result.outer], [bar for _, bar in outputs]
+            "d_loss", [g for g, _ in outputs], [*result.params, *result.arguments.leaves], [bar for _, bar in outputs]
         )
         found[:] = [g is not None for g in inner]
         return [g for g in inner if g is not None]
