@@ -30,7 +30,7 @@ class Slope:
     Attributes:
         surrogate: by the unrolled loss.
         difference: by differences of real optimizer steps.
-        uncertainty: of the difference, from rounding and from the spread over step lengths.
+        uncertainty: of the difference, from rounding and, unless it agrees at once, from the spread over step lengths.
         allowed: how far the two may be apart, relative to the difference, beside three times its uncertainty.
     """
 
@@ -100,8 +100,8 @@ def verify(
 ) -> Verification:
     """Compare a call with K real optimizer steps, its gradient with differences of them, and print a short report.
 
-    Takes 7 times K steps if all is well, up to 40 times K if something is not: choose a small batch. The discriminator,
-    its optimizer and the random generators are left alone.
+    Takes one call and 5 times K real steps if all is well, up to 40 times K if something is not: choose a small batch.
+    The discriminator, its optimizer and the random generators are left alone.
 
     Args:
         unrolled: the loss.
@@ -274,12 +274,18 @@ def _slope(
     # A small part of the inputs, and one that moves the value by a small part of itself.
     size = min(max(_length(inputs), 1.0), max(abs(value), 1.0) / max(abs(surrogate), 1e-12))
     tried: list[Slope] = []
-    for exponent in (1 / 3, 1 / 4, 2 / 5):
+    # K steps round more than once: the first length is longer than one evaluation would want it.
+    for exponent in (1 / 4, 1 / 3, 2 / 5):
         h = size * unit**exponent
-        behind, ahead, further = at(-h), at(h), at(2 * h)
+        behind, ahead = at(-h), at(h)
         near = (ahead - behind) / (2 * h)
-        third_order = (6 * ahead - further - 3 * value - 2 * behind) / (6 * h)
         rounding = 2 * unit * max(abs(value), 1.0) / h
+        if not tried:
+            # What a central difference is good for at best. If it agrees that well, nothing more need be known of it.
+            first = Slope(surrogate, near, unit ** (1 / 3) * abs(near) + rounding, allowed)
+            if first.agrees:
+                return first
+        third_order = (6 * ahead - at(2 * h) - 3 * value - 2 * behind) / (6 * h)
         tried.append(Slope(surrogate, third_order, abs(near - third_order) + rounding, allowed))
         if tried[-1].agrees:
             return tried[-1]
