@@ -100,8 +100,8 @@ def verify(
 ) -> Verification:
     """Compare a call with K real optimizer steps, its gradient with differences of them, and print a short report.
 
-    Takes one call and 5 times K real steps if all is well, up to 40 times K if something is not: choose a small batch.
-    The discriminator, its optimizer and the random generators are left alone.
+    Takes one call and 5 times K real steps if all is well, up to 40 times K if something is not: a few samples of each
+    kind are enough. The discriminator, its optimizer and the random generators are left alone.
 
     Args:
         unrolled: the loss.
