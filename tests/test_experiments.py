@@ -83,7 +83,7 @@ def test_resumes_bit_for_bit(mnist, tmp_path):
     assert f"{interrupted} of 8" in refused.stderr
     partly = run_here("colored_mnist", *options, "--out", out, "--report")
     assert partly.returncode == 0, partly.stderr
-    assert f"Not finished: K = 1, seed 0, at {interrupted} of 8 updates." in partly.stdout
+    assert f"Not finished: x0.25-k1-seed0 at {interrupted} of 8 updates." in partly.stdout
 
     resumed = run_here("colored_mnist", *options, "--out", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr

@@ -152,8 +152,10 @@ class UnrolledGeneratorLoss:
         refuse_inference_mode()
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
         steps, inner_batch = self.plan(batch, steps, resample)
-        with alone(all_modules(_modules(self.discriminator))):
-            modules, optimizers, owned = self.parts()
+        modules = all_modules(_modules(self.discriminator))
+        with alone(modules):
+            optimizers = self._optimizers()
+            owned = self._owned(modules, optimizers)
             swap, compiled = Swap(modules, owned), not self.backward.twice
             if steps == 0:
                 with runtime(swap, (g_loss,), twice=False, compiled=compiled):
