@@ -270,10 +270,13 @@ LOOPS = [
         ),
     ),
     Row(
-        "`detach` where it is meant (feature matching)",
+        "Feature matching, with the real side detached or not",
         EXACT,
-        "Honoured: that path is cut.",
-        ("test_guards.py::test_torchs_own_detach_is_honoured",),
+        "A `detach` that is meant is honoured: that path is cut. `verify` names it.",
+        (
+            "test_guards.py::test_torchs_own_detach_is_honoured",
+            "test_verify.py::test_a_users_own_cut_is_told_from_an_error",
+        ),
     ),
     Row(
         "D with `requires_grad=False` in the generator's step; flags toggled inside a loss",
@@ -288,25 +291,68 @@ LOOPS = [
         ("conditional", "test_options.py::test_keyword_arguments_reach_both_losses"),
     ),
     Row(
-        "Gradient penalties: WGAN-GP; R1 on a batch that is used again",
+        "D that returns a tuple, list or dict: logits at several scales, features, class scores",
         EXACT,
-        "Every inner step has leaves of its own, so the penalty of one step does not see another's graph.",
-        ("wgan_gp", "r1_on_reused_real"),
+        "What D returns goes to your losses as it is; a loss returns one scalar.",
+        ("test_loop_losses.py::test_outputs_of_d", "test_bad_input.py::test_a_loss_that_is_no_finite_scalar"),
     ),
     Row(
-        "Gradient clipping, weight clipping",
+        "Losses that are methods of D, of a trainer or of a loss object that owns D",
         EXACT,
-        "`grad_transform=`, `param_transform=`.",
+        "They may reach D in any way: while a loss runs, the unrolled tensors are in your own modules.",
+        ("test_loop_losses.py::test_losses_that_are_methods", "test_loops.py::test_the_loop_after_is_exact"),
+    ),
+    Row(
+        "Gradient penalties: WGAN-GP, R1, R2, DRAGAN; on fresh leaves or on a batch that is used again; through norms",
+        EXACT,
+        "Every inner step has leaves of its own, so a penalty does not see another step's graph. Where torch's "
+        "third derivative of a norm is wrong or missing, the norm is written out.",
         (
-            "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
-            "test_options.py::test_param_transform_clips_weights",
+            "wgan_gp",
+            "r1_on_reused_real",
+            "test_loop_losses.py::test_penalties",
+            "test_penalties.py::test_a_penalty_through_a_norm",
         ),
     ),
     Row(
-        "`.item()`, branches on data, Python numbers, prints",
+        "Gradient clipping, `nan_to_num` on gradients, weight clipping, gradient hooks on parameters",
         EXACT,
-        "Losses run as they are, without tracing.",
-        ("sometimes_used_head",),
+        "`grad_transform=`, `param_transform=`; hooks run as they are.",
+        (
+            "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
+            "test_options.py::test_param_transform_clips_weights",
+            "test_loop_losses.py::test_nan_to_num_on_gradients",
+            "test_loop_losses.py::test_gradient_hooks_on_parameters",
+        ),
+    ),
+    Row(
+        "Gradient accumulation; several `backward()` before a step",
+        EXACT,
+        "`d_loss` is their sum.",
+        ("test_loop_losses.py::test_gradient_accumulation", "test_loops.py::test_the_loop_after_is_exact"),
+    ),
+    Row(
+        "Two kinds of D steps: the main loss, then a lazy penalty",
+        EXACT,
+        "Add the two, or let `resample=` say with the batch which kind a step is.",
+        ("test_loop_losses.py::test_two_kinds_of_steps",),
+    ),
+    Row(
+        "`.item()`, branches on data, numpy, Python's numbers and random numbers, prints",
+        EXACT,
+        "Losses run as they are, without tracing. Only what torch draws is replayed: with `Recompute` and "
+        "`FiniteDifference` draw with torch.",
+        (
+            "sometimes_used_head",
+            "test_loop_losses.py::test_numbers_of_python_and_numpy",
+            "test_backwards.py::test_a_loss_that_cannot_be_replayed_is_an_error_with_a_remedy",
+        ),
+    ),
+    Row(
+        "EMA of the generator",
+        EXACT,
+        "A call leaves its values alone.",
+        ("test_loop_losses.py::test_exponential_averages_of_g_are_not_seen",),
     ),
     Row(
         "Label buffers refilled in place (`label.fill_`)",
@@ -315,10 +361,16 @@ LOOPS = [
         ("test_bad_input.py::test_a_label_buffer_that_is_refilled",),
     ),
     Row(
-        "Losses with state of their own (image pools, running penalties)",
+        "Losses with state of their own: image pools, running penalties, statistics of an adaptive augmentation",
         KNOWN,
         "Their side effects happen K + 1 times: guard them with `is_unrolling()`.",
-        ("test_guards.py::test_is_unrolling_tells_the_inner_losses",),
+        ("test_loop_losses.py::test_an_image_pool", "test_guards.py::test_is_unrolling_tells_the_inner_losses"),
+    ),
+    Row(
+        "A generator that the losses run again: its own BatchNorm statistics and averages of w",
+        KNOWN,
+        "They move K + 1 times. Run it once, and pass the fake.",
+        ("test_loop_losses.py::test_a_generator_that_runs_again_moves_its_own_statistics",),
     ),
     Row(
         "Optimizers",

@@ -1,7 +1,10 @@
 """The same random draws again."""
 
+import random
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,3 +26,33 @@ class RandomState:
             for device, state in zip(self._devices, self._cuda, strict=True):
                 torch.cuda.set_rng_state(state, device)
             yield
+
+
+class EveryRandomState(RandomState):
+    """The global generators of Python and numpy too, from which some losses draw; too dear for every inner step."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__(tensors)
+        self._others = _others()
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """As in RandomState."""
+        now = _others()
+        _put(self._others)
+        try:
+            with super().replayed():
+                yield
+        finally:
+            _put(now)
+
+
+def _others() -> tuple[Any, Any]:
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), numpy.random.get_state() if numpy else None
+
+
+def _put(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    if states[1] is not None:
+        sys.modules["numpy"].random.set_state(states[1])
