@@ -333,12 +333,11 @@ def _draw_like_the_paper(
 ) -> None:
     """Figures 4 to 6, of the runs that are finished: of the first such seed, of each seed, of all."""
     noise = evaluation_noise(base.samples, base.noise, args.device).split(base.batch)
-    with torch.no_grad():
-        samples = {
-            config: torch.cat([generator_of(config, path, args.device)(z) for z in noise])
-            for path, config in runs.items()
-            if config in inverted
-        }
+    samples = {}
+    for path, config in runs.items():
+        if config in inverted:
+            G = generator_of(config, path, args.device)
+            samples[config] = torch.cat([G(z) for z in noise])
     if not samples:
         return
     first = next(iter(samples)).seed
