@@ -126,7 +126,7 @@ def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], column
         for panel, images in zip(row, panels, strict=False):
             lines = [torch.cat(list(line), dim=-1) for line in images[: side * side].split(side)]
             grid = torch.cat(lines, dim=-2).permute(1, 2, 0)
-            panel.imshow(grid.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            panel.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for panel, caption in zip(axes[-1], columns, strict=True):
         panel.set_xlabel(caption, fontsize=10)
     figure.savefig(path, dpi=150, metadata={"Software": None})
@@ -165,7 +165,7 @@ def reconstructions(path: Path, columns: Sequence[tuple[str, Tensor, Tensor | No
     axes = figure.subplots(len(chosen), len(columns), squeeze=False)
     for row, image in zip(axes, chosen, strict=True):
         for panel, (_, images, errors) in zip(row, columns, strict=True):
-            panel.imshow(images[image].permute(1, 2, 0), interpolation="nearest")
+            panel.imshow(images[image].permute(1, 2, 0).numpy(), interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             if errors is not None:
                 panel.set_xlabel(f"{errors[image]:.4f}", fontsize=8, labelpad=1)
