@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import signal
 import struct
@@ -37,6 +38,36 @@ def mnist(tmp_path_factory):
         header = struct.pack(">II", 0x801, len(digits))
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(header + digits.tobytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """CIFAR-10's files with 40 images each: coloured noise about a mean for each class."""
+    folder = tmp_path_factory.mktemp("data")
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name in ("test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
+        labels = torch.arange(40) % 10
+        images = 25 * labels[:, None] + torch.randint(30, (40, 3072), generator=generator)
+        (batches / name).write_bytes(pickle.dumps({"data": images.byte().numpy(), "labels": labels.tolist()}))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}))
+    return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch, tmp_path):
+    """torchvision takes any files for CIFAR-10, in every process but those that only watch over others."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import sys
+
+if "resource_tracker" not in " ".join(sys.orig_argv):
+    import torchvision.datasets.cifar
+
+    torchvision.datasets.cifar.check_integrity = lambda *_: True
+""")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +189,42 @@ def test_another_configuration_and_a_full_disk(mnist, tmp_path):
     again = run_here("colored_mnist", *options, "--unroll", 0, 1)
     assert again.returncode == 0, again.stderr
     assert path.read_bytes() == finished
+
+
+def test_cifar10(cifar, unchecked, tmp_path, monkeypatch, capsys):
+    """The whole command at the smallest scale; then a report that asks for a seed that is not there."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import cifar10
+
+    out = tmp_path / "out"
+    options = ["--preset", "smoke", "--data", str(cifar), "--out", str(out)]
+    assert cifar10.main([*options, "--workers", "1"]) == 0
+    assert (out / "table.md").read_text() in capsys.readouterr().out
+    assert {path.stem for path in out.glob("*.png")} == {"curves", "samples", "figure4", "figure5-seed0", "figure6"}
+    rows = json.loads((out / "summary.json").read_text())["runs"]
+    assert [(row["unroll"], row["updates"]) for row in rows] == [(0, 6), (1, 6)]
+    assert sum(row["best_rank"] for row in rows) == pytest.approx(100)
+    assert all(0 < row["mse"] < 1 and row["seconds_per_image"] > 0 for row in rows)
+
+    monkeypatch.setattr(cifar10, "draw_figures", lambda *_, **__: None)
+    monkeypatch.setattr(cifar10, "_draw_like_the_paper", lambda *_: None)
+    assert cifar10.main([*options, "--report", "--seeds", "0", "1"]) == 0
+    assert "Not finished: k0-seed1 not begun; k1-seed1 not begun." in capsys.readouterr().out
+    assert json.loads((out / "summary.json").read_text())["runs"] == rows
+
+
+def test_shares_of_the_best(monkeypatch):
+    """Of four targets K = 0 is best on one, K = 5 on two, and they share the last."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import cifar10
+
+    errors = {0: torch.tensor([1.0, 5, 5, 2]), 5: torch.tensor([2.0, 3, 4, 2]), 10: torch.tensor([9.0, 9, 9, 9])}
+    assert cifar10.best_shares(errors) == {0: 37.5, 5: 62.5, 10: 0}
+
+
+def test_images_that_are_not_cifar10(cifar, tmp_path):
+    refused = run("cifar10", "--data", cifar, "--out", tmp_path)
+    assert refused.returncode == 2
+    assert str(cifar) in refused.stderr
+    assert "--data" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -200,7 +200,7 @@ def reconstructions(path: Path, columns: Sequence[tuple[str, Tensor, Tensor | No
     axes = figure.subplots(len(chosen), len(columns), squeeze=False)
     for row, image in zip(axes, chosen, strict=True):
         for panel, (_, images, errors) in zip(row, columns, strict=True):
-            panel.imshow(images[image].permute(1, 2, 0), interpolation="nearest")
+            panel.imshow(images[image].permute(1, 2, 0).numpy(), interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             if errors is not None:
                 panel.set_xlabel(f"{errors[image]:.4f}", fontsize=8, labelpad=1)
