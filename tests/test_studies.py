@@ -1,8 +1,6 @@
 """Every study runs at smoke size: its settings are the ones that its labels say, and its report has them all."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,10 +82,10 @@ def test_a_switch_changes_the_training(examples, switches):
     """No setting is another one by mistake: after six updates its generator differs from the plain setting's."""
     from ring_studies.training import Config, build, train
 
+    nets = {"noise": 4, "g_hidden": (8,), "d_hidden": (8,)}
+
     def trained(unroll=2, **changed):
-        config = Config(
-            unroll=2, updates=6, noise=4, batch=8, g_hidden=(8,), d_hidden=(8,), g_lr=1e-2, d_lr=1e-2, **changed
-        )
+        config = Config(unroll=unroll, updates=6, batch=8, g_lr=1e-2, d_lr=1e-2, **nets, **changed)
         parts = build(config, torch.device("cpu"))
         for _ in train(config, parts, 0, torch.device("cpu")):
             pass
@@ -100,22 +98,18 @@ def test_a_switch_changes_the_training(examples, switches):
     assert (trained(**switches) - plain).abs().max() > 1e-4
 
 
-def test_command_line(tmp_path):
-    """Trains what is missing in processes of its own, and the second time nothing; an unknown study is refused."""
-    script = [sys.executable, str(ROOT / "examples" / "mixture_of_gaussians.py"), "study"]
+def test_command_line(examples, tmp_path, capsys):
+    """Trains what is missing, all in one process; the second time nothing; an unknown study is refused."""
+    from mixture_of_gaussians import main
 
-    def run(*options):
-        return subprocess.run([*script, *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-    refused = run("doubling", "--out", str(tmp_path))
-    assert refused.returncode == 2
-    assert "doubling" in refused.stderr
-    assert "second-gradient" in refused.stderr
-    options = ("delays", "--preset", "smoke", "--seeds", "3", "--steps", "1", "--workers", "2", "--out", str(tmp_path))
-    done = run(*options)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "delays" / "table.md").read_text() in done.stdout
+    with pytest.raises(SystemExit, match="2"):
+        main(["study", "doubling", "--out", str(tmp_path)])
+    refused = capsys.readouterr().err
+    assert "doubling" in refused and "second-gradient" in refused
+    options = ["study", "delays", "--preset", "smoke", "--seeds", "3", "--steps", "1", "--out", str(tmp_path)]
+    assert main([*options, "--workers", "1"]) == 0
+    assert (tmp_path / "delays" / "table.md").read_text() in capsys.readouterr().out
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.pt")}
     assert len(times) == 4
-    assert run(*options, "--report").returncode == 0
+    assert main(options) == 0
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.pt")}
