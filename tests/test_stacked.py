@@ -1,4 +1,4 @@
-"""Seeds stacked in one process train as each does alone, draws included; float64, for every stack of a study."""
+"""Seeds stacked in one process train as each does alone, draws included; in float64."""
 
 from dataclasses import replace
 from pathlib import Path

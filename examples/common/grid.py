@@ -1,4 +1,4 @@
-"""A grid of independent runs, each in its own process."""
+"""A grid of independent runs, in as many processes as go on at a time."""
 
 import multiprocessing
 import os
@@ -17,6 +17,10 @@ class Failure(NamedTuple):
     """Why a run ended early."""
 
     reason: str
+
+
+class _Finished(NamedTuple):
+    """A job's last message: its process is free for another."""
 
 
 def run_grid(
@@ -43,45 +47,60 @@ def run_grid(
     # A forked child inherits torch's thread pools and CUDA context in an unusable state.
     context = multiprocessing.get_context("spawn")
     waiting = deque(enumerate(jobs))
-    running: dict[Connection, tuple[int, Any]] = {}
+    running: dict[Connection, tuple[int | None, Any]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                index, job = waiting.popleft()
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(function, job, sender, threads), daemon=True)
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(function, theirs, threads), daemon=True)
                 process.start()
-                # The child then holds the only sending end: its death, even by a kill, is an end of file.
-                sender.close()
-                running[receiver] = index, process
-            for receiver in wait(list(running)):
-                assert isinstance(receiver, Connection)
-                index, process = running[receiver]
+                # The child then holds the only other end: its death, even by a kill, is an end of file.
+                theirs.close()
+                running[ours] = _next(ours, waiting), process
+            for pipe in wait(list(running)):
+                assert isinstance(pipe, Connection)
+                index, process = running[pipe]
                 try:
-                    message = receiver.recv()
+                    message = pipe.recv()
                 except EOFError:
                     process.join()
-                    del running[receiver]
-                    if process.exitcode:
+                    del running[pipe]
+                    if index is not None:
                         yield index, Failure(f"its process ended with exit code {process.exitcode}")
                     continue
-                yield index, message
+                if isinstance(message, _Finished):
+                    running[pipe] = _next(pipe, waiting), process
+                else:
+                    yield index, message
     finally:
         for _, process in running.values():
             process.terminate()
 
 
-def _work(function: Callable[..., None], job: tuple, sender: Connection, threads: int) -> None:
+def _next(pipe: Connection, waiting: deque[tuple[int, tuple]]) -> int | None:
+    """Sends the next job to a process, or None where there is no more; the job's index."""
+    index, job = waiting.popleft() if waiting else (None, None)
+    try:
+        pipe.send(job)
+    except BrokenPipeError:
+        # It has died, and its end of file, which comes next, says so.
+        pass
+    return index
+
+
+def _work(function: Callable[..., None], pipe: Connection, threads: int) -> None:
     # Ctrl-C reaches the whole group of processes; only the parent answers, and stops its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        function(*job, sender.send)
-    except OSError as error:
-        sender.send(Failure(str(error)))
-    except Exception:
-        sender.send(Failure(traceback.format_exc()))
+    for job in iter(pipe.recv, None):
+        try:
+            function(*job, pipe.send)
+        except OSError as error:
+            pipe.send(Failure(str(error)))
+        except Exception:
+            pipe.send(Failure(traceback.format_exc()))
+        pipe.send(_Finished())
 
 
 def _end_with_parent() -> None:

@@ -13,7 +13,7 @@ import torch
 from common import arguments
 from common.data import sample_mixture
 from common.experiment import records, train_missing, updates_done
-from common.plots import density_grid, dots
+from common.plots import density_table, dots
 from common.report import markdown_table, mean_and_error, write_report
 from common.training import snapshot_updates
 from ring_studies.studies import PRESETS, STUDIES, Study
@@ -52,9 +52,9 @@ def run_path(out: Path, config: Config) -> Path:
         "sgd_lr",
     )
     changed = {name: getattr(config, name) for name in switches if getattr(config, name) != getattr(plain, name)}
-    # Exact alike.
-    if changed.get("backward") == "compiled":
-        del changed["backward"]
+    changed.pop("seeds", None)
+    if config.backward == "compiled":
+        del changed["backward"]  # a faster "store"
     words = [f"k{config.unroll}", *(f"{name}-{value}" for name, value in changed.items())]
     return out / "runs" / ("-".join(words).replace(", ", "-").replace(" ", "-") + ".pt")
 
@@ -127,14 +127,13 @@ def write_results(
     )
     torch.manual_seed(0)
     data = sample_mixture(10_000, centers_of(first), first.std)
-    density_grid(
+    density_table(
         folder.out / "figure.png",
         [(label, list(progress["snapshots"].values())) for label, _, progress in found],
         [f"{update:,}" for update in snapshot_updates(first.updates, first.columns)],
         data,
         extent=1.5 * first.radius,
         bandwidth=0.05 * first.radius,
-        panel=1.0,
     )
     dots(
         folder.out / "measures.png",
@@ -156,8 +155,8 @@ def main(argv: Sequence[str]) -> int:
         description="The controls of Appendix B on the ring of Gaussians, and what goes beyond them.",
         epilog="studies:\n"
         + "\n".join(f"  {name:20}{study.question}" for name, study in STUDIES.items())
-        + "\n\nAll seeds of a setting are trained in one process. Finished settings in --out are kept, and shared by "
-        "the studies;\nonly what is missing is trained.",
+        + "\n\nAll seeds of a setting are trained in one process. Finished settings in --out are kept, and shared by\n"
+        "the studies; only what is missing is trained.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to train")

@@ -9,12 +9,13 @@ from ring_studies.training import Config
 PRESETS = {
     # Appendix A: 25,000 generator updates.
     "paper": Preset(Config(), (), (0, 1, 2)),
-    # What makes one setting, all seeds, a matter of a minute: thirty times the rates, falling to zero, smaller
-    # batches, a shorter z, which alone halves the updates that all modes take, and modes 2.5 times as wide.
+    # What makes one setting, all seeds, a matter of half a minute: a hundred times the rates, falling to zero, smaller
+    # batches, a shorter z, which alone halves the updates that all modes take, and modes 2.5 times as wide. A cloud
+    # that covers the ring evenly still has 4 % of its samples within 3 std of a mode, and counts as none covered.
     "cpu": Preset(
-        Config(updates=600, noise=16, std=0.05, batch=128, g_lr=3e-3, d_lr=3e-3, decay=True, evaluate_every=25),
+        Config(updates=400, noise=16, std=0.05, batch=128, g_lr=1e-2, d_lr=1e-2, decay=True, evaluate_every=40),
         (),
-        (0, 1, 2, 3),
+        (0, 1, 2),
     ),
     # Shows that every setting runs.
     "smoke": Preset(
