@@ -20,7 +20,7 @@ def text(node, constants):
 
 
 def messages():
-    """Text by place, of every `raise Error(text)` and `warnings.warn(text)`, and of the sentences in module constants."""
+    """Text by place, of every `raise Error(text)` and `warnings.warn(text)`, and of sentences in module constants."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from .backward import FiniteDifference, Truncate
 from .cuts import Cuts, Diverged
 from .inputs import NOTHING, Inputs
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
+from .mistakes import check_examined
 from .precision import precision
 from .rehearsal import Rehearsal, held
 from .replay import RandomState
@@ -113,6 +114,7 @@ def verify(
     Returns:
         What was found.
     """
+    check_examined(unrolled, "verify", batch)
     found = examined(unrolled, batch, wrt, options)
     print(found)
     return found
