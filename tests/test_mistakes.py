@@ -121,7 +121,7 @@ CALL = {
         ["NoneType", "Return"],
     ),
     "a loss of another network": (
-        lambda u, w, real, fake: u(real, fake, d_loss=lambda D, r, f: w.generator(torch.zeros(1, 3).double()).sum()),
+        lambda u, w, real, fake: u(real, fake, d_loss=lambda D, r, f: w.generator(torch.zeros(1, 2).double()).sum()),
         ["d_loss", "Pass the discriminator that the loss uses|depends on no parameter"],
     ),
     "inference_mode": (lambda u, w, real, fake: inferred(u, real, fake), ["inference_mode", "no_grad"]),

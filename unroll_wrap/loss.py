@@ -34,7 +34,7 @@ class UnrolledGeneratorLoss:
     """f_K(θ_G, θ_D) = g_loss(θ_G, θ_D^K(θ_G, θ_D)): the generator's loss once D has taken K more optimizer steps.
 
     Its gradient is the total derivative, both terms of Eq. 12 of Metz et al. 2016, through the optimizer's state
-    too. The discriminator, its optimizer and their state are left as they were::
+    too. The discriminator, its optimizer and their state are left as they were:
 
         unrolled = UnrolledGeneratorLoss(D, opt_D, *non_saturating, steps=5)  # once
         ...
