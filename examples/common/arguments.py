@@ -63,10 +63,19 @@ def experiment_parser(
         help="generator updates of every run (default: the preset's)",
     )
     what.add_argument("--objective", choices=OBJECTIVES, help="the players' losses (default: the preset's)")
+    add_running_options(parser, f"out/{script}/PRESET")
+    return parser, what
+
+
+def add_running_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Where runs are kept, and how they are run: the options of every grid.
+
+    Args:
+        parser: Gets a group of them.
+        out: The default of --out, in words.
+    """
     where = parser.add_argument_group("where and how")
-    where.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"folder of checkpoints and results (default: out/{script}/PRESET)"
-    )
+    where.add_argument("--out", type=Path, metavar="DIR", help=f"folder of checkpoints and results (default: {out})")
     existing = where.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on with unfinished runs, bit for bit")
     existing.add_argument("--restart", action="store_true", help="throw away what --out holds of these runs")
@@ -94,11 +103,15 @@ def experiment_parser(
         type=whole_number(1, "Leave --save-every out for 500."),
         help="generator updates between checkpoints (default: 500)",
     )
-    return parser, what
 
 
-def add_image_options(what: argparse._ArgumentGroup) -> None:
-    """The options that every experiment on MNIST has."""
+def add_image_options(what: argparse._ArgumentGroup, data: str) -> None:
+    """The options that every experiment on images has.
+
+    Args:
+        what: The group of what to train.
+        data: The name of the data set.
+    """
     what.add_argument("--backward", choices=BACKWARDS, help="how the unroll is differentiated (default: store)")
     what.add_argument(
         "--apart",
@@ -112,7 +125,7 @@ def add_image_options(what: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="DIR",
         default=Path("data"),
-        help="folder with MNIST in torchvision's layout; downloaded if absent (default: data)",
+        help=f"folder with {data} in torchvision's layout; downloaded if absent (default: data)",
     )
 
 

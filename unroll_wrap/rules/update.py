@@ -97,7 +97,7 @@ def update(
         differentiable: keep what the pullback needs.
     """
     old = split(blocks, [g is not None for g in grads])
-    if differentiable and not (grad_transform or param_transform):
+    if not (grad_transform or param_transform):
         closed = _in_closed_form(old, grads, layout(blocks))
         if closed is not None:
             return closed
