@@ -137,7 +137,8 @@ def examined(
     notes, constant, allowed = _by_choice(unrolled, steps)
     rehearsal = Rehearsal(unrolled, d_loss, g_loss, inputs.batch, inputs.inner, inputs.kwargs, constant)
     random, cuts = RandomState([*inputs.tensors, *owned]), Cuts()
-    given: dict[str, Any] = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, "resample": inputs.inner or None, **inputs.kwargs}
+    given: dict[str, Any] = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, **inputs.kwargs}
+    given["resample"] = inputs.inner or None
 
     def surrogate(one: UnrolledGeneratorLoss = unrolled) -> Tensor:
         with random.replayed():
