@@ -9,8 +9,8 @@ from messages import PACKAGE, messages
 from test_readme import blocks
 
 DOCS = Path(__file__).parents[1] / "docs"
-# The others have tests of their own: test_optimizer_docs.py, test_backward_docs.py, and hosts/test_hosts.py, which has
-# the other libraries.
+# The others have tests of their own: test_optimizer_docs.py, test_backward_docs.py, and, beside the other libraries,
+# hosts/test_hosts.py.
 PAGES = sorted({page.name for page in DOCS.glob("*.md")} - {"optimizers.md", "backwards.md", "coming-from.md"})
 
 

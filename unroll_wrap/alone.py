@@ -19,6 +19,7 @@ def alone(modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     me = threading.get_ident()
     mine = dict.fromkeys(map(id, modules), me)
+    name, thread = "", me
     with _lock:
         if taken := mine.keys() & _thread_of.keys():
             name, thread = next((type(m).__name__, _thread_of[id(m)]) for m in modules if id(m) in taken)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .inputs import NOTHING, Inputs
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .memory import PeakMemory
+from .mistakes import check_examined
 from .replay import RandomState
 
 
@@ -102,6 +103,7 @@ def diagnose(
     Raises:
         ValueError: steps is 0, or there is nothing to differentiate with respect to.
     """
+    check_examined(unrolled, "diagnose", batch)
     d_loss, g_loss = options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss
     steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
     if steps == 0:

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import guards
 from .arguments import Arguments, cut, tensors_in
 from .autocast import Autocast, Factor
+from .mistakes import misfit
 from .operators import thrice_differentiable, twice_differentiable
 from .reach import now, reach
 from .replay import RandomState
@@ -121,6 +122,11 @@ class Evaluator:
         try:
             with guards.unrolling(), self._operators, self.autocast.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
+        except TypeError as error:
+            given = (self.discriminator, *arguments.batch)
+            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):
+                raise told from error
+            raise
         except RuntimeError as error:
             given = {
                 (t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()

@@ -63,7 +63,9 @@ class Inputs:
             others = [p for m in modules for p in m.parameters() if p.requires_grad and id(p) not in owned]
             self.tensors = _distinct(found or others)
         else:
-            asked = [wrt] if isinstance(wrt, Tensor) else list(wrt)
+            asked = [wrt] if isinstance(wrt, Tensor) else list(wrt) if isinstance(wrt, Iterable) else [wrt]
+            if not all(isinstance(t, Tensor) for t in asked):
+                raise TypeError(f"wrt is {wrt!r:.200}. Pass tensors, such as wrt=list(G.parameters()).")
             self.tensors = [leaf_of[id(t)][1] if id(t) in leaf_of else t for t in asked]
 
     def gradient(self, loss: Tensor) -> list[Tensor]:

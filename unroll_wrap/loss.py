@@ -13,6 +13,7 @@ from .arguments import tensors_in
 from .autocast import Autocast
 from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, one_element
+from .mistakes import check_options, check_order, misfit
 from .objectives import minimax
 from .result import hand_over
 from .rules.from_torch import read, rule_of
@@ -33,7 +34,7 @@ class UnrolledGeneratorLoss:
     """f_K(θ_G, θ_D) = g_loss(θ_G, θ_D^K(θ_G, θ_D)): the generator's loss once D has taken K more optimizer steps.
 
     Its gradient is the total derivative, both terms of Eq. 12 of Metz et al. 2016, through the optimizer's state
-    too. The discriminator, its optimizer and their state are left as they were::
+    too. The discriminator, its optimizer and their state are left as they were:
 
         unrolled = UnrolledGeneratorLoss(D, opt_D, *non_saturating, steps=5)  # once
         ...
@@ -101,6 +102,7 @@ class UnrolledGeneratorLoss:
                 raise TypeError(f"{name} is {value!r}. Pass a function (D, *batch, **kwargs) -> scalar.")
         if not callable(steps):
             _count(steps)
+        check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
         modules = all_modules(_modules(discriminator))
         params = all_parameters(modules)
         scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
@@ -151,6 +153,7 @@ class UnrolledGeneratorLoss:
         """
         refuse_inference_mode()
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
+        check_order(d_loss, batch)
         steps, inner_batch = self.plan(batch, steps, resample)
         modules = all_modules(_modules(self.discriminator))
         with alone(modules):
@@ -201,7 +204,13 @@ class UnrolledGeneratorLoss:
     ) -> Tensor:
         """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients, values and buffers out of it."""
         swap.put([UnrolledParameter(p.detach().clone()) for p in owned], swap.originals())
-        return one_element("g_loss", g_loss(self.discriminator, *batch, **kwargs))
+        try:
+            value = g_loss(self.discriminator, *batch, **kwargs)
+        except TypeError as error:
+            if told := misfit("g_loss", g_loss, (self.discriminator, *batch), kwargs, error):
+                raise told from error
+            raise
+        return one_element("g_loss", value)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """The plain optimizers, as the user's objects are now."""
@@ -262,7 +271,8 @@ def _modules(discriminator: Any) -> list[nn.Module]:
     wrong = [m for m in found if not isinstance(m, nn.Module)]
     if wrong or not found:
         raise TypeError(
-            f"discriminator is {discriminator!r:.200}. Pass a torch.nn.Module, or a list, tuple or dict of them."
+            f"discriminator is {discriminator!r:.200}. Pass a torch.nn.Module, or a list, tuple or dict of them, and "
+            "after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
         )
     return found
 

@@ -12,6 +12,7 @@ from .backward import Recompute, Truncate
 from .inputs import NOTHING, Inputs
 from .loss import UnrolledGeneratorLoss
 from .memory import PeakMemory
+from .mistakes import check_examined
 from .replay import RandomState
 
 
@@ -71,6 +72,7 @@ def predict(
     Raises:
         ValueError: there is nothing to differentiate with respect to.
     """
+    check_examined(unrolled, "predict", batch)
     losses = (options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss)
     count, _ = unrolled.plan(batch, steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)

@@ -25,11 +25,13 @@ class UnrolledParameter(nn.Parameter):
     differentiates through D all the same, so these switches have no effect here.
     """
 
-    def __new__(cls, data: Tensor) -> "UnrolledParameter":
+    def __new__(cls, data: Tensor) -> "UnrolledParameter":  # pyright: ignore[reportInconsistentConstructor]
         """A fresh leaf over the memory of ``data``."""
         return torch.Tensor._make_subclass(cls, data, True)
 
-    def requires_grad_(self, requires_grad: bool = True) -> "UnrolledParameter":  # noqa: ARG002
+    def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, requires_grad: bool = True
+    ) -> "UnrolledParameter":
         """Leave the flag on, whatever is asked."""
         return self
 

@@ -15,6 +15,7 @@ from .backward import FiniteDifference, Truncate
 from .cuts import Cuts, Diverged
 from .inputs import NOTHING, Inputs
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
+from .mistakes import check_examined
 from .precision import precision
 from .rehearsal import Rehearsal, held
 from .replay import EveryRandomState
@@ -113,6 +114,7 @@ def verify(
     Returns:
         What was found.
     """
+    check_examined(unrolled, "verify", batch)
     found = examined(unrolled, batch, wrt, options)
     print(found)
     return found
@@ -135,7 +137,8 @@ def examined(
     notes, constant, allowed = _by_choice(unrolled, steps)
     rehearsal = Rehearsal(unrolled, d_loss, g_loss, inputs.batch, inputs.inner, inputs.kwargs, constant)
     random, cuts = EveryRandomState([*inputs.tensors, *owned]), Cuts()
-    given = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, "resample": inputs.inner or None, **inputs.kwargs}
+    given: dict[str, Any] = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, **inputs.kwargs}
+    given["resample"] = inputs.inner or None
 
     def surrogate(one: UnrolledGeneratorLoss = unrolled) -> Tensor:
         with random.replayed():

@@ -35,7 +35,7 @@ class FiniteDifference:
     twice = False
 
     def __post_init__(self) -> None:
-        if self.eps is not None and not self.eps > 0:
+        if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps > 0):
             raise ValueError(f"FiniteDifference(eps={self.eps!r}). Pass a positive number, or None.")
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:

@@ -25,6 +25,8 @@ class Truncate:
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"Truncate(steps={self.steps!r}). Pass a whole number >= 1.")
+        if isinstance(self.backward, type) or not hasattr(self.backward, "tape"):
+            raise TypeError(f"Truncate(backward={self.backward!r:.200}). Pass an instance, such as Recompute().")
 
     @property
     def twice(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import batch_norm as statistics
+from .batch_norm import batch_norm as by_statistics
 
 
 def layer_norm(
@@ -52,7 +52,7 @@ def batch_norm(
 ) -> Tensor:
     """``F.batch_norm``, in evaluation mode too."""
     if training or running_mean is None or running_var is None:
-        return statistics.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return by_statistics(input, running_mean, running_var, weight, bias, training, momentum, eps)
     out = (input - _by_channel(input, running_mean)) * (_by_channel(input, running_var) + eps).rsqrt()
     return _affine(out, weight, bias)
 

@@ -28,7 +28,7 @@ class Block(NamedTuple):
     """
 
     rule: UpdateRule
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
     shapes: tuple[torch.Size, ...]
     params: Any
     state: Any

@@ -213,4 +213,4 @@ def _state(frozen: Frozen, tensors: Sequence[Tensor]) -> Any:
 
 @cache
 def _state_type(tensors: int) -> Any:
-    return namedtuple("TracedState", ["frozen", *(f"tensor{i}" for i in range(tensors))])  # noqa: PYI024
+    return namedtuple("TracedState", ["frozen", *(f"tensor{i}" for i in range(tensors))])  # pyright: ignore[reportUntypedNamedTuple]

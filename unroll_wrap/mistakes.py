@@ -1,0 +1,82 @@
+"""What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .objectives import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+
+_OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
+
+
+def check_options(backward: Any, **transforms: Any) -> None:
+    """A backward that is one, and transforms that are functions.
+
+    Raises:
+        TypeError: a class, a name, a value.
+    """
+    if isinstance(backward, type) or not hasattr(backward, "tape"):
+        raise TypeError(f"backward is {backward!r:.200}. Pass an instance, such as Store() or Recompute().")
+    for name, value in transforms.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} is {value!r:.200}. Pass a function, or None.")
+
+
+def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
+    """Real before fake: of the package's objectives the order is known, and the other way round trains the wrong way.
+
+    Raises:
+        ValueError: the first comes from a generator, and the second does not.
+    """
+    if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch) or d_loss not in _OF_REAL_AND_FAKE:
+        return
+    real, fake = batch
+    if real.grad_fn is not None and not fake.requires_grad:
+        raise ValueError(
+            f"real has a graph, from a generator as it seems, and fake has none: shapes {tuple(real.shape)} and "
+            f"{tuple(fake.shape)}. The order is unrolled(real, fake)."
+        )
+
+
+def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
+    """The loss itself, not what it returns, with gradients, and a batch in order.
+
+    Raises:
+        TypeError: something else.
+        RuntimeError: under ``torch.no_grad()``.
+    """
+    # Not isinstance of UnrolledGeneratorLoss, which imports this.
+    if not hasattr(unrolled, "plan") or isinstance(unrolled, type):
+        raise TypeError(
+            f"{function} got {unrolled!r:.200} first. Pass the UnrolledGeneratorLoss, and then the batch: "
+            f"{function}(unrolled, real, fake)."
+        )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
+    check_order(unrolled.d_loss, batch)
+
+
+def misfit(
+    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
+) -> TypeError | None:
+    """A better error where a loss does not fit the arguments of the call."""
+    try:
+        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
+    except ValueError:  # of a builtin nothing is known
+        return None
+    except TypeError as cause:
+        return TypeError(
+            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with "
+            f"{len(given) - 1} of a batch and the keywords {sorted(kwargs)}. Call unrolled(real, fake), with a loss "
+            "that takes D first."
+        )
+    unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
+    if unknown:
+        return TypeError(
+            f"{name} passed the keyword {unknown[0]!r} on, and it was not taken: {error}. Keywords of a call go to the "
+            "losses, but for d_loss, g_loss, resample and steps."
+        )
+    return None
