@@ -20,7 +20,7 @@ from ..evaluate import differentiate
 from ..replay import RandomState
 from ..rules.block import Block
 from ..rules.update import Update
-from ..unroll import Point, Step, Unroll
+from ..unroll import Point, Step, Unroll, leaves
 from .sweep import Tape
 
 logger = logging.getLogger("unroll_wrap")
@@ -208,7 +208,7 @@ class _Taken(NamedTuple):
 class _Stack:
     def __init__(self, unroll: Unroll, first: int, settings: Compiled) -> None:
         self._unroll = unroll
-        self._first = first
+        self.first = first
         self._settings = settings
         self._taken: list[_Taken | Step] = []
         self._batch: tuple[Any, ...] | None = None
@@ -218,7 +218,7 @@ class _Stack:
         unroll = self._unroll
         batch = unroll.inner_batch(k)
         if batch is not self._batch:
-            self._program = self._settings.program(unroll, point, batch, check=k == self._first)
+            self._program = self._settings.program(unroll, point, batch, check=k == self.first)
             self._batch = batch
         program = self._program
         if program is None:
@@ -230,21 +230,22 @@ class _Stack:
             loss, *rest = program.gradient(*inputs)
         unroll.d_losses.append(loss)
         gradients = iter(rest)
-        grads = [next(gradients).requires_grad_() if u else None for u in program.used]
+        found = [next(gradients) if u else None for u in program.used]
+        grads = leaves(unroll.ranks.gradients(found, batch) or found)
         update = unroll.update(point, grads, differentiable=True)
         users = [t for t in tensors_in(batch, unroll.evaluate.kwargs) if t.requires_grad]
         self._taken.append(_Taken(program, inputs, users, grads, update))
         return Point(update.following(), tuple(gradients))
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
-        unroll, taken, first = self._unroll, self._taken.pop(), k == self._first
+        unroll, taken, first = self._unroll, self._taken.pop(), k == self.first
         if isinstance(taken, Step):
             return unroll.pullback(taken, cotangent, first)
         bars, of_leaves = unroll.of_rule(taken.update, taken.grads, cotangent)
         present = [
             torch.zeros_like(g) if bar is None else bar
-            for g, bar in zip(taken.grads, bars, strict=True)
-            if g is not None
+            for g, bar, used in zip(taken.grads, bars, taken.program.used, strict=True)
+            if used and g is not None
         ]
         with torch.no_grad():
             products = iter(taken.program.adjoint(*taken.inputs, *present))
