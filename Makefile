@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# 500 random users each. To go on after a stop: make fuzz SEEDS="7 8 9 10"
+SEEDS := 1 2 3 4 5 6 7 8 9 10
 # JAX and the other libraries come only for the benchmarks.
 BENCH := $(VENV)/.installed-bench
 
@@ -35,7 +37,8 @@ test: $(STAMP)
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(STAMP)
-	@$(PY) -m pytest -n 2 tests/test_fuzz.py --hypothesis-profile=long -s $(ARGS)
+	@for seed in $(SEEDS); do echo "seed $$seed of: $(SEEDS)"; \
+	    $(PY) -m pytest -n 2 tests/test_fuzz.py --hypothesis-profile=long --hypothesis-seed=$$seed -rP $(ARGS) || exit 1; done
 
 soak: $(STAMP)
 	@UNROLL_WRAP_SOAK=20000 $(PY) -m pytest tests/test_soak.py $(ARGS)

@@ -33,8 +33,9 @@ from torch import Tensor
 from common import arguments
 from common.arguments import BACKWARDS, OBJECTIVES
 from common.colors import foreground_colors, js_divergence
+from common.data import DataError
 from common.experiment import Preset, records, train_missing, updates_done
-from common.mnist import DataError, load_digits, sample_colored
+from common.mnist import load_digits, sample_colored
 from common.nets import conv_discriminator, conv_generator
 from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
 from common.training import Players, in_one_batch, train_on_images, with_adam
@@ -84,11 +85,11 @@ class Config:
     columns: int = 6  # moments of training in the figure
 
 
-SMOKE = Config(updates=10, batch=36, samples=128, evaluate_every=5, columns=3)
+SMOKE = Config(updates=10, batch=36, samples=64, evaluate_every=5, columns=3)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
-    # Half the batch and the samples, a thirtieth of the length, and X = 1/4 alone.
-    "cpu": Preset(Config(updates=1500, batch=64, samples=2560, evaluate_every=150), (0, 1, 5, 10), (0, 1, 2)),
+    # An eighth of the batch, half the samples, a fiftieth of the length, and X = 1/4 alone.
+    "cpu": Preset(Config(updates=1000, batch=16, samples=2560, evaluate_every=200), (0, 1, 5, 10), (0, 1, 2)),
     "smoke": Preset(SMOKE, (0, 1), (0,)),
 }
 
@@ -166,12 +167,12 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
         for (size, unroll), values in over_seeds(runs.values(), rows, ("size", "unroll"), MEASURES).items()
     ]
     cells.append(["", "data", "", f"{data['js']:.4f}", f"{data['spread']:.3f}", "", "", ""])
-    write_report(args, found, markdown_table(header, cells), rows, seconds, data=data)
+    write_report(args, runs, found, markdown_table(header, cells), rows, seconds, data=data)
 
     panels = [("js", "JS divergence of colours"), ("spread", "standard deviation of colours")]
     for size in dict.fromkeys(config.size for config, _ in found):
         of_size = [(config, progress) for config, progress in found if config.size == size]
-        draw_figures(args.out, of_size, panels, data, side=6, suffix=f"-x{size}")
+        draw_figures(args.out, of_size, panels, data, side=5, suffix=f"-x{size}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,14 +186,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the distributions of colours (Unrolled GANs, section 3.3.2 and Table 2).",
         epilog="""presets:
   paper  50,000 generator updates, batch 128, five seeds: meant for a GPU; give --size 1/4 1/2 1
-  cpu    1,500 updates, batch 64, three seeds: the whole grid in under 2 hours on two cores
+  cpu    1,000 updates, batch 16, three seeds: the whole grid in under 2 hours on two cores
   smoke  10 updates: whether it runs
 
 examples:
   python examples/colored_mnist.py --data data
   python examples/colored_mnist.py --preset paper --size 1/4 1/2 1 --device cuda --resume""",
     )
-    arguments.add_image_options(what)
+    arguments.add_image_options(what, "MNIST")
     what.add_argument("--size", nargs="+", choices=SIZES, default=["1/4"], help="X, of both nets (default: 1/4)")
     args = arguments.parse(parser, "colored_mnist", argv)
     runs = {

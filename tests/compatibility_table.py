@@ -12,12 +12,6 @@ from compatibility_rows import SECTIONS
 DOCS = Path(__file__).parents[1] / "docs" / "compatibility.md"
 BEGIN = "<!-- tables: written by tests/compatibility_table.py -->"
 END = "<!-- tables: end -->"
-EVERY_PROBLEM = "test_exact.py::test_value_and_gradient_are_those_of_real_steps"
-
-
-def node_ids(test: str) -> list[str]:
-    """What to run for an entry of a row's `tests`: a problem is held to its value and gradient at K = 1 and K = 3."""
-    return [test] if "::" in test else [f"{EVERY_PROBLEM}[{test}-{steps}]" for steps in (1, 3)]
 
 
 def shown(test: str) -> str:

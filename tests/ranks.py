@@ -1,12 +1,14 @@
-"""What every rank of a process group runs for test_distributed.py: `python ranks.py RANK FOLDER [PART OF A NAME]`.
+"""What every rank of a process group runs for test_distributed.py: `python ranks.py FOLDER [PART OF A NAME]`.
 
 A case is a function of this rank and the number of them; what it asserts must hold on every rank. Four processes run
-all cases, one after the other, and then two of them do, because to import torch takes longer than most. Batches are the
-rows of one joined batch, dealt out in order, and what a single process makes of the joined batch is asked of
-`reference.chained`, which shares nothing with the package.
+all cases, one after the other, and then two of them do. Batches are the rows of one joined batch, dealt out in order,
+and what a single process makes of the joined batch is asked of `reference.chained`, which shares nothing with the
+package.
 """
 
 import copy
+import importlib
+import multiprocessing
 import os
 import sys
 import time
@@ -817,9 +819,8 @@ def the_last_rank_ends(rank, size):
     assert time.monotonic() - began < 20
 
 
-def main(rank, folder, only=""):
+def of_rank(rank, folder, only):
     """Every case on 4 ranks, and then on the first 2 of them."""
-    torch.set_num_threads(1)
     results = {}
     for size in (4, 2):
         if rank >= size:
@@ -848,5 +849,20 @@ def main(rank, folder, only=""):
         dist.destroy_process_group()
 
 
+def main(folder, only=""):
+    """Fork the ranks from one process that has imported and warmed up what they need: that is most of the work."""
+    torch.set_num_threads(1)
+    for name in ("accelerate", "lightning.fabric", "torch._inductor"):
+        importlib.import_module(name)
+
+    joined(), trained()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=of_rank, args=(rank, folder, only)) for rank in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,19 +1,7 @@
 """The ring of Gaussians runs, from the command line, as the README says."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "examples" / "mixture_of_gaussians.py"
-
-
-def run(*options):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, options)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+from scripts import run, run_here
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +13,7 @@ def one_thread(monkeypatch):
 
 def test_three_steps(tmp_path):
     """Three updates with K=0 and K=2: exit 0, a table with both, and a figure at the printed path."""
-    done = run("--steps", 3, "--unroll", 0, 2, "--out", tmp_path)
+    done = run("mixture_of_gaussians", "--steps", 3, "--unroll", 0, 2, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     figures = [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.pdf"), *tmp_path.rglob("*.svg")]
     assert figures
@@ -38,7 +26,7 @@ def test_three_steps(tmp_path):
 )
 def test_bad_values(tmp_path, options, word):
     """A bad value ends with an error that quotes it, not with a traceback."""
-    done = run(*options, "--out", tmp_path)
+    done = run_here("mixture_of_gaussians", *options, "--out", tmp_path)
     assert done.returncode != 0
     assert word in done.stderr
     assert "Traceback" not in done.stderr

@@ -11,7 +11,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("sklearn", reason="the examples' extra is not installed")
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from common import colors, data, metrics, mnist, training  # noqa: E402
+from common import colors, data, fidelity, inversion, metrics, mnist, training  # noqa: E402
 from unroll_wrap import hinge, minimax, non_saturating, relativistic  # noqa: E402
 
 
@@ -101,3 +101,79 @@ def test_in_one_batch_is_the_same_game(objective):
         expected = apart(lambda x, logits=logits: logits["real" if x is real else "fake"], real, fake)
         torch.testing.assert_close(loss(normalised, real, fake), expected, rtol=1e-12, atol=0)
         assert (loss(normalised, real, fake) - apart(normalised, real, fake)).abs() > 1e-3
+
+
+def test_fidelity_of_two_sets_of_one_distribution():
+    one, other = torch.randn(2, 1000, 4)
+    found = fidelity.fidelity(one, other)
+    assert min(found.precision, found.recall, found.coverage) > 0.9
+    assert found.density == pytest.approx(1, abs=0.1)
+
+
+def test_fidelity_tells_quality_from_diversity():
+    """One of two clusters is good and half as diverse; twice as many clusters are diverse and half as good."""
+    one, other, far = (torch.randn(500, 4) + place for place in (0, 100, 200))
+    both = torch.cat([one, other])
+    few = fidelity.fidelity(torch.randn(500, 4), both)
+    assert few.precision > 0.9 and few.density > 0.85
+    assert few.recall == pytest.approx(0.5, abs=0.03) and few.coverage == pytest.approx(0.5, abs=0.03)
+    many = fidelity.fidelity(torch.cat([torch.randn(500, 4), far]), one)
+    assert many.precision == pytest.approx(0.5, abs=0.03) and many.density == pytest.approx(0.5, abs=0.06)
+    assert many.recall > 0.9 and many.coverage > 0.9
+    assert fidelity.fidelity(far, one) == (0, 0, 0, 0)
+
+
+def test_distances_are_of_different_images():
+    apart = torch.zeros(2, 3, 4, 4)
+    apart[1] = 0.5
+    distances = fidelity.pair_distances(apart, 50)
+    torch.testing.assert_close(distances, torch.full((50,), 0.5 * math.sqrt(48)))
+
+
+def test_nearest_to_a_linear_generator():
+    """G(z) = W z with orthonormal columns: the residual is what W cannot reach, whatever the start."""
+    basis, _ = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))
+    W, rest = basis[:, :4], basis[:, 4]
+    G = torch.nn.Linear(4, 12, bias=False, dtype=torch.float64)
+    G.weight.data = W
+    z = torch.randn(3, 4, dtype=torch.float64)
+    targets = z @ W.T + torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)[:, None] * rest
+    found = inversion.nearest(G, targets, torch.randn(2, 3, 4, dtype=torch.float64), iterations=50)
+    torch.testing.assert_close(found.mse, torch.tensor([0, 1 / 12, 9 / 12], dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.z, z, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.images, z @ W.T, rtol=0, atol=1e-3)
+
+
+def test_batching_changes_no_image():
+    """All at once, in batches of 4, and alone: the same image; one L-BFGS over all images finds others."""
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 20), torch.nn.Tanh(), torch.nn.Linear(20, 12), torch.nn.Tanh()
+    ).double()
+    torch.nn.init.normal_(net[0].weight)
+    targets = torch.rand(5, 12, dtype=torch.float64) * 2 - 1
+    starts = torch.randn(3, 5, 6, dtype=torch.float64)
+    together = inversion.nearest(net, targets, starts, iterations=25)
+    in_fours = inversion.nearest(net, targets, starts, iterations=25, batch=4)
+    alone = [inversion.nearest(net, targets[[i]], starts[:, [i]], iterations=25) for i in range(5)]
+    for field in inversion.Nearest._fields:
+        expected = torch.cat([getattr(one, field) for one in alone])
+        for found in (together, in_fours):
+            torch.testing.assert_close(getattr(found, field), expected, rtol=1e-5, atol=1e-5)
+
+    def of_all(z, _):
+        leaf = torch.from_numpy(z).view(-1, 6).requires_grad_()
+        value = (net(leaf) - targets.repeat(3, 1)).square().sum()
+        (gradient,) = torch.autograd.grad(value, leaf)
+        return np.array([value.item()]), gradient.view(1, -1).numpy()
+
+    z, _ = inversion.minimize_each(of_all, starts.reshape(1, -1).numpy(), iterations=25, batch=1)
+    errors = (net(torch.from_numpy(z).view(3, 5, 6)) - targets).square().mean(dim=2).min(dim=0).values
+    assert (errors / together.mse - 1).abs().max() > 1e-3
+
+
+def test_an_error_ends_every_thread():
+    def refuse(x, problems):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        inversion.minimize_each(refuse, np.zeros((3, 2)), iterations=5, batch=3)

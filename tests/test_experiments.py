@@ -6,19 +6,18 @@ import resource
 import signal
 import struct
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import command, run, run_here
 
 pytest.importorskip("matplotlib", reason="the examples' extra is not installed")
 pytest.importorskip("tensorboard", reason="the examples' extra is not installed")
 datasets = pytest.importorskip("sklearn.datasets", reason="the examples' extra is not installed")
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = ["rnn_mnist", "stacked_mnist", "colored_mnist"]
+SMOKE = ("--preset", "smoke")
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +45,10 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
 
-def command(script, *options):
-    return [sys.executable, str(ROOT / "examples" / f"{script}.py"), "--preset", "smoke", *map(str, options)]
-
-
-def run(script, *options, **keywords):
-    return subprocess.run(command(script, *options), cwd=ROOT, capture_output=True, text=True, timeout=300, **keywords)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_three_steps(script, mnist, tmp_path):
     """Three updates: the table, a summary from which the runs can be repeated, two figures, events."""
-    done = run(script, "--steps", 3, "--data", mnist, "--out", tmp_path)
+    done = run_here(script, *SMOKE, "--steps", 3, "--data", mnist, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "table.md").read_text() in done.stdout
     assert len(list(tmp_path.glob("*.png"))) == 2
@@ -67,15 +58,17 @@ def test_three_steps(script, mnist, tmp_path):
     assert {"command", "machine", "versions", "seconds", "data"} <= summary.keys()
 
 
-@pytest.mark.parametrize("script", ["colored_mnist"])  # the others train and resume by the same lines of common/
-def test_resumes_bit_for_bit(script, mnist, tmp_path):
-    """A run killed outright and resumed ends with the numbers and the weights of one that was left alone."""
-    options = ("--steps", 20, "--save-every", 1, "--data", mnist, "--unroll", 1)
-    left_alone = run(script, *options, "--out", tmp_path / "whole")
+def test_resumes_bit_for_bit(mnist, tmp_path):
+    """A command killed outright and resumed ends with the numbers and the weights of one that was left alone.
+
+    The other scripts train and resume by the same lines of common/.
+    """
+    options = (*SMOKE, "--steps", 8, "--save-every", 1, "--data", mnist, "--unroll", 1)
+    left_alone = run_here("colored_mnist", *options, "--out", tmp_path / "whole")
     assert left_alone.returncode == 0, left_alone.stderr
 
     out = tmp_path / "killed"
-    process = subprocess.Popen(command(script, *options, "--out", out), cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(command("colored_mnist", *options, "--out", out), start_new_session=True)
     while not list(out.glob("runs/*.pt")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -83,17 +76,16 @@ def test_resumes_bit_for_bit(script, mnist, tmp_path):
     process.wait()
     (path,) = out.glob("runs/*.pt")
     interrupted = torch.load(path)["progress"]["update"]
-    assert 0 < interrupted < 20
+    assert 0 < interrupted < 8
 
-    if script == "colored_mnist":
-        refused = run(script, *options, "--out", out)
-        assert refused.returncode == 2
-        assert f"{interrupted} of 20" in refused.stderr
-        partly = run(script, *options, "--out", out, "--report")
-        assert partly.returncode == 0, partly.stderr
-        assert f"Not finished: K = 1, seed 0, at {interrupted} of 20 updates." in partly.stdout
+    refused = run_here("colored_mnist", *options, "--out", out)
+    assert refused.returncode == 2
+    assert f"{interrupted} of 8" in refused.stderr
+    partly = run_here("colored_mnist", *options, "--out", out, "--report")
+    assert partly.returncode == 0, partly.stderr
+    assert f"Not finished: x0.25-k1-seed0 at {interrupted} of 8 updates." in partly.stdout
 
-    resumed = run(script, *options, "--out", out, "--resume")
+    resumed = run_here("colored_mnist", *options, "--out", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     one, other = (torch.load(folder / "runs" / path.name) for folder in (tmp_path / "whole", out))
     assert one["progress"]["history"] == other["progress"]["history"]
@@ -111,7 +103,7 @@ def test_resumes_bit_for_bit(script, mnist, tmp_path):
     ],
 )
 def test_bad_values(script, options, words, tmp_path):
-    refused = run(script, *options, "--out", tmp_path)
+    refused = run_here(script, *SMOKE, *options, "--out", tmp_path)
     assert refused.returncode == 2
     assert all(word in refused.stderr for word in words)
     assert "Traceback" not in refused.stderr
@@ -130,7 +122,7 @@ def test_bad_data(damage, mnist, tmp_path):
     if damage == "not a folder":
         data = tmp_path / "file"
         data.write_text("")
-    refused = run("colored_mnist", "--data", data, "--out", tmp_path / "out")
+    refused = run_here("colored_mnist", *SMOKE, "--data", data, "--out", tmp_path / "out")
     assert refused.returncode == 2
     assert str(data) in refused.stderr
     assert "--data" in refused.stderr
@@ -139,13 +131,13 @@ def test_bad_data(damage, mnist, tmp_path):
 
 def test_another_configuration_and_a_full_disk(mnist, tmp_path):
     """Neither costs a finished run."""
-    options = ("--steps", 2, "--data", mnist, "--out", tmp_path)
-    first = run("colored_mnist", *options, "--unroll", 0)
+    options = (*SMOKE, "--steps", 2, "--data", mnist, "--out", tmp_path)
+    first = run_here("colored_mnist", *options, "--unroll", 0)
     assert first.returncode == 0, first.stderr
     (path,) = (tmp_path / "runs").glob("*.pt")
     finished = path.read_bytes()
 
-    refused = run("colored_mnist", *options, "--unroll", 0, "--apart")
+    refused = run_here("colored_mnist", *options, "--unroll", 0, "--apart")
     assert refused.returncode == 2
     assert "one_batch is True there and False here" in refused.stderr
 
@@ -163,6 +155,6 @@ def test_another_configuration_and_a_full_disk(mnist, tmp_path):
     assert path.read_bytes() == finished
     assert not list(tmp_path.rglob("*.tmp"))
 
-    again = run("colored_mnist", *options, "--unroll", 0, 1)
+    again = run_here("colored_mnist", *options, "--unroll", 0, 1)
     assert again.returncode == 0, again.stderr
     assert path.read_bytes() == finished

@@ -130,9 +130,16 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("error", [Stopped("here"), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
-@pytest.mark.parametrize("place", list(PLACES))
-@pytest.mark.parametrize("name", WITH_STATE)
+ERRORS = [Stopped("here"), KeyboardInterrupt()]
+# Every problem in every place, with every error in turn: each problem and each place sees both.
+RAISING = [
+    pytest.param(name, place, ERRORS[(i + j) % 2], id=f"{name}-{place}-{type(ERRORS[(i + j) % 2]).__name__}")
+    for i, name in enumerate(WITH_STATE)
+    for j, place in enumerate(PLACES)
+]
+
+
+@pytest.mark.parametrize(("name", "place", "error"), RAISING)
 def test_whatever_raises_everything_is_put_back(name, place, error):
     """The user's own exception comes out, nothing has changed, and the next call is right."""
     world, unrolled, before = ready(name, steps=3)

@@ -17,13 +17,14 @@ def alone(modules: Sequence[nn.Module]) -> Iterator[None]:
     Raises:
         RuntimeError: another thread does, or a loss that this thread is unrolling with.
     """
-    me, mine = threading.get_ident(), [id(m) for m in modules]
+    me = threading.get_ident()
+    mine = dict.fromkeys(map(id, modules), me)
     with _lock:
-        taken = [(type(m).__name__, _thread_of[id(m)]) for m in modules if id(m) in _thread_of]
-        if not taken:
-            _thread_of.update(dict.fromkeys(mine, me))
+        if taken := mine.keys() & _thread_of.keys():
+            name, thread = next((type(m).__name__, _thread_of[id(m)]) for m in modules if id(m) in taken)
+        else:
+            _thread_of.update(mine)
     if taken:
-        name, thread = taken[0]
         if thread == me:
             raise RuntimeError(
                 f"This discriminator ({name}) is being unrolled already, by the call whose loss calls this. Use the "

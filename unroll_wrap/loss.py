@@ -174,8 +174,10 @@ class UnrolledGeneratorLoss:
         kwargs: dict[str, Any],
     ) -> Tensor:
         steps, inner_batch = self.plan(batch, steps, resample)
-        with alone(all_modules(_modules(self.discriminator))):
-            modules, optimizers, owned = self.parts()
+        modules = all_modules(_modules(self.discriminator))
+        with alone(modules):
+            optimizers = self._optimizers()
+            owned = self._owned(modules, optimizers)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
             swap, compiled = Swap(modules, owned), not self.backward.twice
             if steps == 0:

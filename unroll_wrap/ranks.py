@@ -98,23 +98,6 @@ def check_group(group: Any) -> None:
         )
 
 
-def graft(grads: Grads, averages: Grads | None) -> Grads:
-    """The averages, on the graph of this rank's own gradients."""
-    if averages is None:
-        return grads
-    return [a if g is None or a is None else _Graft.apply(g, a) for g, a in zip(grads, averages, strict=True)]
-
-
-class _Graft(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, average: Tensor) -> Tensor:
-        return average.view_as(average)
-
-    @staticmethod
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return bar, None
-
-
 class Ranks(OneProcess):
     """One call on every rank of a group.
 

@@ -1,6 +1,6 @@
 """What a loss's graph ends at, besides the leaves that the unroll made itself, and what in it has one derivative."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,24 +54,28 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     """
     leaves: list[Tensor] = []
     once: list[str] = []
-    captured = twice = False
-    seen: set[Node] = set()
+    captured = False
+    kinds: set[type] = set()
+    seen: set[Node | None] = {None}
     stack: list[Node | None] = [loss.grad_fn]
     while stack:
-        node = stack.pop()
-        if node is None or node in seen:
+        node: Any = stack.pop()
+        if node in seen:
             continue
         seen.add(node)
-        if type(node) is _LEAF:
-            if id(node.variable) not in own:  # type: ignore[attr-defined]
-                leaves.append(node.variable)  # type: ignore[attr-defined]
-        elif node._sequence_nr() < since:  # type: ignore[attr-defined]
+        kind = type(node)
+        if kind is _LEAF:
+            if id(node.variable) not in own:
+                leaves.append(node.variable)
+        elif node._sequence_nr() < since:
             captured = True
         else:
-            twice |= type(node).__name__ in _TWICE
-            if isinstance(node, BackwardCFunction) and _is_marked(node):
-                once.append(node.name())
-            stack.extend(next_node for next_node, _ in node.next_functions)
+            if kind not in kinds:
+                kinds.add(kind)
+                if issubclass(kind, BackwardCFunction) and _is_marked(node):
+                    once.append(node.name())
+            stack += [next_node for next_node, _ in node.next_functions]
+    twice = any(kind.__name__ in _TWICE for kind in kinds)
     return Reach([] if captured else leaves, captured, once, twice)
 
 

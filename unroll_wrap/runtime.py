@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .checkpoints import in_place
-from .settings import eager, math_attention, no_cudnn, no_parametrization_cache
+from .settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from .swap import Swap
 
 logger = logging.getLogger("unroll_wrap")
@@ -29,7 +29,7 @@ def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> I
         twice: whether gradients of D's are differentiated again, which fused attention and cuDNN's RNNs cannot be.
         compiled: whether what torch.compile made of D may run. It has no second derivative, in some versions silently.
     """
-    settings = []
+    settings: list[Setting] = []
     if twice:
         settings.append(math_attention)
         if any(isinstance(m, nn.RNNBase) for m in swap.modules):
@@ -39,16 +39,13 @@ def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> I
         settings.append(eager)
     if parametrize._cache_enabled:
         settings.append(no_parametrization_cache)
+    wrappers = [m for m in swap.modules if isinstance(m, nn.parallel.DistributedDataParallel)]
     with ExitStack() as stack:
-        enter = stack.enter_context
-        for setting in settings:
-            enter(setting)
-        enter(in_place(swap, settings))
-        for module in swap.modules:
-            if isinstance(module, nn.parallel.DistributedDataParallel):
-                enter(_no_reducer(module))
-        enter(swap)
-        yield
+        contexts: list[AbstractContextManager[Any]] = [*settings, *map(_no_reducer, wrappers)]
+        for context in contexts:
+            stack.enter_context(context)
+        with in_place(swap, settings), swap:
+            yield
 
 
 def refuse_inference_mode() -> None:

@@ -66,8 +66,7 @@ def _leave_cudnn() -> Callable[[], Any]:
 
 
 def _run_eagerly() -> Callable[[], Any]:
-    stance = torch.compiler.set_stance("force_eager")
-    stance.__enter__()
+    stance = torch.compiler.set_stance("force_eager")  # from here on, not from __enter__ on
     return lambda: stance.__exit__(None, None, None)
 
 

@@ -6,12 +6,16 @@ the originals are put back whatever happens. No other file touches the internals
 """
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# The kinds of a module's attributes, nearly all of them, that are no tensors and no lists of any.
+_NO_TENSORS = {bool, int, float, str, type(None), tuple, set, dict, OrderedDict}
 
 
 class UnrolledParameter(nn.Parameter):
@@ -83,6 +87,8 @@ class Swap:
                 if b is not None:
                     self._carry(module._buffers, name, b, carried)
             for name, value in vars(module).items():
+                if type(value) in _NO_TENSORS:
+                    continue
                 # RNNs call their kernels with a list of their parameters, and keep another of weak references.
                 if _lists_tensors(value):
                     self._lists.append((value, list(value)))

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
 from .operators import parameters_only
-from .ranks import Grads, OneProcess, graft
+from .ranks import Grads, OneProcess
 from .rules.block import Block, unpack
 from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
+from .swap import UnrolledParameter
 
 
 class Point(NamedTuple):
@@ -38,24 +39,21 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One inner step with its graph: from the leaves of ``evaluation`` and ``update`` to ``update.new``.
+    """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``.
 
     Attributes:
         start: θ^k.
         evaluation: of ``d_loss``.
+        grads: of it, with their graph.
+        averages: the gradients that the update went by, where they are those of several ranks.
         update: to θ^{k+1}.
-        averages: the gradients that it went by, where they are those of several ranks.
     """
 
     start: Point
     evaluation: Evaluation
-    update: Update
+    grads: Grads
     averages: Grads | None
-
-
-def leaves(grads: Grads) -> Grads:
-    """Gradients that a graph can begin at."""
-    return [None if g is None else g.detach().requires_grad_() for g in grads]
+    update: Update
 
 
 class Sensitivity:
@@ -146,8 +144,8 @@ class Unroll:
             )
         grads, _ = self.gradients(evaluation, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
-        update = self.update(point, graft(grads, averages), differentiable)
-        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, update, averages)
+        update = self.update(point, averages or grads, differentiable)
+        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, averages, update)
 
     def evaluate_d(
         self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True
@@ -167,7 +165,7 @@ class Unroll:
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
         # The operators tell parameters by their class, which a tracer's leaves do not have.
-        skip = not also and all(isinstance(p, nn.Parameter) for p in params)
+        skip = not also and self.evaluate.leaf is UnrolledParameter
         with parameters_only() if skip else nullcontext():
             found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
         grads = found[: len(params)]
@@ -187,46 +185,34 @@ class Unroll:
         """The optimizer's part of a step."""
         return update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
 
-    def of_rule(
-        self, update: Update, grads: Sequence[Tensor | None], cotangent: list[Block]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """The rule's half of a pullback, for an update of ``grads`` that are leaves.
-
-        Returns:
-            The cotangents ḡ of ``grads``, and those of ``update.leaves()``.
-        """
-        pairs, leaves = update.with_cotangent(cotangent), update.leaves()
-        present = [g for g in grads if g is not None]
-        found = differentiate("the update", [out for out, _ in pairs], [*leaves, *present], [bar for _, bar in pairs])
-        bars = iter(found[len(leaves) :])
-        return [None if g is None else next(bars) for g in grads], found[: len(leaves)]
-
     def pullback(self, step: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
         """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way.
 
         For the ``first`` step of all there is no cotangent to return: nobody moves the live discriminator.
         """
-        evaluation, update = step.evaluation, step.update
-        pairs = update.with_cotangent(cotangent)
-        outputs, bars = [out for out, _ in pairs], [bar for _, bar in pairs]
-        inner = [] if first else [*update.leaves(), *evaluation.params]
+        evaluation = step.evaluation
+        bars, of_old = step.update.pullback(cotangent)
+        pairs = [
+            (g, bar)
+            for g, bar in zip(step.grads, bars, strict=True)
+            if g is not None and bar is not None and g.requires_grad
+        ]
+        inner = [] if first else evaluation.params
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         self.evaluate.swap.put(evaluation.params, step.start.buffers)
-        keep = evaluation.captured or bool(evaluation.outside)
         found = differentiate(
             evaluation.name,
-            outputs,
+            [g for g, _ in pairs],
             [*inner, *evaluation.outer],
-            bars,
+            [bar for _, bar in pairs],
             factor=self.evaluate.autocast.second,
-            retain_graph=keep,
+            retain_graph=evaluation.captured or bool(evaluation.outside),
         )
         reached = self.sensitivity.add(evaluation.users, found[len(inner) :])
         self.sensitivity.second_term |= reached or evaluation.captured
-        if evaluation.captured and outputs:
-            self.sensitivity.surrogates.append(torch.stack([(o * bar).sum() for o, bar in pairs]).sum())
-        n = len(update.leaves())
-        return None if first else update.cotangent(found[:n], found[n : len(inner)])
+        if evaluation.captured and pairs:
+            self.sensitivity.surrogates.append(torch.stack([(g * bar).sum() for g, bar in pairs]).sum())
+        return None if first else step.update.cotangent(of_old, found[: len(inner)])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""

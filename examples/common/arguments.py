@@ -97,8 +97,13 @@ def experiment_parser(
     return parser, what
 
 
-def add_image_options(what: argparse._ArgumentGroup) -> None:
-    """The options that every experiment on MNIST has."""
+def add_image_options(what: argparse._ArgumentGroup, data: str) -> None:
+    """The options that every experiment on images has.
+
+    Args:
+        what: The group of what to train.
+        data: The name of the data set.
+    """
     what.add_argument("--backward", choices=BACKWARDS, help="how the unroll is differentiated (default: store)")
     what.add_argument(
         "--apart",
@@ -112,7 +117,7 @@ def add_image_options(what: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="DIR",
         default=Path("data"),
-        help="folder with MNIST in torchvision's layout; downloaded if absent (default: data)",
+        help=f"folder with {data} in torchvision's layout; downloaded if absent (default: data)",
     )
 
 

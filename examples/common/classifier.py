@@ -1,53 +1,71 @@
-"""A classifier of MNIST digits, the measure of what a generator draws."""
+"""Classifiers that the project trains itself, the measure of what a generator draws."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from common import checkpoint
-from common.data import to_pixels
-from common.mnist import DataError, load_digits
+from common.cifar import load_images
+from common.data import DataError, to_pixels
+from common.mnist import load_digits
 from common.progress import progress_bar
 
 
-def digit_classifier(path: Path, data: Path, device: torch.device, *, updates: int) -> tuple[nn.Module, float]:
+class Task(NamedTuple):
+    """What a classifier is trained on."""
+
+    name: str
+    net: Callable[[], nn.Sequential]
+    load: Callable[..., tuple[Tensor, Tensor]]
+    augment: Callable[[Tensor], Tensor]
+
+
+def classifier(
+    task: Task, path: Path, data: Path, device: torch.device, *, updates: int
+) -> tuple[nn.Sequential, float]:
     """The classifier that is cached at `path`, trained and saved there first if there is none.
 
     Args:
+        task: `DIGITS` or `OBJECTS`.
         path: The cache.
-        data: The folder of MNIST.
+        data: The folder of the data set.
         device: Where to train, and where the classifier will be.
-        updates: Of the classifier, on 128 digits each; 2,500 bring more than 99 % on the test set.
+        updates: Of the classifier, on 128 images each.
 
     Returns:
-        The network in evaluation mode, from images in [-1, 1] of shape (n, 1, 28, 28) to ten logits; and its
-        accuracy on the test set.
+        The network in evaluation mode, from images in [-1, 1] of shape (n, colours, height, width) to ten logits; and
+        its accuracy on the test set.
     """
-    net = _net()
+    net = task.net()
     config = {"classifier_updates": updates}
     state = checkpoint.load(path, config)
     if state is not None:
         net.load_state_dict(state["parts"]["net"])
-        return net.to(device).eval(), state["progress"]["accuracy"]
+        return _ready(net, device), state["progress"]["accuracy"]
     # Like every run it has a seed of its own: who trains it must not change what comes after.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = _net().to(device)
-        _train(net, data, device, updates)
-    test = load_digits(data, train=False)
-    right = classify(net.eval(), to_pixels(test.images.to(device)))[0] == test.labels.to(device)
+        net = task.net().to(device)
+        _train(task, net, data, device, updates)
+    images, labels = task.load(data, train=False)
+    right = classify(_ready(net, device), _pixels(images.to(device)))[0] == labels.to(device)
     accuracy = float(right.double().mean())
     checkpoint.save(path, config, {"net": net}, {"accuracy": accuracy})
     return net, accuracy
 
 
-def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, updates: int) -> tuple[Path, nn.Module, float]:
+def prepare(
+    task: Task, parser: argparse.ArgumentParser, args: argparse.Namespace, updates: int
+) -> tuple[Path, nn.Sequential, float]:
     """The classifier of a whole grid, ready before the first run; ends the program where it cannot be had.
 
     Args:
+        task: `DIGITS` or `OBJECTS`.
         parser: Ends the program.
         args: The command line.
         updates: Of the classifier.
@@ -55,14 +73,14 @@ def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, updates: 
     Returns:
         Where it is cached, the network, and its accuracy on the test set.
     """
-    path = args.out / "digit_classifier.pt"
+    path = args.out / f"{task.name}_classifier.pt"
     if args.restart:
         path.unlink(missing_ok=True)
     try:
-        net, accuracy = digit_classifier(path, args.data, args.device, updates=updates)
+        net, accuracy = classifier(task, path, args.data, args.device, updates=updates)
     except (DataError, checkpoint.CheckpointError) as error:
         parser.error(str(error))
-    print(f"Classifier of digits: {accuracy:.2%} right on the test set.")
+    print(f"Classifier of {task.name}s: {accuracy:.2%} right on the test set.")
     return path, net, accuracy
 
 
@@ -71,17 +89,31 @@ def classify(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         net: The classifier.
-        images: Single digits, shape (n, 28, 28), in [-1, 1].
+        images: Shape (n, colours, height, width), in [-1, 1].
 
     Returns:
         Classes and their probabilities, both of shape (n,).
     """
     with torch.no_grad():
-        best = [net(batch.unsqueeze(1)).softmax(1).max(1) for batch in images.split(512)]
+        best = [net(batch).softmax(1).max(1) for batch in images.split(512)]
     return torch.cat([classes for _, classes in best]), torch.cat([probability for probability, _ in best])
 
 
-def _net() -> nn.Sequential:
+def features(net: nn.Sequential, images: Tensor) -> Tensor:
+    """What the classifier's last layer sees.
+
+    Args:
+        net: The classifier.
+        images: Shape (n, colours, height, width), in [-1, 1].
+
+    Returns:
+        Shape (n, features).
+    """
+    with torch.no_grad():
+        return torch.cat([net[:-1](batch) for batch in images.split(512)])
+
+
+def _digit_net() -> nn.Sequential:
     return nn.Sequential(
         *(nn.Conv2d(1, 24, 5, stride=2, padding=2), nn.BatchNorm2d(24), nn.ReLU()),
         *(nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.MaxPool2d(2)),
@@ -89,15 +121,23 @@ def _net() -> nn.Sequential:
     )
 
 
-def _train(net: nn.Module, data: Path, device: torch.device, updates: int) -> None:
-    digits = load_digits(data, train=True)
-    images, labels = to_pixels(digits.images.to(device)).unsqueeze(1), digits.labels.to(device)
+def _object_net() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 24), (24, 48), (48, 96)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(96, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+
+
+def _train(task: Task, net: nn.Module, data: Path, device: torch.device, updates: int) -> None:
+    images, labels = (part.to(device) for part in task.load(data, train=True))
+    net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=updates)
-    with progress_bar(updates, "Classifier of digits") as bar:
+    with progress_bar(updates, f"Classifier of {task.name}s") as bar:
         for _ in range(updates):
             chosen = torch.randint(len(images), (128,), device=device)
-            loss = cross_entropy(net(_shifted(images[chosen])), labels[chosen])
+            loss = cross_entropy(net(task.augment(_pixels(images[chosen]))), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -105,7 +145,27 @@ def _train(net: nn.Module, data: Path, device: torch.device, updates: int) -> No
             bar.update(1)
 
 
+def _ready(net: nn.Sequential, device: torch.device) -> nn.Sequential:
+    # Channels last, a CPU reads 1.5 times as many images a second.
+    return net.to(device, memory_format=torch.channels_last).eval()
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return to_pixels(images).view(len(images), -1, *images.shape[-2:])
+
+
 def _shifted(images: Tensor, most: int = 2) -> Tensor:
     # Generated digits are not centred as MNIST's are.
     x, y = torch.randint(2 * most + 1, (2,)).tolist()
-    return pad(images, (most, most, most, most), value=-1.0)[..., y : y + 28, x : x + 28]
+    height, width = images.shape[-2:]
+    return pad(images, (most, most, most, most), value=-1.0)[..., y : y + height, x : x + width]
+
+
+def _shifted_or_mirrored(images: Tensor) -> Tensor:
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return _shifted(torch.where(mirrored, images.flip(-1), images))
+
+
+# 2,500 updates bring more than 99 % on the test set.
+DIGITS = Task("digit", _digit_net, load_digits, _shifted)
+OBJECTS = Task("object", _object_net, load_images, _shifted_or_mirrored)

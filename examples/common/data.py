@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+class DataError(Exception):
+    """A data set that cannot be had; the message says why and what to do."""
+
+
 def ring_centers(modes: int = 8, radius: float = 2.0, *, endpoint: bool = False) -> Tensor:
     """c_i = radius · (cos 2πi/modes, sin 2πi/modes).
 

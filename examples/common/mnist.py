@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.datasets import MNIST
 
-from common.data import to_pixels
+from common.data import DataError, to_pixels
 
 
 class Digits(NamedTuple):
@@ -16,10 +16,6 @@ class Digits(NamedTuple):
 
     images: Tensor
     labels: Tensor
-
-
-class DataError(Exception):
-    """MNIST that cannot be had; the message says why and what to do."""
 
 
 def load_digits(folder: Path, *, train: bool) -> Digits:

@@ -126,9 +126,51 @@ def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], column
         for panel, images in zip(row, panels, strict=False):
             lines = [torch.cat(list(line), dim=-1) for line in images[: side * side].split(side)]
             grid = torch.cat(lines, dim=-2).permute(1, 2, 0)
-            panel.imshow(grid.squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            panel.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for panel, caption in zip(axes[-1], columns, strict=True):
         panel.set_xlabel(caption, fontsize=10)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def distance_histograms(path: Path, panels: Sequence[tuple[str, Sequence[Tensor]]], data: Tensor) -> None:
+    """Figure 6: a panel a label, a blue line a seed, the data in red in each; vertical lines are medians.
+
+    Args:
+        path: The PNG to write.
+        panels: Pairs of a label and the distances of every seed.
+        data: The distances of the data.
+    """
+    longest = max(float(distances.max()) for distances in [data, *(one for _, seeds in panels for one in seeds)])
+    edges = np.linspace(0, longest, 81)
+    figure = Figure(figsize=(3.2 * len(panels), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for panel, (label, seeds) in zip(axes, panels, strict=True):
+        for distances, color in [*((one, "tab:blue") for one in seeds), (data, "tab:red")]:
+            shares, _ = np.histogram(distances.cpu().numpy(), edges, density=True)
+            panel.stairs(shares, edges, color=color, linewidth=1)
+            panel.axvline(float(distances.median()), color=color, linewidth=0.8, linestyle="--")
+        panel.set(title=label, xlabel="distance of two images", yticks=[])
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def reconstructions(path: Path, columns: Sequence[tuple[str, Tensor, Tensor | None]], chosen: Sequence[int]) -> None:
+    """Figure 5: a row a target, a column a model, the mean squared error below each reconstruction.
+
+    Args:
+        path: The PNG to write.
+        columns: A caption, images in uint8 of shape (n, 3, height, width), and their errors, None for the targets.
+        chosen: Which of the n images to show.
+    """
+    figure = Figure(figsize=(1.15 * len(columns), 1.3 * len(chosen) + 0.2), layout="constrained")
+    axes = figure.subplots(len(chosen), len(columns), squeeze=False)
+    for row, image in zip(axes, chosen, strict=True):
+        for panel, (_, images, errors) in zip(row, columns, strict=True):
+            panel.imshow(images[image].permute(1, 2, 0), interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            if errors is not None:
+                panel.set_xlabel(f"{errors[image]:.4f}", fontsize=8, labelpad=1)
+    for panel, (caption, _, _) in zip(axes[0], columns, strict=True):
+        panel.set_title(caption, fontsize=9)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 

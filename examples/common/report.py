@@ -23,6 +23,7 @@ from common.training import snapshot_updates
 
 def write_report(
     args: argparse.Namespace,
+    runs: Mapping[Path, Any],
     found: Sequence[tuple[Any, Mapping[str, Any]]],
     table: str,
     rows: Sequence[Mapping[str, Any]],
@@ -33,16 +34,20 @@ def write_report(
 
     Args:
         args: The command line.
+        runs: Configurations of the whole grid by their checkpoint.
         found: Configuration and progress of every run that has begun.
         table: Markdown.
         rows: A row a run, in plain values.
         seconds: Time that this command took.
         **measured: What else was found out, in plain values.
     """
+    begun = {config: progress["update"] for config, progress in found}
     unfinished = [
-        f"K = {config.unroll}, seed {config.seed}, at {progress['update']:,} of {config.updates:,} updates"
-        for config, progress in found
-        if progress["update"] < config.updates
+        f"{path.stem} at {begun[config]:,} of {config.updates:,} updates"
+        if config in begun
+        else f"{path.stem} not begun"
+        for path, config in runs.items()
+        if begun.get(config) != config.updates
     ]
     if unfinished:
         table += "\nNot finished: " + "; ".join(unfinished) + ".\n"

@@ -1,8 +1,10 @@
 """Training as generator functions: plain loops that hand every update to the script that runs them."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ from common import checkpoint
 from common.data import to_bytes
 from common.files import write_json
 from unroll_wrap import Objective, UnrolledGeneratorLoss
+
+SHOWN = 36  # samples kept of every moment that a figure shows
 
 
 class Players(NamedTuple):
@@ -200,7 +204,8 @@ def train_on_images(
         training, path, asdict(config), players, progress, save_every=save_every, report=report
     ):
         if update in columns:
-            progress["snapshots"][update] = to_bytes(next(samples()))[:36]
+            batches = islice(samples(), math.ceil(SHOWN / config.batch))
+            progress["snapshots"][update] = to_bytes(torch.cat(list(batches)))[:SHOWN]
         point = {"update": update, **losses}
         progress["history"].append(point)
         yield point, samples()

@@ -19,8 +19,10 @@ from ..arguments import mapped, tensors_in
 from ..evaluate import differentiate
 from ..replay import RandomState
 from ..rules.block import Block
+from ..rules.closed import ClosedRule
 from ..rules.update import Update
-from ..unroll import Point, Step, Unroll, leaves
+from ..unroll import Point, Step, Unroll
+from .compiled_rule import CompiledRule, Kernels, compile_rule, kind
 from .sweep import Tape
 
 logger = logging.getLogger("unroll_wrap")
@@ -43,6 +45,7 @@ class Compiled:
 
     twice = True
     _programs: "dict[Any, _Program | None]" = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kernels: dict[Any, Kernels] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A stack of points."""
@@ -72,6 +75,16 @@ class Compiled:
         if check and program is not None and not program.reproduces(unroll, point, batch):
             self._give_up(key, "its value is no longer that of its first call. Pass what changes as an argument")
         return self._programs.get(key)
+
+    def rule_of(self, block: Block) -> Block:
+        """The block, its rule compiled where it can be."""
+        rule = block.rule
+        if not isinstance(rule, ClosedRule):
+            return block
+        key = kind(rule, block)
+        if key not in self._kernels:
+            self._kernels[key] = compile_rule(rule, block)
+        return block._replace(rule=CompiledRule(rule, self._kernels[key]))
 
     def _give_up(self, key: Any, reason: str) -> None:
         """Run this loss by ``Store()`` from now on, and say so once."""
@@ -225,13 +238,15 @@ class _Stack:
             point, step = unroll.step(point, k, batch, differentiable=True)
             self._taken.append(step)
             return point
+        if k == self._first:
+            point = Point([self._settings.rule_of(b) for b in point.blocks], point.buffers)
         inputs = _inputs(unroll, point, batch)
         with torch.no_grad():
             loss, *rest = program.gradient(*inputs)
         unroll.d_losses.append(loss)
         gradients = iter(rest)
-        found = [next(gradients) if u else None for u in program.used]
-        grads = leaves(unroll.ranks.gradients(found, batch) or found)
+        grads = [next(gradients) if u else None for u in program.used]
+        grads = unroll.ranks.gradients(grads, batch) or grads
         update = unroll.update(point, grads, differentiable=True)
         users = [t for t in tensors_in(batch, unroll.evaluate.kwargs) if t.requires_grad]
         self._taken.append(_Taken(program, inputs, users, grads, update))
@@ -241,7 +256,7 @@ class _Stack:
         unroll, taken, first = self._unroll, self._taken.pop(), k == self.first
         if isinstance(taken, Step):
             return unroll.pullback(taken, cotangent, first)
-        bars, of_leaves = unroll.of_rule(taken.update, taken.grads, cotangent)
+        bars, of_old = taken.update.pullback(cotangent)
         present = [
             torch.zeros_like(g) if bar is None else bar
             for g, bar, used in zip(taken.grads, bars, taken.program.used, strict=True)
@@ -252,4 +267,4 @@ class _Stack:
         found = [next(products) if f else None for f in taken.program.found]
         n = len(taken.grads)
         unroll.sensitivity.second_term |= unroll.sensitivity.add(taken.users, found[n:])
-        return None if first else taken.update.cotangent(of_leaves, found[:n])
+        return None if first else taken.update.cotangent(of_old, found[:n])

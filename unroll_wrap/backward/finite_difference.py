@@ -11,7 +11,7 @@ from ..evaluate import Evaluation
 from ..replay import RandomState
 from ..rules.block import Block
 from ..rules.update import Update
-from ..unroll import Point, Unroll, leaves
+from ..unroll import Point, Unroll
 from .sweep import Tape
 
 
@@ -44,14 +44,13 @@ class FiniteDifference:
 
 
 class _Taken(NamedTuple):
-    """A step: where it started, what it drew, its own gradients, and the update with its graph back to ``used``."""
+    """A step: where it started, what it drew, its gradients, and the update."""
 
     point: Point
     batch: tuple[Any, ...]
     random: RandomState
     evaluation: Evaluation
     grads: list[Tensor | None]
-    used: list[Tensor | None]
     outer: list[Tensor | None]
     update: Update
 
@@ -68,16 +67,16 @@ class _Stack:
         batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
         evaluation = unroll.evaluate_d(point, k, batch)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
-        grads = leaves(unroll.ranks.gradients(found, batch) or found)
-        update = unroll.update(point, grads, differentiable=True)
-        self._steps.append(_Taken(point, batch, random, evaluation, found, grads, outer, update))
+        grads = [None if g is None else g.detach() for g in found]
+        update = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
+        self._steps.append(_Taken(point, batch, random, evaluation, grads, outer, update))
         return Point(update.following(), unroll.evaluate.swap.buffers())
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         taken = self._steps.pop()
-        g_bars, of_leaves = self._unroll.of_rule(taken.update, taken.used, cotangent)
+        g_bars, of_old = taken.update.pullback(cotangent)
         products = self._products(taken, k, g_bars)
-        return None if k == self.first else taken.update.cotangent(of_leaves, products)
+        return None if k == self.first else taken.update.cotangent(of_old, products)
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""

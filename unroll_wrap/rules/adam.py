@@ -1,12 +1,13 @@
 """Adam (Kingma & Ba 2014) and AdamW (Loshchilov & Hutter 2017), as torch.optim writes them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .rule import UpdateRule
+from .closed import ClosedRule, plus, plus_product, plus_quotient
 
 
 class AdamState(NamedTuple):
@@ -18,8 +19,22 @@ class AdamState(NamedTuple):
     max_exp_avg_sq: Tensor | None
 
 
+class AdamNumbers(NamedTuple):
+    """The numbers of one update; ``decay`` is the factor of θ in g, ``shrink`` that of θ itself."""
+
+    beta1: Any
+    one_minus_beta1: Any
+    beta2: Any
+    one_minus_beta2: Any
+    step_size: Any
+    root_correction: Any
+    eps: Any
+    decay: Any
+    shrink: Any
+
+
 @dataclass(frozen=True)
-class Adam(UpdateRule):
+class Adam(ClosedRule):
     """θ ← θ - lr · m̂ / (√v̂ + eps), with m and v the running means of g and g².
 
     Weight decay joins the gradient (Adam), or shrinks the parameter itself by 1 - lr · weight_decay when
@@ -40,86 +55,96 @@ class Adam(UpdateRule):
         zeros = torch.zeros_like(param)
         return AdamState(0.0, zeros, zeros, zeros if self.amsgrad else None)
 
-    def update(self, param: Tensor, grad: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
-        """One step, in the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+    def numbers(self, state: AdamState) -> AdamNumbers:
+        """Bias corrections included."""
+        # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer.
         beta1, beta2 = self.betas
         step = state.step + 1
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            if self.decoupled_weight_decay:
-                param = param * (1 - self.lr * self.weight_decay)
-            else:
-                grad = torch.add(grad, param, alpha=self.weight_decay)
-        # Tensor hyperparameters keep their own precision in these scalars, as they do in the live optimizer.
-        numbers = _Numbers(
+        return AdamNumbers(
             float(beta1),
+            1 - float(beta1),
             beta2,
             float(1 - beta2),
             float(self.lr / (1 - beta1**step)),
             float((1 - beta2**step) ** 0.5),
             self.eps,
+            self.weight_decay,
+            1 - self.lr * self.weight_decay,
         )
-        param, *moments = _Descent.apply(numbers, param, grad, *state[1:])  # type: ignore[misc]
-        return param, AdamState(step, *moments)
 
+    def switches(self) -> tuple[bool, ...]:
+        """The options, but for those that are numbers; amsgrad shows in the state."""
+        return self.maximize, self.weight_decay != 0, self.decoupled_weight_decay
 
-class _Numbers(NamedTuple):
-    beta1: float
-    beta2: Any
-    one_minus_beta2: float
-    step_size: float
-    root_correction: float
-    eps: float
+    def following(self, state: AdamState, after: Sequence[Tensor]) -> AdamState:
+        """One step more."""
+        m, v, *largest = after
+        return AdamState(state.step + 1, m, v, largest[0] if largest else None)
 
+    def descend(
+        self, numbers: AdamNumbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, *largest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """In the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+        param, grad = self._decayed(numbers, param, grad)
+        m = torch.lerp(m, grad, numbers.one_minus_beta1)
+        v = plus_product(v * numbers.beta2, grad, grad, numbers.one_minus_beta2)
+        s = torch.maximum(largest[0], v) if largest else v
+        _, denominator = _root_and_denominator(numbers, s)
+        param = plus_quotient(param, m, denominator, -numbers.step_size)
+        return (param, m, v, s) if largest else (param, m, v)
 
-class _Descent(torch.autograd.Function):
-    """m ← β1 m + (1 - β1) g,  v ← β2 v + (1 - β2) g²,  θ ← θ - step_size · m / (√s / root_correction + eps).
+    def ascend(
+        self,
+        numbers: AdamNumbers,
+        param: Tensor,
+        grad: Tensor,
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
+        bars: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """With √s of derivative 0 at 0, see ``rule.sqrt``.
 
-    s is v, or with amsgrad the largest v so far. The derivative in closed form: autograd's own takes three times as
-    many operator calls, which is a tenth of an inner step of a small net. √s has derivative 0 at 0, see ``rule.sqrt``.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, numbers: _Numbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, largest: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        beta1, beta2, one_minus_beta2, step_size = numbers[:4]
-        m = torch.lerp(m, grad, 1 - beta1)
-        v = torch.addcmul(v * beta2, grad, grad, value=one_minus_beta2)
-        s = v if largest is None else torch.maximum(largest, v)
-        _, denominator = _root_and_denominator(s, numbers)
-        ctx.numbers = numbers
-        # Root and denominator are made again: three calls, for two vectors less in every stored step.
-        ctx.save_for_backward(grad, m, v, largest)
-        return torch.addcdiv(param, m, denominator, value=-step_size), m, v, None if largest is None else s
-
-    @staticmethod
-    def backward(ctx: Any, to_param: Tensor, to_m: Tensor, to_v: Tensor, to_s: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        if torch.is_grad_enabled():
-            raise RuntimeError("This update is differentiated once; its derivative has no graph.")
-        beta1, beta2, one_minus_beta2, step_size, root_correction, _ = ctx.numbers
-        grad, m, v, largest = ctx.saved_tensors
-        root, denominator = _root_and_denominator(v if largest is None else torch.maximum(largest, v), ctx.numbers)
-        along = to_param / denominator
-        to_m = torch.add(to_m, along, alpha=-step_size)
-        slope = (along * m).mul_(step_size / (2 * root_correction)).div_(denominator * root)
+        Root and denominator are made again: three calls, for two vectors less in every stored step.
+        """
+        _, grad = self._decayed(numbers, param, grad)
+        (m, v, *largest), (of_param, of_m, of_v, *of_largest) = after, bars
+        root, denominator = _root_and_denominator(numbers, largest[0] if largest else v)
+        along = of_param / denominator
+        of_m = plus(of_m, along, -numbers.step_size)
+        slope = along * m * (numbers.step_size / (2 * numbers.root_correction)) / (denominator * root)
         of_s = torch.where(root > 0, slope, root)
-        to_largest = None
-        if largest is None:
-            to_v = to_v + of_s
-        else:
-            of_s = of_s + to_s
+        if largest:
+            of_s = of_s + of_largest[0]
             # As torch.maximum has it, which gives each of two equal arguments a half.
-            share = torch.heaviside(v - largest, v.new_tensor(0.5))
-            to_v, to_largest = torch.addcmul(to_v, of_s, share), of_s * (1 - share)
-        to_grad = torch.addcmul(to_m * (1 - beta1), to_v, grad, value=2 * one_minus_beta2)
-        return None, to_param, to_grad, to_m * beta1, to_v * beta2, to_largest
+            share = torch.heaviside(v - before[2], torch.full_like(v, 0.5))
+            of_v, of_largest = plus_product(of_v, of_s, share, 1), [of_s * (1 - share)]
+        else:
+            of_v = of_v + of_s
+        of_grad = plus_product(of_m * numbers.one_minus_beta1, of_v, grad, 2 * numbers.one_minus_beta2)
+        if self.weight_decay != 0:
+            if self.decoupled_weight_decay:
+                of_param = of_param * numbers.shrink
+            else:
+                of_param = plus(of_param, of_grad, numbers.decay)
+        if self.maximize:
+            of_grad = -of_grad
+        return of_grad, of_param, of_m * numbers.beta1, of_v * numbers.beta2, *of_largest
+
+    def _decayed(self, numbers: AdamNumbers, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """θ and g as the moments see them."""
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            if self.decoupled_weight_decay:
+                param = param * numbers.shrink
+            else:
+                grad = plus(grad, param, numbers.decay)
+        return param, grad
 
 
-def _root_and_denominator(s: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor]:
+def _root_and_denominator(numbers: AdamNumbers, s: Tensor) -> tuple[Tensor, Tensor]:
     root = s.sqrt()
-    return root, (root / numbers.root_correction).add_(numbers.eps)
+    return root, root / numbers.root_correction + numbers.eps
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """An optimizer as a pure function: state in, state out.
 
 A rule sees tensors, a gradient and a state, never a network. Written with ordinary differentiable operations, so
-that the derivative of an update is autograd's, through the state too.
+that the derivative of an update is autograd's, through the state too; or with a derivative in closed form beside it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+# From the cotangents of the new parameter and of the tensors in the new state, not all of which are None for zero, to
+# that of the gradient, and those of the parameter and of the tensors in the state before.
+Pullback = Callable[[Sequence[Tensor | None]], tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class UpdateRule:
@@ -34,6 +39,10 @@ class UpdateRule:
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The parameter and the state after one update; never writes to what it is given."""
         raise NotImplementedError
+
+    def with_pullback(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any, Pullback] | None:  # noqa: ARG002
+        """``update`` without graph, and its derivative in closed form; None leaves that to autograd."""
+        return None
 
     def for_used(self, used: list[bool]) -> "UpdateRule":
         """Of a joint rule: the one for a step in which only some parameters have a gradient."""

@@ -7,50 +7,76 @@ import torch
 from torch import Tensor
 
 from .block import Block, Layout, layout, pack, regroup, split, unpack
+from .rule import Pullback
 
 GradTransform = Callable[[list[Tensor]], Sequence[Tensor]]
 ParamTransform = Callable[[Tensor], Tensor]
 
 
 class Update(NamedTuple):
-    """(θ, g, state) → (θ', state') with its graph, which goes on into that of the gradients.
+    """(θ, g, state) → (θ', state'), and what its pullback needs.
 
     Attributes:
-        old: θ and state, as leaves.
+        old: θ and state, as leaves where the derivative is autograd's.
         new: θ' and state'.
+        grads: g, one for each parameter, as leaves of their own in that case too.
         entry: the layout of the blocks that the update was given.
+        closed: the derivative of each block in closed form, None for one that has not moved; or None for autograd's.
     """
 
     old: list[Block]
     new: list[Block]
+    grads: list[Tensor | None]
     entry: Layout
+    closed: list[Pullback | None] | None
 
     def following(self) -> list[Block]:
-        """The new blocks without their graph: where the next step starts."""
-        return [_each(b, Tensor.detach) for b in self.new]
+        """The new blocks without graph: where the next step starts."""
+        return self.new if self.closed else [_each(b, Tensor.detach) for b in self.new]
 
-    def leaves(self) -> list[Tensor]:
-        """θ and state before the update."""
-        return [t for b in self.old for t in _tensors(b) if isinstance(t, Tensor)]
-
-    def with_cotangent(self, cotangent: Sequence[Block]) -> list[tuple[Tensor, Tensor]]:
-        """The new tensors that matter to the result, each with its cotangent."""
-        return [
+    def pullback(self, cotangent: Sequence[Block]) -> tuple[list[Tensor | None], list[Block]]:
+        """From the cotangent of (θ', state') to that of every g, None for zero, and that of (θ, state)."""
+        if self.closed:
+            return self._by_closed_form(self.closed, cotangent)
+        pairs = [
             (out, bar)
             for block, bars in zip(self.new, cotangent, strict=True)
             for out, bar in zip(_tensors(block), _tensors(bars), strict=True)
             if isinstance(out, Tensor) and isinstance(bar, Tensor) and out.requires_grad
         ]
+        inputs = [g for g in self.grads if g is not None]
+        inputs += [t for b in self.old for t in _tensors(b) if isinstance(t, Tensor)]
+        outputs, bars = [out for out, _ in pairs], [bar for _, bar in pairs]
+        found = iter(torch.autograd.grad(outputs, inputs, bars, allow_unused=True) if pairs else [None] * len(inputs))
+        of_grads = [None if g is None else next(found) for g in self.grads]
+        return of_grads, [_each(b, lambda _: next(found)) for b in self.old]
 
-    def cotangent(self, of_leaves: Sequence[Tensor | None], of_params: Sequence[Tensor | None]) -> list[Block]:
+    def _by_closed_form(
+        self, closed: Sequence[Pullback | None], cotangent: Sequence[Block]
+    ) -> tuple[list[Tensor | None], list[Block]]:
+        of_grads: list[Tensor | None] = [None] * len(self.grads)
+        of_old = []
+        for old, new, bars, back in zip(self.old, self.new, cotangent, closed, strict=True):
+            given = [bar for t, bar in zip(_tensors(new), _tensors(bars), strict=True) if isinstance(t, Tensor)]
+            if back is None or all(bar is None for bar in given):
+                of_old.append(bars if back is None else _each(old, lambda _: None))
+                continue
+            of_grad, found = back(given)
+            values = iter(found)
+            of_old.append(_each(old, lambda _, values=values: next(values)))
+            for i, bar in zip(new.index, unpack(of_grad, new.shapes), strict=True):
+                if self.grads[i] is not None:
+                    of_grads[i] = bar
+        return of_grads, of_old
+
+    def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
         """The cotangent of what the update was given.
 
         Args:
-            of_leaves: for each of ``leaves``, by way of the rule.
+            of_old: by way of the rule.
             of_params: for each parameter, by way of its gradient.
         """
-        found = iter(of_leaves)
-        blocks = add([_each(b, lambda _: next(found)) for b in self.old], of_params)
+        blocks = add(of_old, of_params)
         return blocks if layout(blocks) == self.entry else regroup(blocks, self.entry)
 
 
@@ -65,27 +91,51 @@ def update(
 
     Args:
         blocks: θ and state.
-        grads: one for each parameter, with its graph, or None.
+        grads: one for each parameter, or None. Their own graph, if any, plays no part.
         grad_transform: from the list of the gradients there are to a list of the same length, before the rule.
         param_transform: from an updated parameter to a parameter, after the rule.
-        differentiable: keep the graph.
+        differentiable: keep what the pullback needs.
     """
-    parts = split(blocks, [g is not None for g in grads])
+    old = split(blocks, [g is not None for g in grads])
+    if not (grad_transform or param_transform):
+        closed = _in_closed_form(old, grads, layout(blocks))
+        if closed is not None:
+            return closed
     leaf = _leaf if differentiable else Tensor.detach
-    old = [_each(b, leaf) for b in parts]
+    old = [_each(b, leaf) for b in old]
+    leaves = [None if g is None else leaf(g) for g in grads]
     with torch.set_grad_enabled(differentiable):
-        if grad_transform:
-            grads = _transformed(grads, grad_transform)
+        given = _transformed(leaves, grad_transform) if grad_transform else leaves
         new = []
         for block in old:
-            g = _packed(block, grads)
+            g = _packed(block, given)
             if g is not None:
                 params, state = block.rule.update(block.params, g, block.state)
                 block = block._replace(params=params, state=state)
             if param_transform:
                 block = block._replace(params=pack([param_transform(p) for p in unpack(block.params, block.shapes)]))
             new.append(block)
-    return Update(old, new, layout(blocks))
+    return Update(old, new, leaves, layout(blocks), None)
+
+
+@torch.no_grad()
+def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Layout) -> Update | None:
+    """None if a rule has no derivative of its own."""
+    new: list[Block] = []
+    closed: list[Pullback | None] = []
+    for block in old:
+        g = _packed(block, grads)
+        if g is None:
+            new.append(block)
+            closed.append(None)
+            continue
+        found = block.rule.with_pullback(block.params, g, block.state)
+        if found is None:
+            return None
+        params, state, back = found
+        new.append(block._replace(params=params, state=state))
+        closed.append(back)
+    return Update(old, new, list(grads), entry, closed)
 
 
 def _transformed(grads: Sequence[Tensor | None], transform: GradTransform) -> list[Tensor | None]:
