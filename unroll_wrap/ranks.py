@@ -118,7 +118,7 @@ class Ranks(OneProcess):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Ctrl-C, which reaches every rank, waits for nobody."""
-        if self._over or not isinstance(error, (Exception, type(None))):
+        if self._over or isinstance(error, GroupFailed) or not isinstance(error, (Exception, type(None))):
             return
         if error is None:
             self._status()

@@ -238,7 +238,7 @@ class _Stack:
             point, step = unroll.step(point, k, batch, differentiable=True)
             self._taken.append(step)
             return point
-        if k == self._first:
+        if k == self.first:
             point = Point([self._settings.rule_of(b) for b in point.blocks], point.buffers)
         inputs = _inputs(unroll, point, batch)
         with torch.no_grad():
