@@ -7,8 +7,16 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # 500 random users each. To go on after a stop: make fuzz SEEDS="7 8 9 10"
 SEEDS := 1 2 3 4 5 6 7 8 9 10
-# JAX and the other libraries come only for the benchmarks.
+# What only one of the targets needs is installed by it: JAX for the benchmarks, mkdocs for the documentation, and so on.
 BENCH := $(VENV)/.installed-bench
+DOCS := $(VENV)/.installed-docs
+HOSTS := $(VENV)/.installed-hosts
+RELEASE := $(VENV)/.installed-release
+# The lowest and the newest that are supported: test-matrix runs the tests on both.
+LOWEST ?= python3.10
+LOWEST_TORCH ?= torch==2.6.0 torchvision==0.21.0
+NEWEST ?= python3.13
+NEWEST_TORCH ?= torch torchvision
 
 # The nets are small: a second thread costs more than it brings, and the two runs of the demo use the two cores.
 export OMP_NUM_THREADS ?= 1
@@ -16,15 +24,19 @@ export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak lint style types format bench venv clean
+.PHONY: help demo test test-hosts test-matrix fuzz soak lint style types format bench docs notebook dist venv clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    the ring of Gaussians, K=0 beside K=10: a table and a figure in 3 minutes'
 	@echo 'make test    the tests'
+	@echo 'make test-hosts    the recipes with Lightning, Ignite, Accelerate, Fabric and torchgan themselves'
+	@echo 'make test-matrix   the tests on the lowest and the newest Python and torch (LOWEST=python3.10 NEWEST=python3.13)'
 	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
 	@echo 'make lint    ruff and pyright (make style: ruff alone; make format: mend what ruff can)'
 	@echo 'make bench   time and memory of an unrolled step on this machine, beside other libraries'
+	@echo 'make docs    the documentation as a site in site/, warnings being errors; make notebook: run the quickstart anew'
+	@echo 'make dist    sdist and wheel, checked, and the wheel tried in an environment of its own'
 	@echo 'make venv    only make .venv; the others do so too where it is missing (2 to 4 minutes, once)'
 	@echo 'make clean   remove .venv and what tests and builds left; results stay'
 	@echo
@@ -35,6 +47,22 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-hosts: $(HOSTS)
+	@$(PY) -m pytest -n 2 --dist worksteal hosts $(ARGS)
+
+test-matrix:
+	@$(MAKE) --no-print-directory test-on ON=.venv-lowest PYTHON=$(LOWEST) TORCH='$(LOWEST_TORCH)'
+	@$(MAKE) --no-print-directory test-on ON=.venv-newest PYTHON=$(NEWEST) TORCH='$(NEWEST_TORCH)'
+
+# torch first: what is installed next must accept it.
+test-on:
+	@test -d $(ON) || $(PYTHON) -m venv $(ON)
+	@$(ON)/bin/python -m pip install --quiet $(TORCH)
+	@grep -v -E '^(torch|torchvision|triton)==' constraints.txt > $(ON)/constraints.txt
+	@$(ON)/bin/python -m pip install --quiet --constraint $(ON)/constraints.txt --editable '.[dev,examples]'
+	@$(ON)/bin/python -m unroll_wrap doctor
+	@$(ON)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(STAMP)
 	@for seed in $(SEEDS); do echo "seed $$seed of: $(SEEDS)"; \
@@ -61,6 +89,23 @@ bench: $(BENCH)
 	@$(PY) benchmarks/memory.py --json out/bench/memory.json --plot out/bench/memory.png
 	@$(PY) benchmarks/rule_cost.py --json out/bench/rule_cost.json
 
+docs: $(DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo 'Open site/index.html.'
+
+notebook: $(DOCS)
+	@cd examples && ../$(VENV)/bin/jupyter execute --inplace quickstart.ipynb
+
+dist: $(RELEASE)
+	@rm -rf dist .venv-dist
+	@$(PY) -m build --outdir dist .
+	@$(PY) -m twine check --strict dist/*
+	@$(PY) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	@$(PY) tests/first_snippet.py > dist/first_snippet.py
+	@cd dist && ../.venv-dist/bin/python -I first_snippet.py && ../.venv-dist/bin/python -I -m unroll_wrap doctor
+	@rm -rf .venv-dist dist/first_snippet.py
+	@ls -l dist
+
 venv: $(STAMP)
 
 # The stamp comes last. An environment without it was interrupted, and a half-unpacked package passes for an installed one:
@@ -75,10 +120,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo '.venv is ready.'
 
-$(BENCH): $(STAMP)
-	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[bench]'
+$(BENCH) $(DOCS) $(HOSTS) $(RELEASE): $(STAMP)
+	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[$(patsubst .installed-%,%,$(@F))]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-dist build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ Steps are counted in generator updates.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -93,13 +94,12 @@ PRESETS = {
 }
 
 
-def build(config: Config, device: torch.device) -> Players:
-    """G: z → 128 → 128 → 2 and D: x · d_scale → hidden → 1 logit, each with its Adam."""
+def networks(config: Config) -> tuple[nn.Module, nn.Module]:
+    """G: z → 128 → 128 → 2 and D: x · d_scale → hidden → 1 logit."""
     activation = ACTIVATIONS[config.activation]
     G = mlp((config.noise, *config.g_hidden, 2), activation, gain=config.gain)
     D = mlp((2, *config.d_hidden, 1), activation, gain=config.gain)
-    D = nn.Sequential(Scale(config.d_scale), D)
-    return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
+    return G, nn.Sequential(Scale(config.d_scale), D)
 
 
 def train(config: Config, players: Players, done: int, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -165,7 +165,8 @@ def run(config: Config, device: torch.device, path: Path, save_every: int, repor
         report: Takes the state of the run, for the progress bar.
     """
     torch.manual_seed(config.seed)
-    players = build(config, device)
+    rates = {"g_lr": config.g_lr, "d_lr": config.d_lr, "betas": config.betas}
+    players = with_adam(*networks(config), device, **rates)
     progress = checkpoint.resume(path, asdict(config), players._asdict())
 
     noise = evaluation_noise(10_000, config.noise, device)
@@ -240,7 +241,7 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
             "never" if first is None else f"{first:,}",
             f"{row['seconds']:.0f}",
         ])
-    write_report(args, found, markdown_table(header, cells), rows, seconds)
+    write_report(args, runs, found, markdown_table(header, cells), rows, seconds)
 
     config = found[0][0]
     torch.manual_seed(0)
@@ -266,7 +267,12 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains what is missing of the grid and writes the results."""
+    """Trains what is missing of the grid and writes the results; `study NAME` does so for Appendix B."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["study"]:
+        from ring_studies.command import main as study  # which reads this module
+
+        return study(argv[1:])
     began = time.monotonic()
     parser, what = arguments.experiment_parser(
         "mixture_of_gaussians",
@@ -282,7 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 examples:
   python examples/mixture_of_gaussians.py
   python examples/mixture_of_gaussians.py --preset paper --unroll 0 10 --seeds 0 1 2 --resume
-  python examples/mixture_of_gaussians.py --preset notebook --seven-modes""",
+  python examples/mixture_of_gaussians.py --preset notebook --seven-modes
+  python examples/mixture_of_gaussians.py study second-gradient
+  python examples/mixture_of_gaussians.py study --help""",
     )
     what.add_argument(
         "--seven-modes",

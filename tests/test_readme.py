@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import readme_tables
 import torch
 
 README = Path(__file__).parents[1] / "README.md"
@@ -30,3 +31,19 @@ def test_blocks_are_found():
     """The control: other languages are left out, and a block that fails is not passed over."""
     text = "a\n```bash\nls\n```\n```python\n1 / 0\n```\n"
     assert list(blocks(text)) == [(6, "1 / 0\n")]
+
+
+def test_the_tables_are_those_of_the_results(tmp_path):
+    """Otherwise: python tests/readme_tables.py --write. And a table that has changed is noticed."""
+    text = README.read_text(encoding="utf-8")
+    assert readme_tables.written(text) == text
+    assert len(readme_tables.PLACE.findall(text)) == 5
+    assert readme_tables.written(text, root=tmp_path) != text
+
+
+def test_every_link_leads_somewhere():
+    """Within the repository, pictures too."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", README.read_text(encoding="utf-8"))
+    inside = [link for link in links if "://" not in link]
+    assert len(inside) > 15
+    assert [link for link in inside if not (README.parent / link).exists()] == []

@@ -113,12 +113,16 @@ def verify(
     Returns:
         What was found.
     """
-    found = _verify(unrolled, batch, wrt, options)
+    found = examined(unrolled, batch, wrt, options)
     print(found)
     return found
 
 
-def _verify(unrolled: UnrolledGeneratorLoss, batch: tuple[Any, ...], wrt: Any, options: dict[str, Any]) -> Verification:
+def examined(
+    unrolled: UnrolledGeneratorLoss, batch: tuple[Any, ...], wrt: Any = None, options: dict[str, Any] | None = None
+) -> Verification:
+    """What ``verify`` prints, in silence."""
+    options = dict(options or {})
     d_loss, g_loss = options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss
     steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
     # Drawn once: a loader gives other batches the next time.

@@ -63,10 +63,19 @@ def experiment_parser(
         help="generator updates of every run (default: the preset's)",
     )
     what.add_argument("--objective", choices=OBJECTIVES, help="the players' losses (default: the preset's)")
+    add_running_options(parser, f"out/{script}/PRESET")
+    return parser, what
+
+
+def add_running_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Where runs are kept, and how they are run: the options of every grid.
+
+    Args:
+        parser: Gets a group of them.
+        out: The default of --out, in words.
+    """
     where = parser.add_argument_group("where and how")
-    where.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"folder of checkpoints and results (default: out/{script}/PRESET)"
-    )
+    where.add_argument("--out", type=Path, metavar="DIR", help=f"folder of checkpoints and results (default: {out})")
     existing = where.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on with unfinished runs, bit for bit")
     existing.add_argument("--restart", action="store_true", help="throw away what --out holds of these runs")
@@ -94,7 +103,6 @@ def experiment_parser(
         type=whole_number(1, "Leave --save-every out for 500."),
         help="generator updates between checkpoints (default: 500)",
     )
-    return parser, what
 
 
 def add_image_options(what: argparse._ArgumentGroup, data: str) -> None:

@@ -26,21 +26,26 @@ def ring_centers(modes: int = 8, radius: float = 2.0, *, endpoint: bool = False)
     return radius * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def sample_mixture(size: int, centers: Tensor, std: float) -> Tensor:
-    """X = c_i + std · ε with i uniform over the rows of `centers` and ε ~ N(0, I).
+def square_centers(side: int = 5, reach: float = 2.0) -> Tensor:
+    """The side² points of a square grid that spans |x|, |y| ≤ reach."""
+    line = torch.linspace(-reach, reach, side)
+    return torch.cartesian_prod(line, line)
 
-    Both are drawn from torch's global generator.
+
+def sample_mixture(size: int, centers: Tensor, std: float, generator: torch.Generator | None = None) -> Tensor:
+    """X = c_i + std · ε with i uniform over the rows of `centers` and ε ~ N(0, I).
 
     Args:
         size: Number of samples.
         centers: Means of the Gaussians, shape (modes, dimensions); the samples are made on its device.
         std: Standard deviation of every Gaussian in every dimension.
+        generator: Draws both; torch's global one where there is none.
 
     Returns:
         A tensor of shape (size, dimensions).
     """
-    chosen = torch.randint(len(centers), (size,), device=centers.device)
-    return centers[chosen] + std * torch.randn(size, centers.shape[1], device=centers.device)
+    chosen = torch.randint(len(centers), (size,), device=centers.device, generator=generator)
+    return centers[chosen] + std * torch.randn(size, centers.shape[1], device=centers.device, generator=generator)
 
 
 def to_pixels(images: Tensor) -> Tensor:

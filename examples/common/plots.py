@@ -42,6 +42,7 @@ def density_grid(
     *,
     extent: float,
     bandwidth: float,
+    panel: float = 1.45,
 ) -> None:
     """Figure 2: a row of density heatmaps per label, a column per moment of training, the data in the last.
 
@@ -52,22 +53,56 @@ def density_grid(
         data: Samples of the true distribution.
         extent: Half the side of the square that every heatmap shows.
         bandwidth: Standard deviation of the kernel.
+        panel: Side of a heatmap in inches. Labels of many rows, which are smaller, stand beside them.
     """
     width = len(columns) + 1
-    figure = Figure(figsize=(1.45 * width + 0.4, 1.45 * len(rows) + 0.35), layout="constrained")
+    large = panel > 1.2
+    figure = Figure(figsize=(panel * width + (0.4 if large else 1.8), panel * len(rows) + 0.35), layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
     for row, (label, moments) in zip(axes, rows, strict=True):
-        row[0].set_ylabel(label, fontsize=11)
-        for panel, samples in zip(row, [*moments, data], strict=True):
+        if large:
+            row[0].set_ylabel(label, fontsize=11)
+        else:
+            row[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+        # A run that is under way has not come to its last columns.
+        moments = [*moments, *[None] * (len(columns) - len(moments))]
+        for axis, samples in zip(row, [*moments, data], strict=True):
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(color="0.8", linewidth=0.6)
+            if samples is None:
+                continue
             heat = density(samples, extent, bandwidth=bandwidth)
             # The square root keeps thin streaks between modes visible beside a sharp peak.
-            panel.imshow(np.sqrt(heat), origin="lower", cmap="Greens", vmin=0, vmax=1)
-            panel.set(xticks=[], yticks=[])
-            for spine in panel.spines.values():
-                spine.set(color="0.8", linewidth=0.6)
-    for panel, caption in zip(axes[-1], [*columns, "data"], strict=True):
-        panel.set_xlabel(caption, fontsize=10)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+            axis.imshow(np.sqrt(heat), origin="lower", cmap="Greens", vmin=0, vmax=1)
+    for axis, caption in zip(axes[-1], [*columns, "data"], strict=True):
+        axis.set_xlabel(caption, fontsize=10 if large else 8)
+    figure.savefig(path, dpi=150 if large else 100, metadata={"Software": None})
+
+
+def dots(path: Path, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """A row a setting, a panel a measure: a circle a seed, and a bar at their mean.
+
+    Args:
+        path: The PNG to write.
+        labels: Of the rows, from above.
+        panels: By caption, for every row the values of its seeds; a row without any stays empty.
+    """
+    figure = Figure(figsize=(1.8 + 2.6 * len(panels), 0.24 * len(labels) + 0.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (caption, rows) in zip(axes, panels.items(), strict=True):
+        for place, values in enumerate(rows):
+            axis.plot(values, [place] * len(values), "o", color="tab:green", alpha=0.5, markersize=5)
+            if values:
+                axis.plot([np.mean(values)], [place], "|", color="black", markersize=11)
+        axis.set_title(caption, fontsize=9)
+        axis.set_xlim(left=0)
+        axis.tick_params(labelsize=8)
+        axis.grid(color="0.92")
+        axis.set_axisbelow(True)
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def curves(

@@ -1,0 +1,56 @@
+"""Writes the recipes into docs/hosts.md: what changes between `NAME_before.py` and `NAME_after.py`.
+
+python hosts/recipes.py --write
+"""
+
+import difflib
+import sys
+from pathlib import Path
+
+HOSTS = Path(__file__).parent
+LOOPS = HOSTS.parent / "tests" / "loops"
+DOCS = HOSTS.parent / "docs" / "hosts.md"
+PAIRS = {
+    name: tuple(folder / f"{name}_{kind}.py" for kind in ("before", "after"))
+    for folder, names in {
+        LOOPS: ("flat_script", "lightning"),
+        HOSTS: ("ignite", "accelerate", "fabric", "torchgan"),
+    }.items()
+    for name in names
+}
+
+
+def recipe(host):
+    """A unified diff with the lines around each change, without the file names and positions."""
+    before, after = (path.read_text(encoding="utf-8").splitlines() for path in PAIRS[host])
+    lines = [line for line in difflib.unified_diff(before, after, n=2, lineterm="") if line[:3] not in ("---", "+++")]
+    while lines[0].startswith("@@"):
+        del lines[0]
+    return "```diff\n" + "\n".join("" if line.startswith("@@") else line.rstrip() for line in lines) + "\n```"
+
+
+def marks(host):
+    return f"<!-- {host}: written by hosts/recipes.py -->", f"<!-- {host}: end -->"
+
+
+def documented(text, host):
+    """What the page says now."""
+    begin, end = marks(host)
+    return text.split(begin)[1].split(end)[0].strip()
+
+
+def written(text):
+    """The page with every recipe up to date."""
+    for host in PAIRS:
+        begin, end = marks(host)
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{recipe(host)}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    text = written(DOCS.read_text(encoding="utf-8"))
+    if sys.argv[1:] == ["--write"]:
+        DOCS.write_text(text, encoding="utf-8")
+    else:
+        print(text)

@@ -1,0 +1,76 @@
+"""The recipes with the real packages: at most six lines change, the result is exact, K=0 is the loop as it was.
+
+What a pair is held to is what `tests/test_loops.py` holds the loops in the shape of well-known code to. Lightning and
+the plain script have their pairs there, and are run here too.
+"""
+
+import runpy
+
+import pytest
+import recipes
+import torch
+from test_loops import CALL, Audit, changed_lines
+from test_readme import blocks
+
+from unroll_wrap import UnrolledGeneratorLoss
+
+
+@pytest.fixture(autouse=True)
+def as_a_script(monkeypatch, tmp_path):
+    """In an empty folder, in float64, and with the settings of a process of its own afterwards."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def script(path):
+    return runpy.run_path(str(path))
+
+
+@pytest.mark.parametrize("host", recipes.PAIRS)
+def test_at_most_six_lines_change(host):
+    before, after = (path.read_text() for path in recipes.PAIRS[host])
+    assert 3 <= changed_lines(before, after) <= 6
+    assert changed_lines(before, after.replace("Unrolled", "further\nUnrolled")) > changed_lines(before, after)
+
+
+@pytest.mark.parametrize("host", recipes.PAIRS)
+def test_no_steps_are_the_host_as_it_was(host, monkeypatch):
+    trained = {}
+    before, after = recipes.PAIRS[host]
+    for path, steps in ((before, None), (after, 0), (after, 5)):
+        monkeypatch.setattr(UnrolledGeneratorLoss, "__call__", lambda *args, k=steps, **o: CALL(*args, steps=k, **o))
+        trained[steps] = script(path)["result"].state_dict()
+    plain, zero, five = trained[None], trained[0], trained[5]
+    assert all(torch.equal(plain[key], zero[key]) for key in plain)
+    assert not all(torch.allclose(plain[key], five[key], rtol=1e-6) for key in plain)
+
+
+@pytest.mark.parametrize("host", recipes.PAIRS)
+def test_exact_in_the_middle_of_training(host, monkeypatch):
+    """Real steps and differences of them at the third call, a control that must fail, and `verify`."""
+    audit = Audit(host)
+    monkeypatch.setattr(UnrolledGeneratorLoss, "__call__", lambda *args, **options: audit(*args, **options))
+    script(recipes.PAIRS[host][1])
+    assert audit.done
+
+
+def test_the_recipes_in_the_docs_are_up_to_date():
+    """Otherwise: python hosts/recipes.py --write."""
+    text = recipes.DOCS.read_text(encoding="utf-8")
+    for host in recipes.PAIRS:
+        assert recipes.documented(text, host) == recipes.recipe(host)
+    # The control.
+    assert recipes.documented(text.replace("+from", "+import"), "ignite") != recipes.recipe("ignite")
+
+
+@pytest.mark.filterwarnings("ignore")  # higher and TorchOpt use what torch has deprecated
+def test_the_page_for_those_who_come_from_other_libraries():
+    """The three agree where all are right, in the page's own code."""
+    torch.set_default_dtype(torch.float32)
+    page = recipes.DOCS.parent / "coming-from.md"
+    names = {"__name__": "coming_from"}
+    for line, code in blocks(page.read_text(encoding="utf-8")):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+    assert {"with_higher", "with_torchopt"} <= set(names)
