@@ -29,9 +29,10 @@ from timing import seconds, spread
 from unroll_wrap import UnrolledGeneratorLoss
 
 ALONE, AVERAGED = "alone", "averaged"
-BANDWIDTHS = [10 ** (8 + i / 4) for i in range(17)]  # bytes a second
+BANDWIDTHS = [10 ** (7.5 + i / 4) for i in range(19)]  # bytes a second
 LATENCY = 30e-6  # seconds a message
 RANKS = 8  # of the model
+ACCELERATOR = 100  # how much faster than a thread of this machine the second half of the plot computes
 
 
 def of_rank(rank: int, size: int, name: str, steps: int, rounds: int, folder: str) -> None:
@@ -98,9 +99,9 @@ def measure(name: str, sizes: list[int], steps: int, rounds: int) -> dict[str, A
     }
 
 
-def efficiency(result: Mapping[str, Any], bandwidth: float) -> float:
+def efficiency(result: Mapping[str, Any], bandwidth: float, faster: float = 1.0) -> float:
     """The share of a call that is not communication, by the model."""
-    alone = result["ranks"][1]["ms"][ALONE]["median"] / 1e3
+    alone = result["ranks"][1]["ms"][ALONE]["median"] / 1e3 / faster
     message = LATENCY + 2 * (RANKS - 1) / RANKS * 4 * result["parameters"] / bandwidth
     return alone / (alone + 2 * result["steps"] * message)
 
@@ -108,16 +109,18 @@ def efficiency(result: Mapping[str, Any], bandwidth: float) -> float:
 def plot(path: Path, nets: Mapping[str, Any]) -> None:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
-    for result in nets.values():
-        label = f"{result['problem']}: {result['parameters']:,} parameters, K={result['steps']}"
-        axes.semilogx(BANDWIDTHS, [efficiency(result, b) for b in BANDWIDTHS], label=label)
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
+    for i, result in enumerate(nets.values()):
+        for faster, style in ((1, "-"), (ACCELERATOR, "--")):
+            label = f"{result['problem']}, P={result['parameters']:,}" + (f", {faster}x faster" if faster > 1 else "")
+            shares = [efficiency(result, b, faster) for b in BANDWIDTHS]
+            axes.semilogx(BANDWIDTHS, shares, style, color=f"C{i}", label=label)
     for bandwidth, name in ((1.25e8, "1 Gb/s"), (1.25e9, "10 Gb/s"), (1.25e10, "100 Gb/s"), (4e11, "NVLink")):
         axes.axvline(bandwidth, color="gray", lw=0.7, ls=":")
-        axes.text(bandwidth, 0.02, name, rotation=90, fontsize=8, va="bottom", ha="right")
+        axes.text(bandwidth, 0.98, name, rotation=90, fontsize=8, va="top", ha="right")
     axes.set(xlabel="bandwidth of a rank, bytes a second", ylabel=f"share of computing, {RANKS} ranks", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right", framealpha=1)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 def launched() -> bool:
@@ -35,12 +34,14 @@ def group() -> Any:
     return dist.group.WORLD if launched() else False
 
 
-def parallel(net: nn.Module) -> nn.Module:
-    """The network with its gradients averaged."""
-    if not launched():
-        return net
-    # Buffers are each process's own: to broadcast them in D's second call would change what the first has saved.
-    return DistributedDataParallel(net, broadcast_buffers=False)
+def average_gradients(net: nn.Module) -> None:
+    """Over the processes, after a backward pass; DistributedDataParallel would refuse two calls of D in one loss."""
+    if launched():
+        grads = [p.grad for p in net.parameters() if p.grad is not None]
+        bucket = torch.cat([g.reshape(-1) for g in grads])
+        dist.all_reduce(bucket)
+        for g, mean in zip(grads, bucket.split([g.numel() for g in grads]), strict=True):
+            g.copy_(mean.view_as(g) / dist.get_world_size())
 
 
 def share(batch: Tensor) -> Tensor:

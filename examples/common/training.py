@@ -58,7 +58,7 @@ def alternate(
     Yields:
         The number of generator updates made, and both losses.
     """
-    (G, D), (opt_G, opt_D) = map(distributed.parallel, players[:2]), players[2:]
+    G, D, opt_G, opt_D = players
     for update in range(done + 1, updates + 1):
         real, z = minibatch()
         with torch.no_grad():
@@ -66,12 +66,14 @@ def alternate(
         loss_D = unrolled.d_loss(D, real, fake)
         opt_D.zero_grad()
         loss_D.backward()
+        distributed.average_gradients(D)
         opt_D.step()
 
         real, z = minibatch()
         loss_G = unrolled(real, G(z))
         opt_G.zero_grad()
         loss_G.backward()
+        distributed.average_gradients(G)
         opt_G.step()
         yield update, loss_D.detach(), loss_G.detach()
 
