@@ -29,7 +29,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel as DDP
 from worlds import World, double, mlp_module, non_saturating_d, non_saturating_g, points, small_generator, softplus
 
-from unroll_wrap import Compiled, FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, is_unrolling
+from unroll_wrap import (
+    Compiled,
+    FiniteDifference,
+    Recompute,
+    Store,
+    Truncate,
+    UnrolledGeneratorLoss,
+    diagnose,
+    is_unrolling,
+    predict,
+    verify,
+)
 from unroll_wrap.ranks import Ranks
 
 ROWS, STEPS, EXACT, GAP = 8, 4, 1e-10, 1e-3
@@ -521,6 +532,63 @@ def buffers_that_ddp_broadcasts(rank, size):
     assert_same(averaged_call(one, rank, size), expected)
 
 
+@case()
+def the_loop_of_the_page(rank, size):
+    """docs/distributed.md, on a group that is there already; G and D stay the same on all ranks."""
+    page = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    code = page.split("```py\n")[1].split("```")[0]
+    names = {}
+    with mock.patch.object(dist, "init_process_group"), mock.patch.object(dist, "destroy_process_group"):
+        exec(compile(code, "distributed.md", "exec"), names)
+    params = [p.detach().double() for net in (names["G"], names["D"]) for p in net.parameters()]
+    assert_all_close(averaged(params, size), params)
+    assert len(set(_everyone(names["real"].sum().item()))) == size
+
+
+@case()
+def verify_is_for_one_process(rank, size):
+    one = world()
+    with pytest.raises(ValueError, match="real steps of one process"):
+        verify(build(one, dist.group.WORLD), *one.batch())
+
+
+@case()
+def diagnose_and_predict(rank, size):
+    """Several calls each, made by all."""
+    one = world()
+    batch = mine(one.batch(), rank, size)
+    assert diagnose(build(one, dist.group.WORLD), *batch).second_term > 0
+    assert predict(build(one, dist.group.WORLD), *batch, steps=9).steps == 9
+
+
+@lru_cache
+def trained_like_the_examples(launched):
+    """`alternate` on nets without BatchNorm, with the minibatch that `train_on_images` deals out."""
+    from common import distributed
+    from common.training import Players, alternate
+
+    with mock.patch.object(distributed, "launched", lambda: launched):
+        one = world()
+        opt_G = torch.optim.Adam(one.generator.parameters(), lr=0.01)
+        players = Players(one.generator, one.discriminator, opt_G, one.optimizer)
+        unrolled = build(one, distributed.group())
+        torch.manual_seed(1)
+
+        def minibatch():
+            real, z = torch.randn(2, ROWS, 2, dtype=torch.float64)
+            return distributed.share(real), distributed.share(z)
+
+        losses = [loss_G for _, _, loss_G in alternate(players, unrolled, minibatch, done=0, updates=3)]
+    return losses[-1], [p.detach() for net in players[:2] for p in net.parameters()]
+
+
+@case()
+def the_loop_of_the_examples(rank, size):
+    """N processes train what one does."""
+    found, expected = trained_like_the_examples.__wrapped__(True), trained_like_the_examples(False)
+    assert_same((averaged([found[0]], size)[0], found[1]), expected)
+
+
 @case(sizes=(2,))
 def accelerate(rank, size):
     """Everything prepared, as Accelerate's users have it."""
@@ -852,7 +920,8 @@ def of_rank(rank, folder, only):
 def main(folder, only=""):
     """Fork the ranks from one process that has imported and warmed up what they need: that is most of the work."""
     torch.set_num_threads(1)
-    for name in ("accelerate", "lightning.fabric", "torch._inductor"):
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    for name in ("accelerate", "lightning.fabric", "torch._inductor", "common.training"):
         importlib.import_module(name)
 
     joined(), trained()
