@@ -123,6 +123,21 @@ def test_resampled_batches_of_other_shapes(notices):
     assert not notices()
 
 
+@pytest.mark.parametrize("wrong", ["gradient", "adjoint", None])
+def test_a_compiler_that_is_wrong_is_not_believed(wrong, monkeypatch, notices):
+    """Both functions are compared with autograd when they are made; a right compiler causes no notice."""
+    order = iter(["gradient", "adjoint"])  # then the rule's two, which are nobody's loss
+
+    def compile_wrongly(graph, inputs):
+        bent = next(order, "rule") == wrong
+        return lambda *tensors: [out * 1.01 if bent and out.dim() else out for out in graph(*tensors)]
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_wrongly)
+    world = World()
+    assert_same(world.gradient(*minimax, backward=Compiled()), world.gradient(*minimax))
+    assert bool(notices()) is bool(wrong)
+
+
 class Moody:
     """A loss that changes with something beside its arguments."""
 

@@ -165,7 +165,7 @@ class Unroll:
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
         # The operators tell parameters by their class, which a tracer's leaves do not have.
-        skip = not also and self.evaluate.leaf is UnrolledParameter
+        skip = not also and all(type(p) is UnrolledParameter for p in params)
         with parameters_only() if skip else nullcontext():
             found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
         grads = found[: len(params)]

@@ -66,7 +66,10 @@ class Compiled:
             try:
                 # Tracing runs the loss, which may draw.
                 with RandomState(inputs).replayed():
-                    self._programs[key] = _compile(unroll, point, batch)
+                    made = _compile(unroll, point, batch)
+                    if not made.differentiates(unroll, point, batch):
+                        raise ValueError("its compiled derivatives are not its own")  # noqa: TRY301, reported below
+                    self._programs[key] = made
             except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
                 self._give_up(key, f"{type(error).__name__}: {error}")
         elif key not in self._programs:
@@ -113,8 +116,27 @@ class _Program(NamedTuple):
         with torch.no_grad():
             expected = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False).loss
             loss = self.gradient(*_inputs(unroll, point, batch))[0]
-        tolerance = 100 * torch.finfo(loss.dtype).eps ** 0.75
-        return bool((loss - expected.reshape(())).abs() <= tolerance * (1 + expected.abs().reshape(())))
+        return bool((loss - expected.reshape(())).abs() <= _tolerance(loss) * (1 + expected.abs().reshape(())))
+
+    def differentiates(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> bool:
+        """Whether both functions give what autograd gives, with the gradient itself for ḡ."""
+        evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False)
+        grads = [g for g in unroll.gradients(evaluation, create_graph=True)[0] if g is not None]
+        bars, inputs = [g.detach() for g in grads], _inputs(unroll, point, batch)
+        curved = [(g, bar) for g, bar in zip(grads, bars, strict=True) if g.requires_grad]
+        leaves = [*evaluation.params, *evaluation.outer]
+        products = differentiate("d_loss", [g for g, _ in curved], leaves, [bar for _, bar in curved])
+        with torch.no_grad():
+            found = [*self.gradient(*inputs)[1 : 1 + len(bars)], *self.adjoint(*inputs, *bars)]
+        expected = [*bars, *(p for p in products if p is not None)]
+        return len(found) == len(expected) and all(
+            (one - other).norm() <= _tolerance(one) * (1 + other.norm())
+            for one, other in zip(found, expected, strict=True)
+        )
+
+
+def _tolerance(like: Tensor) -> float:
+    return 100 * torch.finfo(like.dtype).eps ** 0.75
 
 
 def _inputs(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> list[Tensor]:

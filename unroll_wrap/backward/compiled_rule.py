@@ -81,8 +81,9 @@ def compile_rule(rule: ClosedRule, block: Block) -> Kernels:
         return list(rule.ascend(named(numbers), param, grad, rest[:n], rest[n : 2 * n], rest[2 * n :]))
 
     with torch.no_grad():
-        down = [param.new_tensor([float(number) for number in given]), param, param, *before]
-        up = [*down, *before, param, *before]
+        # To a tracer one tensor given twice is one argument.
+        down = [param.new_empty(len(given)), *map(torch.empty_like, (param, param, *before))]
+        up = [*down, *map(torch.empty_like, (*before, param, *before))]
         return Kernels(
             torch._inductor.compile(make_fx(descend)(*down), down),  # pyright: ignore[reportArgumentType]
             torch._inductor.compile(make_fx(ascend)(*up), up),  # pyright: ignore[reportArgumentType]
