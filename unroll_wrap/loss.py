@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -15,11 +16,13 @@ from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, one_element
 from .mistakes import check_options, check_order, misfit
 from .objectives import minimax
+from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
 from .rules.from_torch import read, rule_of
 from .runtime import refuse_inference_mode, runtime
 from .swap import Swap, UnrolledParameter, all_modules, all_parameters
 from .unroll import Point, Unroll
+from .wrappers import check_wrappers
 
 Loss = Callable[..., Tensor]
 Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
@@ -64,6 +67,9 @@ class UnrolledGeneratorLoss:
         grad_transform: differentiable ``list of gradients -> list of gradients`` before each inner update, for
             loops that clip gradients.
         param_transform: differentiable ``parameter -> parameter`` after it, for loops that clip weights.
+        average_gradients: False, and every process looks ahead on its own. Or a process group, which averages every
+            inner gradient, so that N ranks unroll what one process would on their joined batch; the value is this
+            rank's part of it. G's own averaging (DDP) completes it. See ``docs/distributed.md``.
 
     Raises:
         TypeError: an argument of a wrong kind, or an optimizer that no rule is known for.
@@ -84,6 +90,7 @@ class UnrolledGeneratorLoss:
         backward: Backward = Store(),  # noqa: B008
         grad_transform: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
         param_transform: Callable[[Tensor], Tensor] | None = None,
+        average_gradients: "dist.ProcessGroup | bool" = False,
     ) -> None:
         self.discriminator = discriminator
         self.optimizer = optimizer
@@ -96,7 +103,9 @@ class UnrolledGeneratorLoss:
         self.backward = backward
         self.grad_transform = grad_transform
         self.param_transform = param_transform
+        self.average_gradients = average_gradients
 
+        check_group(average_gradients)
         for name, value in (("d_loss", d_loss), ("g_loss", g_loss)):
             if not callable(value):
                 raise TypeError(f"{name} is {value!r}. Pass a function (D, *batch, **kwargs) -> scalar.")
@@ -118,6 +127,7 @@ class UnrolledGeneratorLoss:
                 f"{len(lazy)} lazy modules of the discriminator, {type(lazy[0]).__name__} among them, have no tensors "
                 "yet. Run it once on a batch before."
             )
+        check_wrappers(modules, params, twice=backward.twice and not stop_gradient)
         trained = [p for p in params if p.requires_grad]
         self._frozen = {id(p) for p in params if not p.requires_grad} if trained else set[int]()
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
@@ -154,11 +164,25 @@ class UnrolledGeneratorLoss:
         refuse_inference_mode()
         d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
         check_order(d_loss, batch)
+        with ranks_of(self.average_gradients, _modules(self.discriminator)) as ranks:
+            return self._call(ranks, batch, d_loss, g_loss, resample, steps, kwargs)
+
+    def _call(
+        self,
+        ranks: OneProcess,
+        batch: tuple[Any, ...],
+        d_loss: Loss,
+        g_loss: Loss,
+        resample: Resample | None,
+        steps: Steps | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
         steps, inner_batch = self.plan(batch, steps, resample)
         modules = all_modules(_modules(self.discriminator))
         with alone(modules):
             optimizers = self._optimizers()
             owned = self._owned(modules, optimizers)
+            ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
             swap, compiled = Swap(modules, owned), not self.backward.twice
             if steps == 0:
                 with runtime(swap, (g_loss,), twice=False, compiled=compiled):
@@ -177,6 +201,7 @@ class UnrolledGeneratorLoss:
                     self.param_transform,
                     differentiate,
                     self.stop_gradient,
+                    ranks,
                 )
                 start = Point(read(optimizers, owned), swap.originals())
                 value = sweep(unroll, start, steps, self.average, self.backward)
@@ -198,6 +223,25 @@ class UnrolledGeneratorLoss:
         """The user's modules, plain optimizers, and the parameters that these move, as they are now."""
         modules, optimizers = all_modules(_modules(self.discriminator)), self._optimizers()
         return modules, optimizers, self._owned(modules, optimizers)
+
+    def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+        """What processes that average their gradients must have in common."""
+        return {
+            "d_loss": d_loss,
+            "g_loss": g_loss,
+            "backward": self.backward,
+            "average": self.average,
+            "stop_gradient": self.stop_gradient,
+            "differentiation": torch.is_grad_enabled(),
+            "the optimizers": [type(o) for o in optimizers],
+            **{
+                f"{type(o).__name__}'s {option} (group {i})": value
+                for o in optimizers
+                for i, group in enumerate(o.param_groups)
+                for option, value in group.items()
+                if option != "params"
+            },
+        }
 
     def _plain(
         self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
@@ -261,7 +305,7 @@ class UnrolledGeneratorLoss:
                 "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached "
                 "inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want.",
                 SecondTermMissing,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

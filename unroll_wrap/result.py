@@ -9,8 +9,17 @@ from .unroll import Sensitivity
 
 
 def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
-    """A scalar equal to ``value`` whose backward pass gives each tensor of the user's its gradient, once."""
+    """A scalar equal to ``value`` whose backward pass gives each tensor of the user's its gradient, once.
+
+    Raises:
+        ValueError: such a tensor has no memory.
+    """
     pairs = list(sensitivity.pairs())
+    if any(t.numel() and not t.untyped_storage().size() for t, _ in pairs):
+        raise ValueError(
+            "A loss runs a sharded generator, which has given back its parameters' memory by now: no gradient would "
+            "reach the shards. Call it before, and pass fake as an argument."
+        )
     surrogates = sensitivity.surrogates
     grads = [*(g for _, g in pairs), *(torch.ones_like(s) for s in surrogates)]
     return _HandOver.apply(value, grads, *(t for t, _ in pairs), *surrogates)  # type: ignore[no-any-return]

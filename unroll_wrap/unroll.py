@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
 from .operators import parameters_only
+from .ranks import Grads, OneProcess
 from .rules.block import Block, unpack
 from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
 from .swap import UnrolledParameter
@@ -38,11 +39,20 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``."""
+    """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``.
+
+    Attributes:
+        start: θ^k.
+        evaluation: of ``d_loss``.
+        grads: of it, with their graph.
+        averages: the gradients that the update went by, where they are those of several ranks.
+        update: to θ^{k+1}.
+    """
 
     start: Point
     evaluation: Evaluation
-    grads: list[Tensor | None]
+    grads: Grads
+    averages: Grads | None
     update: Update
 
 
@@ -93,6 +103,7 @@ class Unroll:
         param_transform: after the rule.
         differentiate: whether the caller wants a gradient at all.
         stop_gradient: whether it is to be the first term of Eq. 12 alone.
+        ranks: whom gradients are averaged with.
         d_losses: of the inner steps so far, without graph.
         sensitivity: what the sweep has found so far.
     """
@@ -106,11 +117,25 @@ class Unroll:
     param_transform: ParamTransform | None
     differentiate: bool
     stop_gradient: bool
+    ranks: OneProcess = field(default_factory=OneProcess)
     d_losses: list[Tensor] = field(default_factory=list)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
 
-    def step(self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool) -> tuple[Point, Step]:
-        """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs."""
+    def step(
+        self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool, averages: Grads | None = None
+    ) -> tuple[Point, Step]:
+        """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs.
+
+        Args:
+            point: θ^k.
+            k: its number.
+            batch: of this step.
+            differentiable: keep the graph.
+            averages: the gradients that a replayed step went by, where they are those of several ranks.
+
+        Raises:
+            RuntimeError: the loss has no second derivative.
+        """
         # Without a pullback the ends of the graph matter for the check on the first step alone.
         evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
         if differentiable and evaluation.once:
@@ -118,8 +143,9 @@ class Unroll:
                 f"Differentiating {evaluation.name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}."
             )
         grads, _ = self.gradients(evaluation, create_graph=differentiable)
-        update = self.update(point, grads, differentiable)
-        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, update)
+        averages = averages or self.ranks.gradients(grads, batch)
+        update = self.update(point, averages or grads, differentiable)
+        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, averages, update)
 
     def evaluate_d(
         self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True

@@ -113,8 +113,16 @@ def verify(
 
     Returns:
         What was found.
+
+    Raises:
+        ValueError: the loss averages over several processes.
     """
     check_examined(unrolled, "verify", batch)
+    if unrolled.average_gradients is not False:
+        raise ValueError(
+            "verify compares with real steps of one process, and average_gradients makes those of several. Verify a "
+            "loss without it."
+        )
     found = examined(unrolled, batch, wrt, options)
     print(found)
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.cifar import load_images
 from common.data import DataError, to_pixels
 from common.mnist import load_digits
@@ -74,13 +74,15 @@ def prepare(
         Where it is cached, the network, and its accuracy on the test set.
     """
     path = args.out / f"{task.name}_classifier.pt"
-    if args.restart:
-        path.unlink(missing_ok=True)
     try:
-        net, accuracy = classifier(task, path, args.data, args.device, updates=updates)
+        with distributed.in_turn(args.device):
+            if args.restart and distributed.first():
+                path.unlink(missing_ok=True)
+            net, accuracy = classifier(task, path, args.data, args.device, updates=updates)
     except (DataError, checkpoint.CheckpointError) as error:
         parser.error(str(error))
-    print(f"Classifier of {task.name}s: {accuracy:.2%} right on the test set.")
+    if distributed.first():
+        print(f"Classifier of {task.name}s: {accuracy:.2%} right on the test set.")
     return path, net, accuracy
 
 

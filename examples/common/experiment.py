@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.grid import Failure, run_grid
 from common.progress import progress_bar
 from common.report import usable_cores
@@ -112,7 +112,8 @@ def train_missing(
     failures, states = [], dict[Path, str]()
     try:
         with progress_bar(sum(map(work_left, missing)), f"{len(missing)} of {len(runs)} runs") as bar:
-            for job, message in run_grid(run, jobs, workers=workers, threads=args.threads):
+            together = distributed.run_together(run, jobs) if distributed.launched() else None
+            for job, message in together or run_grid(run, jobs, workers=workers, threads=args.threads):
                 path = missing[job]
                 if isinstance(message, Failure):
                     failures.append(f"{path.stem} failed: {message.reason}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from common import checkpoint
+from common import checkpoint, distributed
 from common.data import to_bytes
 from common.files import write_json
 from unroll_wrap import Objective, UnrolledGeneratorLoss
@@ -66,12 +66,14 @@ def alternate(
         loss_D = unrolled.d_loss(D, real, fake)
         opt_D.zero_grad()
         loss_D.backward()
+        distributed.average_gradients(D)
         opt_D.step()
 
         real, z = minibatch()
         loss_G = unrolled(real, G(z))
         opt_G.zero_grad()
         loss_G.backward()
+        distributed.average_gradients(G)
         opt_G.step()
         yield update, loss_D.detach(), loss_G.detach()
 
@@ -112,7 +114,8 @@ def resumable(
     """Trains, and stops wherever an evaluation is due, for the caller to append it to `progress["history"]`.
 
     The history goes to a JSON file and to TensorBoard events, both beside the checkpoint. Evaluations are due at the
-    multiples of `evaluate_every`, at the `columns` of the figure and at the end.
+    multiples of `evaluate_every`, at the `columns` of the figure and at the end. Of several processes, all but the
+    first only train.
 
     Args:
         training: Yields the number of generator updates made and both losses.
@@ -126,6 +129,10 @@ def resumable(
     Yields:
         The number of generator updates made, 0 for the untrained networks, and the losses then.
     """
+    if not distributed.first():
+        for _ in training:
+            pass
+        return
     updates, history = config["updates"], progress["history"]
     due = {*range(0, updates, config["evaluate_every"]), *snapshot_updates(updates, config["columns"])}
     began, seconds_before = time.monotonic(), progress["seconds"]
@@ -187,12 +194,13 @@ def train_on_images(
         A point of the history, for the caller to complete, and samples of G in batches.
     """
     progress = checkpoint.resume(path, asdict(config), players._asdict())
+    unrolled.average_gradients = distributed.group()
     device = next(players.G.parameters()).device
     columns = snapshot_updates(config.updates, config.columns)
     noise = evaluation_noise(config.samples, config.noise, device).split(config.batch)
 
     def minibatch() -> tuple[Tensor, Tensor]:
-        return draw(), torch.randn(config.batch, config.noise, device=device)
+        return distributed.share(draw()), distributed.share(torch.randn(config.batch, config.noise, device=device))
 
     def samples() -> Iterator[Tensor]:
         for z in noise:

@@ -244,7 +244,7 @@ class _Taken(NamedTuple):
 class _Stack:
     def __init__(self, unroll: Unroll, first: int, settings: Compiled) -> None:
         self._unroll = unroll
-        self._first = first
+        self.first = first
         self._settings = settings
         self._taken: list[_Taken | Step] = []
         self._batch: tuple[Any, ...] | None = None
@@ -254,14 +254,14 @@ class _Stack:
         unroll = self._unroll
         batch = unroll.inner_batch(k)
         if batch is not self._batch:
-            self._program = self._settings.program(unroll, point, batch, check=k == self._first)
+            self._program = self._settings.program(unroll, point, batch, check=k == self.first)
             self._batch = batch
         program = self._program
         if program is None:
             point, step = unroll.step(point, k, batch, differentiable=True)
             self._taken.append(step)
             return point
-        if k == self._first:
+        if k == self.first:
             point = Point([self._settings.rule_of(b) for b in point.blocks], point.buffers)
         inputs = _inputs(unroll, point, batch)
         with torch.no_grad():
@@ -269,20 +269,21 @@ class _Stack:
         unroll.d_losses.append(loss)
         gradients = iter(rest)
         grads = [next(gradients) if u else None for u in program.used]
+        grads = unroll.ranks.gradients(grads, batch) or grads
         update = unroll.update(point, grads, differentiable=True)
         users = [t for t in tensors_in(batch, unroll.evaluate.kwargs) if t.requires_grad]
         self._taken.append(_Taken(program, inputs, users, grads, update))
         return Point(update.following(), tuple(gradients))
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
-        unroll, taken, first = self._unroll, self._taken.pop(), k == self._first
+        unroll, taken, first = self._unroll, self._taken.pop(), k == self.first
         if isinstance(taken, Step):
             return unroll.pullback(taken, cotangent, first)
         bars, of_old = taken.update.pullback(cotangent)
         present = [
             torch.zeros_like(g) if bar is None else bar
-            for g, bar in zip(taken.grads, bars, strict=True)
-            if g is not None
+            for g, bar, used in zip(taken.grads, bars, taken.program.used, strict=True)
+            if used and g is not None
         ]
         with torch.no_grad():
             products = iter(taken.program.adjoint(*taken.inputs, *present))

@@ -44,7 +44,7 @@ class FiniteDifference:
 
 
 class _Taken(NamedTuple):
-    """A step: where it started, what it drew, its gradients, and the update with its graph back to them."""
+    """A step: where it started, what it drew, its gradients, and the update."""
 
     point: Point
     batch: tuple[Any, ...]
@@ -58,7 +58,7 @@ class _Taken(NamedTuple):
 class _Stack:
     def __init__(self, unroll: Unroll, first: int, settings: FiniteDifference) -> None:
         self._unroll = unroll
-        self._first = first
+        self.first = first
         self._settings = settings
         self._steps: list[_Taken] = []
 
@@ -70,7 +70,7 @@ class _Stack:
             self._check(evaluation, point, batch, random)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         grads = [None if g is None else g.detach() for g in found]
-        update = unroll.update(point, grads, differentiable=True)
+        update = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, evaluation, grads, outer, update))
         return Point(update.following(), unroll.evaluate.swap.buffers())
 
@@ -92,7 +92,7 @@ class _Stack:
         taken = self._steps.pop()
         g_bars, of_old = taken.update.pullback(cotangent)
         products = self._products(taken, k, g_bars)
-        return None if k == self._first else taken.update.cotangent(of_old, products)
+        return None if k == self.first else taken.update.cotangent(of_old, products)
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""

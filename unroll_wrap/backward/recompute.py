@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ranks import Grads
 from ..replay import RandomState
 from ..rules.block import Block
 from ..unroll import Point, Step, Unroll
@@ -43,35 +44,36 @@ class _Recorded(NamedTuple):
     batch: tuple[Any, ...]
     random: RandomState
     loss: Tensor
+    averages: Grads | None
 
 
 class _Segments:
     def __init__(self, unroll: Unroll, first: int, every: int) -> None:
         self._unroll = unroll
-        self._first = first
+        self.first = first
         self._every = every
         self._segments: list[tuple[Point, list[_Recorded]]] = []
         self._replayed: list[Step] = []
 
     def step(self, point: Point, k: int) -> Point:
-        if (k - self._first) % self._every == 0:
+        if (k - self.first) % self._every == 0:
             self._segments.append((point, []))
         batch = self._unroll.inner_batch(k)
         random = RandomState(self._unroll.evaluate.owned)
         point, step = self._unroll.step(point, k, batch, differentiable=False)
-        self._segments[-1][1].append(_Recorded(k, batch, random, step.evaluation.loss.detach()))
+        self._segments[-1][1].append(_Recorded(k, batch, random, step.evaluation.loss.detach(), step.averages))
         return point
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         if not self._replayed:
             self._replay(*self._segments.pop())
-        return self._unroll.pullback(self._replayed.pop(), cotangent, first=k == self._first)
+        return self._unroll.pullback(self._replayed.pop(), cotangent, first=k == self.first)
 
     def _replay(self, point: Point, recorded: list[_Recorded]) -> None:
         first = recorded[0].k
-        for k, batch, random, loss in recorded:
+        for k, batch, random, loss, averages in recorded:
             with random.replayed():
-                point, step = self._unroll.step(point, k, batch, differentiable=True)
+                point, step = self._unroll.step(point, k, batch, differentiable=True, averages=averages)
             self._replayed.append(step)
             again = step.evaluation.loss.detach()
             # Some CUDA kernels add in another order each time. And after the first step of a segment the parameters are

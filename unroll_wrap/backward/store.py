@@ -21,7 +21,7 @@ class Store:
 class _Stack:
     def __init__(self, unroll: Unroll, first: int) -> None:
         self._unroll = unroll
-        self._first = first
+        self.first = first
         self._steps: list[Step] = []
 
     def step(self, point: Point, k: int) -> Point:
@@ -30,4 +30,4 @@ class _Stack:
         return point
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
-        return self._unroll.pullback(self._steps.pop(), cotangent, first=k == self._first)
+        return self._unroll.pullback(self._steps.pop(), cotangent, first=k == self.first)

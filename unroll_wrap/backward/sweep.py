@@ -10,7 +10,13 @@ from ..unroll import Point, Unroll
 
 
 class Tape(Protocol):
-    """What one call remembers of its steps."""
+    """What one call remembers of its steps.
+
+    Attributes:
+        first: the first step that is differentiated.
+    """
+
+    first: int
 
     def step(self, point: Point, k: int) -> Point:
         """θ^k → θ^{k+1}, remembered in such a way that ``pullback`` can return."""
@@ -37,8 +43,9 @@ class Backward(Protocol):
 class _Forget:
     """The tape of the first term alone."""
 
-    def __init__(self, unroll: Unroll) -> None:
+    def __init__(self, unroll: Unroll, steps: int) -> None:
         self._unroll = unroll
+        self.first = steps
 
     def step(self, point: Point, k: int) -> Point:
         return self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=False)[0]
@@ -58,7 +65,8 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
         backward: how to come back.
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
-    tape = backward.tape(unroll, 0, steps) if reverse else _Forget(unroll)
+    tape = backward.tape(unroll, 0, steps) if reverse else _Forget(unroll, steps)
+    unroll.ranks.expect(steps + steps - tape.first)
     point, values, terms = start, [], {}
     for k in range(steps):
         point = tape.step(point, k)
@@ -66,10 +74,8 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
             value, terms[k] = unroll.generator_term(point, 1 / steps if average else 1.0)
             values.append(value)
     cotangent = terms.pop(steps - 1)
-    for k in reversed(range(steps)):
-        cotangent = tape.pullback(k, cotangent)
-        if cotangent is None:
-            break
-        if k - 1 in terms:
+    for k in reversed(range(tape.first, steps)):
+        cotangent = tape.pullback(k, unroll.ranks.cotangent(cotangent))
+        if cotangent is not None and k - 1 in terms:
             cotangent = plus(cotangent, terms.pop(k - 1))
     return sum(values[1:], values[0])

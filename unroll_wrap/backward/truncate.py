@@ -46,11 +46,11 @@ class Truncate:
 class _Tail:
     def __init__(self, unroll: Unroll, start: int, tape: Tape) -> None:
         self._unroll = unroll
-        self._start = start
+        self.first = start
         self._tape = tape
 
     def step(self, point: Point, k: int) -> Point:
-        if k >= self._start:
+        if k >= self.first:
             return self._tape.step(point, k)
         return self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=False)[0]
 

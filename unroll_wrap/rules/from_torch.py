@@ -52,6 +52,8 @@ RULES: dict[str, Any] = {
 REFUSED = {
     "torch.optim.lbfgs.LBFGS": "it evaluates the loss as often as its line search asks, which is no update rule",
     "torch.optim.sparse_adam.SparseAdam": "it takes sparse gradients, which have no second derivative",
+    "torch.distributed.optim.zero_redundancy_optimizer.ZeroRedundancyOptimizer": "each process holds the state of some "
+    "parameters only",
     "torch_optimizer.adahessian.Adahessian": "it differentiates the gradients' own graph, which an unroll takes apart",
 }
 

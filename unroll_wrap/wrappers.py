@@ -1,0 +1,60 @@
+"""Wrappers whose parameters nothing can stand in for, refused with the reason."""
+
+import sys
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_PIECES = (
+    "each process holds a piece of its parameters, and its hooks put the gathered ones where an unroll puts its own. "
+    "Wrap D in DistributedDataParallel; G may be sharded"
+)
+_REFUSED = {
+    "torch.distributed.fsdp.FSDPModule": _PIECES,
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _PIECES,
+    "deepspeed.runtime.engine.DeepSpeedEngine": "its optimizer is a part of it, and steps copies of the parameters. "
+    "Wrap D in DistributedDataParallel",
+}
+_KNOWN = ("torch.distributed.algorithms._checkpoint.",)
+_PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.", "megatron.", "colossalai.", "horovod.")
+
+
+def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], twice: bool) -> None:
+    """Nothing of D is where an unroll cannot reach it.
+
+    Args:
+        modules: of the discriminator, wrappers included.
+        params: of the discriminator.
+        twice: whether its gradients are differentiated.
+
+    Raises:
+        TypeError: a wrapper that shards or replaces parameters, or one of a kind that is not known.
+    """
+    for module in modules:
+        paths = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object]
+        for path in filter(_REFUSED.__contains__, paths):
+            name = path.rsplit(".", 1)[1]
+            raise TypeError(f"The discriminator is a {name}, which cannot be unrolled: {_REFUSED[path]}.")
+        known = isinstance(module, nn.parallel.DistributedDataParallel) or any(p.startswith(_KNOWN) for p in paths)
+        unknown = [] if known else [p for p in paths if p.startswith(_PACKAGES)]
+        if unknown:
+            raise TypeError(
+                f"The discriminator has a {unknown[0]}, of which it is not known where it keeps parameters. "
+                "DistributedDataParallel and the wrappers of Accelerate and Fabric are known: use one of these, or "
+                "pass the module inside."
+            )
+        if twice and isinstance(module, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+            raise TypeError(
+                "The discriminator has SyncBatchNorm, whose backward pass cannot be differentiated. Use BatchNorm, "
+                "with statistics of each rank's own batch, or GroupNorm; or pass stop_gradient=True or "
+                "backward=FiniteDifference()."
+            )
+    if (tensor := sys.modules.get("torch.distributed.tensor")) is not None:
+        sharded = [p for p in params if isinstance(p, tensor.DTensor)]
+        if sharded:
+            raise TypeError(
+                f"{len(sharded)} parameters of the discriminator are DTensors, {sharded[0].placements} the first of "
+                "them. An unroll replaces parameters by plain tensors in the same memory, which a DTensor does not "
+                "have. Wrap D in DistributedDataParallel; G may be sharded."
+            )
