@@ -59,6 +59,8 @@ def layout(blocks: Sequence[Block]) -> Layout:
 
 def split(blocks: Sequence[Block], used: Sequence[bool]) -> list[Block]:
     """The same blocks, divided where only some of their parameters were used; a joint rule is told instead."""
+    if all(used) and not any(b.rule.joint for b in blocks):
+        return list(blocks)
     told = [b._replace(rule=b.rule.for_used([used[i] for i in b.index])) if b.rule.joint else b for b in blocks]
     if all(b.rule.joint or len({used[i] for i in b.index}) == 1 for b in told):
         return told

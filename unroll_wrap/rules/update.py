@@ -153,9 +153,12 @@ def _transformed(grads: Sequence[Tensor | None], transform: GradTransform) -> li
 def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:
     """The block's part of a list with one entry for each parameter; zeros for None, unless all are."""
     parts = [grads[i] for i in block.index]
-    some = next((g for g in parts if g is not None), None)
-    if some is None:
+    present = [g for g in parts if g is not None]
+    if len(present) == len(parts):
+        return pack(present)
+    if not present:
         return None
+    some = present[0]
     return pack([some.new_zeros(s) if g is None else g for g, s in zip(parts, block.shapes, strict=True)])
 
 
