@@ -297,17 +297,18 @@ def _slope(
         behind, ahead = at(-h), at(h)
         near = (ahead - behind) / (2 * h)
         rounding = 2 * unit * max(abs(value), 1.0) / h
-        if not tried:
-            # What a central difference is good for at best. If it agrees that well, nothing more need be known of it.
-            first = Slope(surrogate, near, best * abs(near) + rounding, allowed)
-            if first.agrees:
-                return first
+        # What a central difference is good for at best. If it agrees that well, nothing more need be known of it.
+        first = Slope(surrogate, near, best * abs(near) + rounding, allowed=0.0)
+        if not tried and first.agrees:
+            return first
         third_order = (6 * ahead - at(2 * h) - 3 * value - 2 * behind) / (6 * h)
-        tried.append(Slope(surrogate, third_order, abs(near - third_order) + rounding, allowed))
+        # Two noisy numbers may be close by chance.
+        spread = max(abs(near - third_order), best * abs(third_order))
+        tried.append(Slope(surrogate, third_order, spread + rounding, allowed))
         # A coarse difference agrees with too much: one that is sharper may not.
-        if tried[-1].agrees and tried[-1].uncertainty <= best * abs(third_order):
+        if tried[-1].agrees and spread <= 10 * best * abs(third_order):
             break
-    return min(tried, key=lambda slope: slope.uncertainty)
+    return tried[-1] if tried[-1].agrees else min(tried, key=lambda slope: slope.uncertainty)
 
 
 def _along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
