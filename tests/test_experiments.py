@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from scripts import command, run, run_here
+from scripts import EXAMPLES, command, run, run_here
 
 pytest.importorskip("matplotlib", reason="the examples' extra is not installed")
 pytest.importorskip("tensorboard", reason="the examples' extra is not installed")
@@ -193,7 +193,7 @@ def test_another_configuration_and_a_full_disk(mnist, tmp_path):
 
 def test_cifar10(cifar, unchecked, tmp_path, monkeypatch, capsys):
     """The whole command at the smallest scale; then a report that asks for a seed that is not there."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.syspath_prepend(EXAMPLES)
     import cifar10
 
     out = tmp_path / "out"
@@ -215,7 +215,7 @@ def test_cifar10(cifar, unchecked, tmp_path, monkeypatch, capsys):
 
 def test_shares_of_the_best(monkeypatch):
     """Of four targets K = 0 is best on one, K = 5 on two, and they share the last."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.syspath_prepend(EXAMPLES)
     import cifar10
 
     errors = {0: torch.tensor([1.0, 5, 5, 2]), 5: torch.tensor([2.0, 3, 4, 2]), 10: torch.tensor([9.0, 9, 9, 9])}

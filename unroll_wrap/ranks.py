@@ -224,7 +224,7 @@ class Ranks(OneProcess):
         heard: list[float] = []
         for (dtype, device), index in together.items():
             # Gradients of 16 bits are summed in 32.
-            kind = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
+            kind: dict[str, Any] = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
             present = [(i, self._owned[i], entries[i]) for i in index]
             flat = [torch.zeros(p.numel(), **kind) if e is None else e.reshape(-1).to(**kind) for _, p, e in present]
             bucket = torch.cat([*flat, torch.tensor(told, **kind)])

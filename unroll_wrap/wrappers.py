@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], twice
                 "backward=FiniteDifference()."
             )
     if (tensor := sys.modules.get("torch.distributed.tensor")) is not None:
-        sharded = [p for p in params if isinstance(p, tensor.DTensor)]
+        sharded: list[Any] = [p for p in params if isinstance(p, tensor.DTensor)]
         if sharded:
             raise TypeError(
                 f"{len(sharded)} parameters of the discriminator are DTensors, {sharded[0].placements} the first of "

@@ -66,7 +66,7 @@ class _Stack:
         unroll = self._unroll
         batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
         evaluation = unroll.evaluate_d(point, k, batch)
-        if k == self._first:
+        if k == self.first:
             self._check(evaluation, point, batch, random)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         grads = [None if g is None else g.detach() for g in found]
@@ -77,7 +77,7 @@ class _Stack:
     def _check(self, evaluation: Evaluation, point: Point, batch: tuple[Any, ...], random: RandomState) -> None:
         """The same again, once a call: of a loss that gives another value here, differences mean nothing."""
         with random.replayed():
-            again = self._unroll.evaluate_d(point, self._first, batch, walk=False).loss.detach()
+            again = self._unroll.evaluate_d(point, self.first, batch, walk=False).loss.detach()
         loss = evaluation.loss.detach()
         # Some CUDA kernels add in another order each time.
         rounding = 1e-4 if loss.is_cuda else 0.0

@@ -75,7 +75,8 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
             values.append(value)
     cotangent = terms.pop(steps - 1)
     for k in reversed(range(tape.first, steps)):
-        cotangent = tape.pullback(k, unroll.ranks.cotangent(cotangent))
-        if cotangent is not None and k - 1 in terms:
-            cotangent = plus(cotangent, terms.pop(k - 1))
+        found = tape.pullback(k, unroll.ranks.cotangent(cotangent))
+        if found is None:
+            break
+        cotangent = plus(found, terms.pop(k - 1)) if k - 1 in terms else found
     return sum(values[1:], values[0])

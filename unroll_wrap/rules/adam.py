@@ -81,10 +81,9 @@ class Adam(ClosedRule):
         m, v, *largest = after
         return AdamState(state.step + 1, m, v, largest[0] if largest else None)
 
-    def descend(
-        self, numbers: AdamNumbers, param: Tensor, grad: Tensor, m: Tensor, v: Tensor, *largest: Tensor
-    ) -> tuple[Tensor, ...]:
+    def descend(self, numbers: AdamNumbers, param: Tensor, grad: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
         """In the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+        m, v, *largest = before
         param, grad = self._decayed(numbers, param, grad)
         m = torch.lerp(m, grad, numbers.one_minus_beta1)
         v = plus_product(v * numbers.beta2, grad, grad, numbers.one_minus_beta2)

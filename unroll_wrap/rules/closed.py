@@ -12,7 +12,7 @@ from .rule import Pullback, UpdateRule
 class ClosedRule(UpdateRule):
     """An update as a function of tensors and of numbers, and its pullback as another."""
 
-    def numbers(self, state: Any) -> Sequence[Any]:
+    def numbers(self, state: Any) -> Any:
         """What the next update computes with, beside tensors: its learning rate, its bias corrections."""
         raise NotImplementedError
 
