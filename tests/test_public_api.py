@@ -21,7 +21,7 @@ API = {
     "Truncate": "steps backward",
     "UnrolledGeneratorLoss": (
         "discriminator optimizer d_loss g_loss steps resample stop_gradient average backward "
-        "grad_transform param_transform"
+        "grad_transform param_transform average_gradients"
     ),
     "UpdateRule": "",
     "Verification": "value real_value tolerance slopes problems cuts notes",
