@@ -76,6 +76,8 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
     cotangent = terms.pop(steps - 1)
     for k in reversed(range(tape.first, steps)):
         cotangent = tape.pullback(k, unroll.ranks.cotangent(cotangent))
-        if cotangent is not None and k - 1 in terms:
+        if cotangent is None:
+            break
+        if k - 1 in terms:
             cotangent = plus(cotangent, terms.pop(k - 1))
     return sum(values[1:], values[0])
