@@ -86,9 +86,10 @@ ORDERS = {
     Truncate(2): "01234",
     Truncate(2, Recompute()): "01234 43",
     Truncate(3, Recompute(every=2)): "01234 423",
-    FiniteDifference(): "01234 43210",
-    FiniteDifference(central=True): "01234 4433221100",
-    Truncate(2, FiniteDifference()): "01234 43",
+    # And the first one again: whether the loss is deterministic.
+    FiniteDifference(): "01234 432100",
+    FiniteDifference(central=True): "01234 44332211000",
+    Truncate(2, FiniteDifference()): "01234 433",
 }
 
 

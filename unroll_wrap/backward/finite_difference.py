@@ -66,19 +66,17 @@ class _Stack:
         unroll = self._unroll
         batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
         evaluation = unroll.evaluate_d(point, k, batch)
-        if k == self.first:
-            self._check(evaluation, point, batch, random)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         grads = [None if g is None else g.detach() for g in found]
         update = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, evaluation, grads, outer, update))
         return Point(update.following(), unroll.evaluate.swap.buffers())
 
-    def _check(self, evaluation: Evaluation, point: Point, batch: tuple[Any, ...], random: RandomState) -> None:
+    def _check(self, taken: _Taken) -> None:
         """The same again, once a call: of a loss that gives another value here, differences mean nothing."""
-        with random.replayed():
-            again = self._unroll.evaluate_d(point, self.first, batch, walk=False).loss.detach()
-        loss = evaluation.loss.detach()
+        with taken.random.replayed():
+            again = self._unroll.evaluate_d(taken.point, self.first, taken.batch, walk=False).loss.detach()
+        loss = taken.evaluation.loss.detach()
         # Some CUDA kernels add in another order each time.
         rounding = 1e-4 if loss.is_cuda else 0.0
         if not torch.allclose(again, loss, rtol=rounding, atol=rounding):
@@ -90,6 +88,8 @@ class _Stack:
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         taken = self._steps.pop()
+        if k == self.first:
+            self._check(taken)
         g_bars, of_old = taken.update.pullback(cotangent)
         products = self._products(taken, k, g_bars)
         return None if k == self.first else taken.update.cotangent(of_old, products)
