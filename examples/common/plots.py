@@ -108,26 +108,26 @@ def density_table(
     axes.set_facecolor("0.85")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
 
 
-def dots(path: Path, labels: Sequence[str], panels: Mapping[str, Sequence[Sequence[float]]]) -> None:
+def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Sequence[Sequence[float]]]]) -> None:
     """A row a setting, a panel a measure: a circle a seed, and a bar at their mean.
 
     Args:
         path: The PNG to write.
         labels: Of the rows, from above.
-        panels: By caption, for every row the values of its seeds; a row without any stays empty.
+        panels: By caption, the end of the axis, and for every row the values of its seeds; one without stays empty.
     """
     figure = Figure(figsize=(1.8 + 2.6 * len(panels), 0.24 * len(labels) + 0.9), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for panel, (caption, rows) in zip(axes, panels.items(), strict=True):
+    for panel, (caption, (end, rows)) in zip(axes, panels.items(), strict=True):
         for place, values in enumerate(rows):
             panel.plot(values, [place] * len(values), "o", color="tab:green", alpha=0.5, markersize=5)
             if values:
                 panel.plot([np.mean(values)], [place], "|", color="black", markersize=11)
         panel.set_title(caption, fontsize=9)
-        panel.set_xlim(left=0)
+        panel.set_xlim(-0.02 * end, 1.02 * end)
         panel.tick_params(labelsize=8)
         panel.grid(color="0.92")
         panel.set_axisbelow(True)

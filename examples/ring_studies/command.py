@@ -139,9 +139,12 @@ def write_results(
         folder.out / "measures.png",
         [row["setting"] for row in rows],
         {
-            "modes at the end": [row["modes"] for row in rows],
-            "share within 3 std at the end": [row["within_3_std"] for row in rows],
-            "updates until all modes": [[u for u in row["updates_until_all_modes"] if u is not None] for row in rows],
+            "modes at the end": (len(centers_of(first)), [row["modes"] for row in rows]),
+            "share within 3 std at the end": (1, [row["within_3_std"] for row in rows]),
+            "updates until all modes": (
+                first.updates,
+                [[update for update in row["updates_until_all_modes"] if update is not None] for row in rows],
+            ),
         },
     )
     print(f"Figures: {folder.out / 'figure.png'}, {folder.out / 'measures.png'}")
