@@ -24,8 +24,17 @@ from problems import PROBLEMS
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, is_unrolling
+from unroll_wrap import (
+    FiniteDifference,
+    Recompute,
+    Store,
+    Truncate,
+    UnrolledGeneratorLoss,
+    is_unrolling,
+    non_saturating,
+)
 from unroll_wrap.replay import RandomState
+from unroll_wrap.rules.update import Update
 
 EXACT = {"every step": Recompute(), "every second": Recompute(every=2), "more than there are": Recompute(every=7)}
 EVERY = [*EXACT.values(), Store(), Truncate(2), Truncate(2, Recompute()), FiniteDifference()]
@@ -242,3 +251,24 @@ def test_a_wrong_number_of_steps(kind, wrong):
     """Refused where it is written down."""
     with pytest.raises(ValueError, match="whole number >= 1"):
         kind(wrong)
+
+
+def test_a_single_parameter_is_pulled_back_without_graph(monkeypatch):
+    """A block of one tensor is not copied: its gradient has a graph, which must not chain the steps together."""
+    D = torch.nn.Linear(2, 1, bias=False).double()
+    optimizer = torch.optim.Adam(D.parameters(), weight_decay=0.1)
+    real, fake = torch.randn(2, 4, 2, dtype=torch.float64)
+    fake.requires_grad_()
+    non_saturating.d_loss(D, real, fake.detach()).backward()
+    optimizer.step()
+    seen, pullback = [], Update.pullback
+
+    def watched(self, cotangent):
+        of_grads, of_old = pullback(self, cotangent)
+        seen.extend((of_grads[0], of_old[0].params))
+        return of_grads, of_old
+
+    monkeypatch.setattr(Update, "pullback", watched)
+    UnrolledGeneratorLoss(D, optimizer, *non_saturating, steps=3)(real, fake)
+    assert len(seen) == 6
+    assert not any(t.requires_grad for t in seen)

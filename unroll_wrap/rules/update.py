@@ -51,6 +51,8 @@ class Update(NamedTuple):
         of_grads = [None if g is None else next(found) for g in self.grads]
         return of_grads, [_each(b, lambda _: next(found)) for b in self.old]
 
+    # A single tensor is packed as it is, so the gradient of a D that has but one keeps its own graph.
+    @torch.no_grad()
     def _by_closed_form(
         self, closed: Sequence[Pullback | None], cotangent: Sequence[Block]
     ) -> tuple[list[Tensor | None], list[Block]]:
