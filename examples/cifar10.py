@@ -42,7 +42,6 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from common import arguments, checkpoint
-from common.arguments import BACKWARDS, OBJECTIVES
 from common.cifar import load_images, sample_images
 from common.classifier import OBJECTS, classifier, features, prepare
 from common.data import to_bytes, to_pixels
@@ -61,8 +60,8 @@ from common.report import (
     usable_cores,
     write_report,
 )
-from common.training import Players, alternate, evaluation_noise, in_one_batch, train_on_images, with_adam
-from unroll_wrap import Objective, UnrolledGeneratorLoss
+from common.training import Players, alternate, evaluation_noise, train_on_images, unrolled_loss, with_adam
+from unroll_wrap import UnrolledGeneratorLoss
 
 MEASURES = {"gap": 2, "precision": 3, "recall": 3, "density": 3, "coverage": 3}  # with the digits to print
 PAIRS = 10_000  # of samples, for their distances
@@ -138,13 +137,7 @@ def build(config: Config, device: torch.device) -> Players:
 
 def game(config: Config, players: Players, device: torch.device) -> UnrolledGeneratorLoss:
     """G's loss."""
-    objective = OBJECTIVES[config.objective]
-    objective = in_one_batch(objective) if config.one_batch else objective
-    if config.bfloat16:
-        objective = Objective(*(_in_bfloat16(loss, device) for loss in objective))
-    return UnrolledGeneratorLoss(
-        players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
-    )
+    return unrolled_loss(config, players, partial(_in_bfloat16, device=device) if config.bfloat16 else None)
 
 
 def _in_bfloat16(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:

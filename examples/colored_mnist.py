@@ -31,15 +31,13 @@ import torch
 from torch import Tensor
 
 from common import arguments
-from common.arguments import BACKWARDS, OBJECTIVES
 from common.colors import foreground_colors, js_divergence
 from common.data import DataError
 from common.experiment import Preset, records, train_missing, updates_done
 from common.mnist import load_digits, sample_colored
 from common.nets import conv_discriminator, conv_generator
 from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
-from common.training import Players, in_one_batch, train_on_images, with_adam
-from unroll_wrap import UnrolledGeneratorLoss
+from common.training import Players, train_on_images, unrolled_loss, with_adam
 
 MEASURES = {"js": 4, "spread": 3}  # with the digits to print
 SIZES = {"1/4": 0.25, "1/2": 0.5, "1": 1.0}
@@ -114,11 +112,7 @@ def run(
     """One run from its checkpoint, or from nothing, to its end."""
     torch.manual_seed(config.seed)
     players = build(config, device)
-    objective = OBJECTIVES[config.objective]
-    objective = in_one_batch(objective) if config.one_batch else objective
-    unrolled = UnrolledGeneratorLoss(
-        players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
-    )
+    unrolled = unrolled_loss(config, players)
     digits = load_digits(data, train=True).images.to(device)
     real_colors = colors_of_data(config, digits, seed=2017)
     draw = partial(sample_colored, config.batch, digits)

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from common import arguments
-from common.arguments import BACKWARDS, OBJECTIVES
 from common.classifier import DIGITS, classifier, classify, prepare
 from common.data import to_pixels
 from common.experiment import Preset, records, train_missing, updates_done
@@ -37,8 +36,7 @@ from common.metrics import entropy
 from common.mnist import load_digits, sample_digits
 from common.nets import ColumnGenerator, conv_discriminator, xavier
 from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
-from common.training import Players, in_one_batch, train_on_images, with_adam
-from unroll_wrap import UnrolledGeneratorLoss
+from common.training import Players, train_on_images, unrolled_loss, with_adam
 
 MEASURES = {"classes": 1, "entropy": 2, "sure": 3}  # with the digits to print
 
@@ -99,11 +97,7 @@ def run(
     """One run from its checkpoint, or from nothing, to its end."""
     torch.manual_seed(config.seed)
     players = build(config, device)
-    objective = OBJECTIVES[config.objective]
-    objective = in_one_batch(objective) if config.one_batch else objective
-    unrolled = UnrolledGeneratorLoss(
-        players.D, players.opt_D, *objective, steps=config.unroll, backward=BACKWARDS[config.backward]
-    )
+    unrolled = unrolled_loss(config, players)
     digits = load_digits(data, train=True).images.to(device)
     judge, _ = classifier(DIGITS, cache, data, device, updates=config.classifier_updates)
     draw = partial(sample_digits, config.batch, digits)

@@ -47,24 +47,35 @@ def experiment_parser(
         type=whole_number(0, "0 is plain GAN training."),
         help="unrolled steps of D, one or several (default: the preset's)",
     )
+    add_length_options(what, "Every seed is a run for every K.", "run")
+    what.add_argument("--objective", choices=OBJECTIVES, help="the players' losses (default: the preset's)")
+    add_running_options(parser, f"out/{script}/PRESET")
+    return parser, what
+
+
+def add_length_options(what: argparse._ArgumentGroup, seeds: str, one: str) -> None:
+    """How many seeds, and how many updates each: the options of every grid.
+
+    Args:
+        what: The parser's group of what to train.
+        seeds: What several seeds mean, for whoever gives something else.
+        one: What is trained, in a word.
+    """
     what.add_argument(
         "--seed",
         "--seeds",
         dest="seeds",
         nargs="+",
         metavar="SEED",
-        type=whole_number(0, "Every seed is a run for every K."),
+        type=whole_number(0, seeds),
         help="seeds, one or several (default: the preset's)",
     )
     what.add_argument(
         "--steps",
         metavar="N",
         type=whole_number(1, "Leave --steps out for the preset's own number."),
-        help="generator updates of every run (default: the preset's)",
+        help=f"generator updates of every {one} (default: the preset's)",
     )
-    what.add_argument("--objective", choices=OBJECTIVES, help="the players' losses (default: the preset's)")
-    add_running_options(parser, f"out/{script}/PRESET")
-    return parser, what
 
 
 def add_running_options(parser: argparse.ArgumentParser, out: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common import checkpoint, distributed
+from common.arguments import BACKWARDS, OBJECTIVES
 from common.data import to_bytes
 from common.files import write_json
 from unroll_wrap import Objective, UnrolledGeneratorLoss
@@ -76,6 +77,24 @@ def alternate(
         distributed.average_gradients(G)
         opt_G.step()
         yield update, loss_D.detach(), loss_G.detach()
+
+
+def unrolled_loss(
+    config: Any, players: Players, around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None
+) -> UnrolledGeneratorLoss:
+    """G's loss after K steps of D, as the command line has it.
+
+    Args:
+        config: A dataclass with `objective`, `one_batch`, `unroll` and `backward`.
+        players: D and its optimizer are what is unrolled.
+        around: What both losses run in, as a decorator.
+    """
+    objective = OBJECTIVES[config.objective]
+    losses = in_one_batch(objective) if config.one_batch else objective
+    d_loss, g_loss = map(around, losses) if around else losses
+    return UnrolledGeneratorLoss(
+        players.D, players.opt_D, d_loss, g_loss, steps=config.unroll, backward=BACKWARDS[config.backward]
+    )
 
 
 def in_one_batch(objective: Objective) -> Objective:

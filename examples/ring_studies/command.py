@@ -165,21 +165,7 @@ def main(argv: Sequence[str]) -> int:
     what = parser.add_argument_group("what to train")
     what.add_argument("names", nargs="+", metavar="NAME", choices=[*STUDIES, "all"], help="see below, or all")
     what.add_argument("--preset", choices=PRESETS, default="cpu", help="cpu: short and changed; paper: Appendix A")
-    what.add_argument(
-        "--seed",
-        "--seeds",
-        dest="seeds",
-        nargs="+",
-        metavar="SEED",
-        type=arguments.whole_number(0, "All seeds of a setting are trained at once."),
-        help="seeds, one or several (default: the preset's)",
-    )
-    what.add_argument(
-        "--steps",
-        metavar="N",
-        type=arguments.whole_number(1, "Leave --steps out for the preset's own number."),
-        help="generator updates of every setting (default: the preset's)",
-    )
+    arguments.add_length_options(what, "All seeds of a setting are trained at once.", "setting")
     arguments.add_running_options(parser, "out/mixture_of_gaussians/studies/PRESET")
     args = parser.parse_args(argv)
     args.out = args.out or Path("out/mixture_of_gaussians/studies", args.preset)

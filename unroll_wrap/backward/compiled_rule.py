@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..rules.block import Block
-from ..rules.closed import ClosedRule
+from ..rules.closed import ClosedRule, tensors_of
 
 
 class Kernels(NamedTuple):
@@ -60,14 +60,14 @@ class CompiledRule(ClosedRule):
 
 def kind(rule: ClosedRule, block: Block) -> Any:
     """Blocks of one kind have the same kernels."""
-    tensors = [t for t in (block.params, *block.state) if isinstance(t, Tensor)]
+    tensors = tensors_of((block.params, *block.state))
     return type(rule), rule.switches(), tuple((t.shape, t.dtype, t.device) for t in tensors)
 
 
 def compile_rule(rule: ClosedRule, block: Block) -> Kernels:
     """The kernels for a block of that rule's."""
     param = block.params
-    before = [t for t in block.state if isinstance(t, Tensor)]
+    before = tensors_of(block.state)
     n = len(before)
     given = rule.numbers(block.state)
 

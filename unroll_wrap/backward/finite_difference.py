@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evaluate import Evaluation
+from ..precision import precision
 from ..replay import RandomState
 from ..rules.block import Block
 from ..rules.update import Update
@@ -121,7 +122,7 @@ class _Stack:
     ) -> tuple[float, "_Gradients"]:
         """The shift, and the gradients at its end."""
         params = taken.point.params()
-        relative = _precision(params[0], taken.evaluation.loss) ** (1 / 3 if self._settings.central else 1 / 2)
+        relative = precision([params[0], taken.evaluation.loss]) ** (1 / 3 if self._settings.central else 1 / 2)
         shift = (self._settings.eps or relative) * max(_norm(params), 1.0) / length
         found = self._shifted(taken, k, g_bars, shift)
         if self._settings.eps is None:
@@ -164,14 +165,6 @@ def _told(taken: _Taken, found: _Gradients) -> float:
         for a, b in zip([*found.params, *found.outer], here, strict=True)
     ]
     return _norm(moved) / (_norm(here) or 1.0)
-
-
-def _precision(param: Tensor, loss: Tensor) -> float:
-    """Of the coarsest dtype that the loss is computed in."""
-    used = [param.dtype, loss.dtype]
-    if torch.is_autocast_enabled(param.device.type):
-        used.append(torch.get_autocast_dtype(param.device.type))
-    return max(torch.finfo(dtype).eps for dtype in used)
 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:

@@ -49,12 +49,12 @@ class ClosedRule(UpdateRule):
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The parameter and the state after one update; its graph is one node."""
-        new, *after = _Descent.apply(self, self.numbers(state), param, grad, *_tensors(state))  # type: ignore[misc]
+        new, *after = _Descent.apply(self, self.numbers(state), param, grad, *tensors_of(state))  # type: ignore[misc]
         return new, self.following(state, after)
 
     def with_pullback(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any, Pullback]:
         """The same without graph."""
-        numbers, before = self.numbers(state), _tensors(state)
+        numbers, before = self.numbers(state), tensors_of(state)
         new, *after = self.descend(numbers, param, grad, *before)
 
         def back(cotangent: Sequence[Tensor | None]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -85,7 +85,8 @@ class _Descent(torch.autograd.Function):
         return None, None, of_param, of_grad, *of_before
 
 
-def _tensors(state: Any) -> list[Tensor]:
+def tensors_of(state: Any) -> list[Tensor]:
+    """What of it is a tensor; the rest are numbers."""
     return [t for t in state if isinstance(t, Tensor)]
 
 
