@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import nn
 
-from unroll_wrap import Compiled, Store, UnrolledGeneratorLoss, minimax, non_saturating
+from unroll_wrap import Compiled, Store, Truncate, UnrolledGeneratorLoss, minimax, non_saturating
 
 
 def mlp():
@@ -128,6 +128,67 @@ def test_a_gradient_penalty(notices):
     assert_same(world.gradient(penalised, minimax.g_loss, backward=Compiled()), exact)
     plain = world.gradient(*minimax)
     assert (plain[1] - exact[1]).norm() > 1e-3 * exact[1].norm()
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("options", [{"stop_gradient": True}, {"truncate": 2}], ids=str)
+def test_steps_that_are_not_differentiated(options, notices, monkeypatch):
+    """They are compiled too; where none is differentiated, nothing is compiled for the way back."""
+    world = World()
+    ran = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: lambda *t: (ran.append(graph), graph(*t))[1])
+    n = options.pop("truncate", None)
+    exact = world.gradient(*minimax, backward=Truncate(n) if n else Store(), **options)
+    compiled = Truncate(n, Compiled()) if n else Compiled()
+    unrolled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=3, backward=compiled, **options)
+    assert_same(world.call(unrolled), exact)
+    ran.clear()
+    assert_same(world.call(unrolled), exact)
+    # Of the loss and of Adam's rule, three steps each, then two back.
+    assert len(ran) == 3 + 3 + 2 * (n or 0)
+    assert not notices()
+    whole = world.gradient(*minimax)
+    assert (whole[1] - exact[1]).norm() > 1e-3 * whole[1].norm()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("twice", ["real", "fake"])
+def test_a_tensor_given_twice(twice, notices):
+    """One tensor in two places, and then two."""
+    world = World()
+
+    def d_loss(D, real, more, fake):
+        return minimax.d_loss(D, real, fake) + 0.3 * minimax.d_loss(D, 2 * more, fake.tanh())
+
+    losses = d_loss, lambda D, real, more, fake: minimax.g_loss(D, real, fake) + minimax.g_loss(D, more.sin(), fake)
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *losses, steps=3, backward=Compiled())
+    one = getattr(world, twice)
+    for more in (one, one.detach() + 1):
+        batch = world.real, more, world.fake
+        assert_same(world.call(compiled, batch), world.gradient(*losses, batch=batch))
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("narrow", [0, 1, 2])
+def test_products_of_stacked_matrices(narrow, notices):
+    """Written as sums where a dimension is narrow, which is each of the three in turn."""
+    sizes = [6, 6, 6]
+    sizes[narrow] = 2
+    rows, inner, columns = sizes
+
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, inner, columns))
+            self.bias = nn.Parameter(torch.randn(3, 1, columns))
+
+        def forward(self, x):
+            return torch.baddbmm(self.bias, x, self.weight).tanh() + (x @ self.weight).sin()
+
+    world = World(Stacked, (3, rows, inner))
+    assert_same(world.gradient(*minimax, backward=Compiled()), world.gradient(*minimax))
     assert not notices()
 
 

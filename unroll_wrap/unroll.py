@@ -147,6 +147,10 @@ class Unroll:
         update = self.update(point, averages or grads, differentiable)
         return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, averages, update)
 
+    def advance(self, point: Point, k: int) -> Point:
+        """θ^k → θ^{k+1} on the step's own batch, never to be differentiated."""
+        return self.step(point, k, self.inner_batch(k), differentiable=False)[0]
+
     def evaluate_d(
         self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True
     ) -> Evaluation:

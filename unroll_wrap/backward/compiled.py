@@ -51,21 +51,13 @@ class Compiled:
         """A stack of points."""
         return _Stack(unroll, first, self)
 
-    def program(self, unroll: Unroll, point: Point, batch: tuple[Any, ...], check: bool) -> "_Program | None":
-        """The two functions for inputs such as these, checked on them or not; None if there are none."""
-        kwargs = unroll.evaluate.kwargs
-        modules = unroll.evaluate.swap.modules
-        inputs = [*point.params(), *point.buffers, *tensors_in(batch, kwargs)]
-        key = (
-            unroll.d_loss,
-            tuple((id(m), m.training) for m in modules),
-            tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in inputs),
-            repr(mapped(lambda _: "tensor", (batch, kwargs))),
-        )
+    def program(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> "_Program | None":
+        """The functions for inputs such as these; None if there are none."""
+        key = self._key(unroll, point, batch)
         if key not in self._programs and len(self._programs) < _MOST:
             try:
                 # Tracing runs the loss, which may draw.
-                with RandomState(inputs).replayed():
+                with RandomState(unroll.evaluate.owned).replayed():
                     made = _compile(unroll, point, batch)
                     if not made.differentiates(unroll, point, batch):
                         raise ValueError("its compiled derivatives are not its own")  # noqa: TRY301, reported below
@@ -74,10 +66,30 @@ class Compiled:
                 self._give_up(key, f"{type(error).__name__}: {error}")
         elif key not in self._programs:
             self._give_up(None, f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction")
-        program = self._programs.get(key)
-        if check and program is not None and not program.reproduces(unroll, point, batch):
-            self._give_up(key, "its value is no longer that of its first call. Pass what changes as an argument")
         return self._programs.get(key)
+
+    def _key(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> Any:
+        """Inputs of one key have the same program."""
+        arguments, modules = (batch, unroll.evaluate.kwargs), unroll.evaluate.swap.modules
+        given = _distinct(arguments)
+        inputs, place = [*point.params(), *point.buffers, *given], {id(t): i for i, t in enumerate(given)}
+        return (
+            unroll.d_loss,
+            unroll.evaluate.second_order,
+            tuple((id(m), m.training) for m in modules),
+            tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in inputs),
+            repr(mapped(lambda t: place[id(t)], arguments)),
+        )
+
+    def check(self, unroll: Unroll, point: Point, batch: tuple[Any, ...], loss: Tensor) -> bool:
+        """Whether the compiled loss is still the loss; else it is given up."""
+        evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False)
+        expected = evaluation.loss.detach().reshape(())
+        right = bool((loss - expected).abs() <= _tolerance(loss) * (1 + expected.abs()))
+        if not right:
+            reason = "its value is no longer that of its first call. Pass what changes as an argument"
+            self._give_up(self._key(unroll, point, batch), reason)
+        return right
 
     def rule_of(self, block: Block) -> Block:
         """The block, its rule compiled where it can be."""
@@ -101,34 +113,28 @@ class _Program(NamedTuple):
 
     Attributes:
         gradient: (θ, buffers, batch) → (loss, g, buffers).
-        adjoint: (θ, buffers, batch, ḡ) → (θ̄, batch's).
+        adjoint: (θ, buffers, batch, ḡ) → (θ̄, batch's); None where only the first term is asked for.
         used: which parameters have a gradient.
         found: which results of the adjoint there are.
     """
 
     gradient: Callable[..., Sequence[Tensor]]
-    adjoint: Callable[..., Sequence[Tensor]]
+    adjoint: Callable[..., Sequence[Tensor]] | None
     used: list[bool]
     found: list[bool]
 
-    def reproduces(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> bool:
-        """Whether the compiled loss is the loss."""
-        evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False)
-        expected = evaluation.loss.detach()
-        with torch.no_grad():
-            loss = self.gradient(*_inputs(unroll, point, batch))[0]
-        return bool((loss - expected.reshape(())).abs() <= _tolerance(loss) * (1 + expected.abs().reshape(())))
-
     def differentiates(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> bool:
-        """Whether both functions give what autograd gives, with the gradient itself for ḡ."""
+        """Whether the functions give what autograd gives, with the gradient itself for ḡ."""
         evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False)
-        grads = [g for g in unroll.gradients(evaluation, create_graph=True)[0] if g is not None]
+        grads = [g for g in unroll.gradients(evaluation, create_graph=self.adjoint is not None)[0] if g is not None]
         bars, inputs = [g.detach() for g in grads], _inputs(unroll, point, batch)
         curved = [(g, bar) for g, bar in zip(grads, bars, strict=True) if g.requires_grad]
         leaves = [*evaluation.params, *evaluation.outer]
         products = differentiate("d_loss", [g for g, _ in curved], leaves, [bar for _, bar in curved])
         with torch.no_grad():
-            found = [*self.gradient(*inputs)[1 : 1 + len(bars)], *self.adjoint(*inputs, *bars)]
+            found = [*self.gradient(*inputs)[1 : 1 + len(bars)]]
+            if self.adjoint:
+                found += self.adjoint(*inputs, *bars)
         expected = [*bars, *(p for p in products if p is not None)]
         return len(found) == len(expected) and all(
             (one - other).norm() <= _tolerance(one) * (1 + other.norm())
@@ -140,26 +146,34 @@ def _tolerance(like: Tensor) -> float:
     return 100 * torch.finfo(like.dtype).eps ** 0.75
 
 
+def _distinct(arguments: Any) -> list[Tensor]:
+    """Each tensor of a loss's arguments once."""
+    return list({id(t): t for t in tensors_in(arguments)}.values())
+
+
 def _inputs(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> list[Tensor]:
-    return [*point.params(), *point.buffers, *(t.detach() for t in tensors_in(batch, unroll.evaluate.kwargs))]
+    return [*point.params(), *point.buffers, *(t.detach() for t in _distinct((batch, unroll.evaluate.kwargs)))]
 
 
 def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
-    """Trace the step's two functions of plain tensors, and compile them.
+    """Trace the step's functions of plain tensors, and compile them.
 
     Raises:
         ValueError: the loss depends on more than its arguments.
     """
-    kwargs = unroll.evaluate.kwargs
-    of_batch = tensors_in(batch, kwargs)
+    arguments = (batch, unroll.evaluate.kwargs)
+    of_batch = _distinct(arguments)
     n, m = len(point.params()), len(point.buffers)
     used: list[bool] = []
     found: list[bool] = []
 
     def evaluation(tensors: Sequence[Tensor]) -> Any:
-        params, buffers, rest = tensors[:n], tensors[n : n + m], iter(tensors[n + m :])
-        flags = iter([t.requires_grad for t in of_batch])
-        own, named = mapped(lambda _: next(rest).detach().requires_grad_(next(flags)), (batch, kwargs))
+        params, buffers = tensors[:n], tensors[n : n + m]
+        leaf_of = {
+            id(t): leaf.detach().requires_grad_(t.requires_grad)
+            for t, leaf in zip(of_batch, tensors[n + m : n + m + len(of_batch)], strict=True)
+        }
+        own, named = mapped(lambda t: leaf_of[id(t)], arguments)
         # A plain leaf, made by an operator: one made without is a constant to the tracer.
         evaluator = replace(unroll.evaluate, kwargs=named, leaf=lambda p: p.detach().requires_grad_())
         result = evaluator("d_loss", unroll.d_loss, params, buffers, own)
@@ -176,7 +190,7 @@ def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
 
     def adjoint(*tensors: Tensor) -> list[Tensor]:
         bars = tensors[n + m + len(of_batch) :]
-        result = evaluation(tensors[: n + m + len(of_batch)])
+        result = evaluation(tensors)
         grads, _ = unroll.gradients(result, create_graph=True)
         outputs = [
             (g, bar) for g, bar in zip((g for g in grads if g is not None), bars, strict=True) if g.requires_grad
@@ -188,17 +202,19 @@ def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
         return [g for g in inner if g is not None]
 
     inputs = _inputs(unroll, point, batch)
-    with torch.enable_grad():
-        traced = _trace(gradient, inputs)
+    forwards = _compiled(gradient, inputs)
+    backwards = None
+    if unroll.evaluate.second_order:
         bars = [torch.zeros_like(p) for p, u in zip(point.params(), used, strict=True) if u]
-        of_bars = _trace(adjoint, [*inputs, *bars])
+        backwards = _compiled(adjoint, [*inputs, *bars])
+    return _Program(forwards, backwards, used, found)
+
+
+def _compiled(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    with torch.enable_grad():
+        traced = _trace(function, inputs)
     with torch.no_grad():
-        return _Program(
-            torch._inductor.compile(traced, inputs),  # pyright: ignore[reportArgumentType]
-            torch._inductor.compile(of_bars, [*inputs, *bars]),  # pyright: ignore[reportArgumentType]
-            list(used),
-            list(found),
-        )
+        return torch._inductor.compile(traced, inputs)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
@@ -212,14 +228,15 @@ def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Graph
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """A product with a dimension of at most 4, as products and sums: these are fused, calls of mm never are."""
-    (rows, inner), columns = a.shape, b.shape[1]
+    """A product with a dimension of at most 4, as products and sums: these are fused, calls of mm and bmm never are."""
+    rows, inner, columns = *a.shape[-2:], b.shape[-1]
     if inner <= 4:
-        return sum((a[:, i : i + 1] * b[i : i + 1] for i in range(1, inner)), a[:, :1] * b[:1])
+        terms = [a[..., i : i + 1] * b[..., i : i + 1, :] for i in range(inner)]
+        return sum(terms[1:], terms[0])
     if columns <= 4:
-        return torch.stack([(a * b[:, j]).sum(1) for j in range(columns)], 1)
+        return torch.stack([(a * b[..., None, :, j]).sum(-1) for j in range(columns)], -1)
     if rows <= 4:
-        return torch.stack([(a[i].unsqueeze(1) * b).sum(0) for i in range(rows)])
+        return torch.stack([(a[..., i, :, None] * b).sum(-2) for i in range(rows)], -2)
     return NotImplemented
 
 
@@ -228,7 +245,13 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
     return product if product is NotImplemented else beta * bias + alpha * product
 
 
-_DECOMPOSITIONS = {torch.ops.aten.mm.default: _mm, torch.ops.aten.addmm.default: _addmm}
+_aten = torch.ops.aten
+_DECOMPOSITIONS = {
+    _aten.mm.default: _mm,
+    _aten.bmm.default: _mm,
+    _aten.addmm.default: _addmm,
+    _aten.baddbmm.default: _addmm,
+}
 
 
 class _Taken(NamedTuple):
@@ -251,29 +274,38 @@ class _Stack:
         self._program: _Program | None = None
 
     def step(self, point: Point, k: int) -> Point:
-        unroll = self._unroll
+        unroll, keep = self._unroll, k >= self.first
         batch = unroll.inner_batch(k)
         if batch is not self._batch:
-            self._program = self._settings.program(unroll, point, batch, check=k == self.first)
-            self._batch = batch
-        program = self._program
-        if program is None:
-            point, step = unroll.step(point, k, batch, differentiable=True)
-            self._taken.append(step)
-            return point
-        if k == self.first:
-            point = Point([self._settings.rule_of(b) for b in point.blocks], point.buffers)
+            self._program, self._batch = self._settings.program(unroll, point, batch), batch
+        found = self._by_program(self._program, point, k, batch) if self._program else None
+        if found is None:
+            self._program = None
+            found = unroll.step(point, k, batch, differentiable=keep)
+        point, taken = found
+        if keep:
+            self._taken.append(taken)
+        return point
+
+    def _by_program(
+        self, program: _Program, point: Point, k: int, batch: tuple[Any, ...]
+    ) -> tuple[Point, _Taken] | None:
+        """The compiled step; None where the loss is no longer what was compiled."""
+        unroll = self._unroll
         inputs = _inputs(unroll, point, batch)
         with torch.no_grad():
             loss, *rest = program.gradient(*inputs)
+        if k == 0:
+            if not self._settings.check(unroll, point, batch, loss):
+                return None
+            point = point._replace(blocks=[self._settings.rule_of(b) for b in point.blocks])
         unroll.d_losses.append(loss)
         gradients = iter(rest)
         grads = [next(gradients) if u else None for u in program.used]
         grads = unroll.ranks.gradients(grads, batch) or grads
-        update = unroll.update(point, grads, differentiable=True)
-        users = [t for t in tensors_in(batch, unroll.evaluate.kwargs) if t.requires_grad]
-        self._taken.append(_Taken(program, inputs, users, grads, update))
-        return Point(update.following(), tuple(gradients))
+        update = unroll.update(point, grads, differentiable=k >= self.first)
+        users = [t for t in _distinct((batch, unroll.evaluate.kwargs)) if t.requires_grad]
+        return Point(update.following(), tuple(gradients)), _Taken(program, inputs, users, grads, update)
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         unroll, taken, first = self._unroll, self._taken.pop(), k == self.first
@@ -285,8 +317,10 @@ class _Stack:
             for g, bar, used in zip(taken.grads, bars, taken.program.used, strict=True)
             if used and g is not None
         ]
+        adjoint = taken.program.adjoint
+        assert adjoint is not None  # compiled for every call that differentiates a step
         with torch.no_grad():
-            products = iter(taken.program.adjoint(*taken.inputs, *present))
+            products = iter(adjoint(*taken.inputs, *present))
         found = [next(products) if f else None for f in taken.program.found]
         n = len(taken.grads)
         unroll.sensitivity.second_term |= unroll.sensitivity.add(taken.users, found[n:])

@@ -65,6 +65,8 @@ class _Stack:
 
     def step(self, point: Point, k: int) -> Point:
         unroll = self._unroll
+        if k < self.first:
+            return unroll.advance(point, k)
         batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
         evaluation = unroll.evaluate_d(point, k, batch)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)

@@ -56,6 +56,8 @@ class _Segments:
         self._replayed: list[Step] = []
 
     def step(self, point: Point, k: int) -> Point:
+        if k < self.first:
+            return self._unroll.advance(point, k)
         if (k - self.first) % self._every == 0:
             self._segments.append((point, []))
         batch = self._unroll.inner_batch(k)

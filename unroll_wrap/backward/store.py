@@ -14,7 +14,7 @@ class Store:
     twice = True
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """A stack of steps."""
+        """A stack of the steps that are differentiated."""
         return _Stack(unroll, first)
 
 
@@ -25,8 +25,10 @@ class _Stack:
         self._steps: list[Step] = []
 
     def step(self, point: Point, k: int) -> Point:
-        point, step = self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=True)
-        self._steps.append(step)
+        keep = k >= self.first
+        point, step = self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=keep)
+        if keep:
+            self._steps.append(step)
         return point
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:

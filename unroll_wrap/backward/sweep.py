@@ -19,7 +19,7 @@ class Tape(Protocol):
     first: int
 
     def step(self, point: Point, k: int) -> Point:
-        """θ^k → θ^{k+1}, remembered in such a way that ``pullback`` can return."""
+        """θ^k → θ^{k+1}; from ``first`` on remembered in such a way that ``pullback`` can return."""
         ...
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
@@ -36,22 +36,8 @@ class Backward(Protocol):
         ...
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """A fresh tape for the inner steps from ``first`` to K - 1, with K = ``steps``."""
+        """A fresh tape for all K = ``steps`` inner steps, of which those from ``first`` on are differentiated."""
         ...
-
-
-class _Forget:
-    """The tape of the first term alone."""
-
-    def __init__(self, unroll: Unroll, steps: int) -> None:
-        self._unroll = unroll
-        self.first = steps
-
-    def step(self, point: Point, k: int) -> Point:
-        return self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=False)[0]
-
-    def pullback(self, k: int, cotangent: list[Block]) -> None:
-        return None
 
 
 def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Backward) -> Tensor:
@@ -65,7 +51,7 @@ def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Bac
         backward: how to come back.
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
-    tape = backward.tape(unroll, 0, steps) if reverse else _Forget(unroll, steps)
+    tape = backward.tape(unroll, 0 if reverse else steps, steps)
     unroll.ranks.expect(steps + steps - tape.first)
     point, values, terms = start, [], {}
     for k in range(steps):

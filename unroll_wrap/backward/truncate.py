@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..rules.block import Block
-from ..unroll import Point, Unroll
+from ..unroll import Unroll
 from .store import Store
 from .sweep import Backward, Tape
 
@@ -34,25 +33,7 @@ class Truncate:
         return self.backward.twice
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """The inner tape, for the last steps."""
-        start = steps - self.steps
-        if start < first:
-            raise ValueError(
-                f"Truncate(steps={self.steps}) of {steps - first} steps. Pass at most {steps - first}, or a larger K."
-            )
-        return _Tail(unroll, start, self.backward.tape(unroll, start, steps))
-
-
-class _Tail:
-    def __init__(self, unroll: Unroll, start: int, tape: Tape) -> None:
-        self._unroll = unroll
-        self.first = start
-        self._tape = tape
-
-    def step(self, point: Point, k: int) -> Point:
-        if k >= self.first:
-            return self._tape.step(point, k)
-        return self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=False)[0]
-
-    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
-        return self._tape.pullback(k, cotangent)
+        """The inner tape, which differentiates the last steps."""
+        if self.steps > steps:
+            raise ValueError(f"Truncate(steps={self.steps}) of {steps} steps. Pass at most {steps}, or a larger K.")
+        return self.backward.tape(unroll, max(first, steps - self.steps), steps)
