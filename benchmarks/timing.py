@@ -21,25 +21,27 @@ def interleaved(
     """Seconds per call of every function in every round; the order turns from round to round.
 
     Args:
-        functions: what to time, each called before that.
+        functions: what to time; one that takes less than a second is called before that.
         rounds: at least and at most so many.
         budget: seconds for all rounds together, between these bounds.
         at_least: a timing repeats a faster function for about so long.
         clock: one of ``CLOCKS``.
         compiled: those whose first call says nothing about the next.
     """
-    once = {}
+    found: dict[str, list[float]] = {}
+    calls = {}
     for i, (name, function) in enumerate(functions.items()):
-        show(f"  first call {i + 1}/{len(functions)}: {name}")
-        once[name] = seconds(function, 1, CLOCKS[clock])
-        if once[name] < 1 or name in compiled:
-            once[name] = seconds(function, 1, CLOCKS[clock])
-    calls = {name: max(1, round(at_least / max(s, 1e-9))) for name, s in once.items()}
-    one_round = sum(calls[name] * s for name, s in once.items())
+        show(f"  round 1, {i + 1}/{len(functions)}: {name}")
+        once = seconds(function, 1, CLOCKS[clock])
+        warm = once < 1 or name in compiled
+        if warm:
+            once = seconds(function, 1, CLOCKS[clock])
+        calls[name] = max(1, round(at_least / max(once, 1e-9)))
+        found[name] = [seconds(function, calls[name], CLOCKS[clock]) if warm else once]
+    one_round = sum(calls[name] * s for name, (s,) in found.items())
     number = min(max(round(budget / one_round), rounds[0]), rounds[1])
-    found: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
-    for r in range(number):
+    for r in range(1, number):
         show(f"  round {r + 1}/{number}")
         for name in names[r % len(names) :] + names[: r % len(names)]:
             found[name].append(seconds(functions[name], calls[name], CLOCKS[clock]))
