@@ -30,9 +30,8 @@ def configs(study: Study, preset: str, seeds: Sequence[int] | None = None, updat
     found = []
     for changes in study.rows.values():
         config = replace(base, **changes)
-        exact = config.gradient == "total" and config.backward == "store" and not config.resample
         long = config.unroll * config.updates // config.every >= COMPILED_FROM
-        found.append(replace(config, backward="compiled") if exact and long else config)
+        found.append(replace(config, backward="compiled") if config.backward == "store" and long else config)
     return found
 
 
