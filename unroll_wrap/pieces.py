@@ -13,7 +13,6 @@ from torch import Tensor
 
 _PIECEWISE = {"relu", "relu6", "leaky_relu", "hardtanh", "threshold", "abs", "absolute", "hardshrink", "softshrink"}
 _PIECEWISE |= {"clamp", "clip", "clamp_min", "clamp_max"}
-_PIECEWISE |= {name + "_" for name in _PIECEWISE}
 
 
 class Piece(NamedTuple):
@@ -37,7 +36,8 @@ class Piece(NamedTuple):
 
 def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call is one of these, with a graph through its first argument alone."""
-    if getattr(func, "__name__", "") not in _PIECEWISE or not args or not isinstance(args[0], Tensor):
+    # relu_ and _threshold too.
+    if getattr(func, "__name__", "").strip("_") not in _PIECEWISE or not args or not isinstance(args[0], Tensor):
         return False
     others = pytree.tree_leaves((list(args[1:]), dict(kwargs)))
     return args[0].requires_grad and not any(isinstance(t, Tensor) and t.requires_grad for t in others)

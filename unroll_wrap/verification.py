@@ -20,6 +20,7 @@ from .rehearsal import Rehearsal
 from .replay import EveryState
 from .slopes import Around, Line, Shift, Slope, along, directions
 
+
 @dataclass(frozen=True)
 class Verification:
     """What ``verify`` found.
