@@ -11,8 +11,21 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-_PIECEWISE = {"relu", "relu6", "leaky_relu", "hardtanh", "threshold", "abs", "absolute", "hardshrink", "softshrink"}
-_PIECEWISE |= {"clamp", "clip", "clamp_min", "clamp_max"}
+_PIECEWISE = {
+    "abs",
+    "absolute",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "clip",
+    "hardshrink",
+    "hardtanh",
+    "leaky_relu",
+    "relu",
+    "relu6",
+    "softshrink",
+    "threshold",
+}
 
 
 class Piece(NamedTuple):
