@@ -1,5 +1,6 @@
 """The derivative along a line, by the unrolled loss and by differences of real steps."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ class Line:
         tried: list[Slope] = []
         # A small slope asks for longer steps, what bends soon for shorter ones.
         for n in (4, 8, 16, 32, 2, 1, 1 / 2):
+            if tried and self._rounding(n) > min(slope.uncertainty for slope in tried):
+                continue
             for m in {n, 2 * n} - set(central):
                 central[m] = (self.value(m, around()) - self.value(-m, around())) / (2 * m * self._step)
             extrapolated = (4 * central[n] - central[2 * n]) / 3
@@ -108,8 +111,13 @@ class Line:
         return min(tried, key=lambda slope: slope.uncertainty)
 
     def _uncertainty(self, difference: float, steps: float, spread: float = 0.0) -> float:
+        if not math.isfinite(difference):
+            return math.inf
         # Two noisy numbers may be close by chance.
-        return max(spread, self._best * abs(difference)) + self._noise / (steps * self._step)
+        return max(spread, self._best * abs(difference)) + self._rounding(steps)
+
+    def _rounding(self, steps: float) -> float:
+        return self._noise / (steps * self._step)
 
 
 def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
