@@ -1,5 +1,6 @@
 """Bad input gets an error that names what was given, and leaves the user's objects as they were."""
 
+import copy
 import re
 import warnings
 
@@ -10,7 +11,8 @@ from reference import value
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import UnrolledGeneratorLoss, is_unrolling
+from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, is_unrolling, verify
+from unroll_wrap.loss import SecondTermMissing
 
 # Which class fits is the package's choice; a warning counts where promise 8 allows a loud one.
 REFUSALS = (ValueError, TypeError, RuntimeError, FloatingPointError, NotImplementedError, Warning)
@@ -126,6 +128,36 @@ def test_a_d_loss_that_does_not_depend_on_d():
     world = warm_world()
     unrolled = unrolled_of(world, steps=2)
     refused(world, lambda: unrolled(*world.batch(), d_loss=lambda D, r, f: (f - r).pow(2).mean()), "d_loss")
+
+
+def an_ensemble(D, real, fake):
+    return sum(torch.nn.functional.softplus(-old(fake)).mean() for old in OLD)
+
+
+OLD = [copy.deepcopy(warm_world().discriminator) for _ in range(2)]
+WITHOUT_D = {
+    "an ensemble of others": an_ensemble,
+    "what D returns, detached": lambda D, real, fake: (D(fake).detach() * fake).mean(),
+    "no network at all": lambda D, real, fake: (fake - real).pow(2).mean(),
+}
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute(), FiniteDifference(), Truncate(1)], ids=repr)
+@pytest.mark.parametrize("g_loss", WITHOUT_D.values(), ids=WITHOUT_D)
+def test_a_g_loss_that_does_not_depend_on_d(g_loss, backward):
+    """It is g_loss that is named, not d_loss, by a call and by verify; and d_loss where g_loss is as it should be."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=3, backward=backward)
+    with pytest.warns(SecondTermMissing, match="^g_loss does not depend on the discriminator") as caught:
+        unrolled(*world.batch(), g_loss=g_loss)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    report = verify(unrolled, *world.batch(), g_loss=g_loss)
+    assert report.problems[0].startswith("g_loss does not depend on the discriminator")
+    with pytest.warns(SecondTermMissing, match="^d_loss does not depend on the generator"):
+        unrolled(*world.batch(), d_loss=lambda D, real, fake: world.d_loss(D, real, fake.detach()))
+    # The control: with both as they should be, nothing is said, since a warning is an error here.
+    unrolled(*world.batch())
+    unrolled_of(world, steps=3, stop_gradient=True)(*world.batch(), g_loss=g_loss)
 
 
 @pytest.mark.parametrize("where", ["constructor", "call", "schedule"])

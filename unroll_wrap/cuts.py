@@ -2,11 +2,13 @@
 
 ``detach()``, ``.data``, ``.item()``, whatever runs under ``no_grad``, a buffer that a layer updates: a derivative does
 not pass there, and a difference does. Held at their first values, these tensors no longer tell a difference either.
+Decisions are held with them: comparisons, indices, the pieces of a ReLU. A derivative takes them for constant too.
 """
 
 import linecache
 import os
 import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -15,10 +17,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
+from .pieces import Piece, is_piecewise, piece_of
+
 # Their result is arbitrary or depends on no value.
 _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "__set__", "__len__", "__bool__"}
 # They update their statistics without a mark.
 _WITH_STATISTICS = {"batch_norm", "instance_norm"}
+_DECISION = "a decision"
 _NOT_THE_USERS = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
 
 
@@ -27,10 +32,10 @@ class Diverged(Exception):
 
 
 class Cuts:
-    """What a first run has cut, in order, and which of it depended on a value.
+    """What a first run has cut and decided, in order, and which of it depended on a value.
 
     Attributes:
-        found: where, once a held run has shown that another value would have come.
+        found: where, once a held run has shown that another value would have come. Decisions are not meant.
     """
 
     def __init__(self) -> None:
@@ -38,12 +43,13 @@ class Cuts:
         self.found: list[str] = []
 
     def watched(self, loss: str) -> TorchFunctionMode:
-        """A context that notes every cut in the named loss."""
+        """A context that notes every cut and decision in the named loss."""
         return _Watch(self._first, loss)
 
-    def held(self) -> TorchFunctionMode:
-        """The context of one later run, entered anew for each loss in it, with every cut at its first value."""
-        return _Held(self._first, self.found)
+    def held(self, places: Collection[str] | None = None) -> Callable[[str], TorchFunctionMode]:
+        """The context of each loss in one later run: decisions as they were, and the cuts at some places, or all."""
+        mode = _Held(self._first, self.found, places)
+        return lambda loss: mode
 
 
 class _Watch(TorchFunctionMode):
@@ -53,29 +59,45 @@ class _Watch(TorchFunctionMode):
         self._loss = loss
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out, made, written = _run(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if is_piecewise(func, args, kwargs) and not _in_forward():
+            self._first.append((_DECISION, [piece_of(func, args, kwargs)]))
+            return func(*args, **kwargs)
+        out, made, written = _run(func, args, kwargs)
         if made or written:
             values = [v.detach().clone() if isinstance(v, Tensor) else v for v in (*made, *written)]
-            self._first.append((_where(func, args, self._loss), values))
+            decided = not written and not any(map(_is_number, made))
+            self._first.append((_DECISION if decided else _where(func, args, self._loss), values))
         return out
 
 
 class _Held(TorchFunctionMode):
-    def __init__(self, first: list[tuple[str, list[Any]]], found: list[str]) -> None:
+    def __init__(
+        self, first: list[tuple[str, list[Any]]], found: list[str], places: Collection[str] | None = None
+    ) -> None:
         super().__init__()
         self._following = iter(first)
         self._found = found
+        self._places = None if places is None else set(map(_place, (_DECISION, *places)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out, made, written = _run(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if is_piecewise(func, args, kwargs) and not _in_forward():
+            _, values = next(self._following, ("", []))
+            if len(values) != 1 or not isinstance(values[0], Piece) or values[0].slope.shape != args[0].shape:
+                raise Diverged
+            return values[0](args[0])
+        out, made, written = _run(func, args, kwargs)
         now = [*made, *written]
         if not now:
             return out
         where, values = next(self._following, ("", []))
         if list(map(_shape, values)) != list(map(_shape, now)):
             raise Diverged
-        if not all(map(_same, values, now)) and _place(where) not in map(_place, self._found):
+        if where != _DECISION and not all(map(_same, values, now)) and _place(where) not in map(_place, self._found):
             self._found.append(where)
+        if self._places is not None and _place(where) not in self._places:
+            return out
         for tensor, value in zip(written, values[len(made) :], strict=True):
             # Through .data: batch_norm saves its statistics, and would take a mark for a change to them.
             tensor.data.copy_(value)
@@ -90,7 +112,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     if not any(t.requires_grad for t in given) or getattr(func, "__name__", "") in _NO_VALUE:
         return func(*args, **kwargs), [], []
-    plain = [t for t in given if t.is_floating_point() and not t.requires_grad]
+    plain = [t for t in given if not t.requires_grad]
     versions = [t._version for t in plain]
     out = func(*args, **kwargs)
     written = [t for t, version in zip(plain, versions, strict=True) if t._version != version]
@@ -105,7 +127,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor
 
 def _in_forward() -> bool:
     """Whether a torch.autograd.Function is running: it has a derivative of its own for what it does without graph."""
-    frame: Any = sys._getframe(3)
+    frame: Any = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_name == "forward" and isinstance(frame.f_locals.get(code.co_varnames[0]), FunctionCtx):
@@ -115,13 +137,15 @@ def _in_forward() -> bool:
 
 
 def _is_value(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_floating_point() and not value.requires_grad
-    return isinstance(value, float)
+    return not value.requires_grad if isinstance(value, Tensor) else isinstance(value, float)
+
+
+def _is_number(value: Any) -> bool:
+    return value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
 
 
 def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else float
+    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -130,7 +154,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _place(where: str) -> str:
     """One line of a net often cuts several tensors: the first one names it."""
-    return where[where.index(", in ") :]
+    return where.partition(", in ")[2]
 
 
 def _where(func: Any, args: Any, loss: str) -> str:

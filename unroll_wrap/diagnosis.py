@@ -14,7 +14,7 @@ from .inputs import NOTHING, Inputs
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .memory import PeakMemory
 from .mistakes import check_examined
-from .replay import RandomState
+from .replay import EveryState
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ def diagnose(
         d_losses.append(value.detach())
         return value
 
-    random = RandomState([*inputs.tensors, *owned])
+    state = EveryState([*inputs.tensors, *owned], inputs.captured)
     first_alone = copy.copy(unrolled)
     first_alone.stop_gradient = True
 
     def gradient(loss: UnrolledGeneratorLoss, steps: int) -> tuple[float, Tensor]:
         d_losses.clear()
-        with random.replayed(), warnings.catch_warnings():
+        with state.replayed(), warnings.catch_warnings():
             # Said by the call itself, and here by the second term's norm.
             warnings.simplefilter("ignore", SecondTermMissing)
             value = loss(
@@ -136,7 +136,7 @@ def diagnose(
                 resample=inputs.inner[:steps] or None,
                 **inputs.kwargs,
             )
-        return value.item(), torch.cat([g.reshape(-1).double().cpu() for g in inputs.gradient(value)])
+            return value.item(), torch.cat([g.reshape(-1).double().cpu() for g in inputs.gradient(value)])
 
     _, plain = gradient(first_alone, 0)
     with PeakMemory() as memory:

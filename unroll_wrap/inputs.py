@@ -35,6 +35,7 @@ class Inputs:
         batch: as given, with leaves.
         kwargs: the same.
         inner: the same.
+        captured: the modules that the losses capture, the discriminator's among them or not.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Inputs:
             return leaf if tensor.is_leaf else leaf.view_as(leaf)
 
         self.batch, self.kwargs, self.inner = pytree.tree_map_only(Tensor, moving, (batch, kwargs, list(inner)))
+        tensors, self.captured = _captured(losses)
         if wrt is None:
-            tensors, modules = _captured(losses)
             found = [*(t for _, t in leaf_of.values()), *(t for t in tensors if t.requires_grad)]
-            others = [p for m in modules for p in m.parameters() if p.requires_grad and id(p) not in owned]
+            others = [p for m in self.captured for p in m.parameters()]
+            others = [p for p in others if p.requires_grad and id(p) not in owned]
             self.tensors = _distinct(found or others)
         else:
             asked = [wrt] if isinstance(wrt, Tensor) else list(wrt) if isinstance(wrt, Iterable) else [wrt]

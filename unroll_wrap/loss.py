@@ -30,7 +30,7 @@ Steps = int | Callable[[], int]
 
 
 class SecondTermMissing(UserWarning):
-    """d_loss does not depend on the generator."""
+    """d_loss does not depend on the generator, or g_loss not on the discriminator that is unrolled."""
 
 
 class UnrolledGeneratorLoss:
@@ -301,12 +301,19 @@ class UnrolledGeneratorLoss:
                 "without detach() or no_grad(); for the value alone, call under torch.no_grad()."
             )
         if not (found.second_term or self.stop_gradient):
-            warnings.warn(
-                "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached "
-                "inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want.",
-                SecondTermMissing,
-                stacklevel=4,
-            )
+            cause = _NO_GENERATOR_IN_D_LOSS if found.discriminator else _NO_DISCRIMINATOR_IN_G_LOSS
+            warnings.warn(cause, SecondTermMissing, stacklevel=4)
+
+
+_NO_GENERATOR_IN_D_LOSS = (
+    "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
+    "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
+)
+_NO_DISCRIMINATOR_IN_G_LOSS = (
+    "g_loss does not depend on the discriminator that is unrolled, so no derivative passes through its steps, and the "
+    "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
+    "that it is given, or pass steps=0 if the other network is meant."
+)
 
 
 def _modules(discriminator: Any) -> list[nn.Module]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from . import guards
 from .arguments import cut
-from .cuts import Cuts
 from .loss import UnrolledGeneratorLoss
 from .rules.replica import parameters, put_together, take_apart
 from .swap import Swap
@@ -107,12 +106,6 @@ class Rehearsal:
             with torch.no_grad():
                 for p in clones:
                     p.copy_(self._unrolled.param_transform(p))
-
-
-def held(cuts: Cuts) -> Callable[[str], AbstractContextManager[object]]:
-    """``around`` for one run with every cut at its first value."""
-    mode = cuts.held()
-    return lambda name: mode
 
 
 def _replica(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""The same random draws again."""
+"""The same again: random draws, and the buffers of modules that are not the discriminator's."""
 
 import random
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class RandomState:
@@ -28,16 +28,20 @@ class RandomState:
             yield
 
 
-class EveryRandomState(RandomState):
-    """The global generators of Python and numpy too, from which some losses draw; too dear for every inner step."""
+class EveryState(RandomState):
+    """The global generators of Python and numpy too, from which some losses draw, and the buffers of a generator.
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    A loss that runs the generator moves its statistics and power iterations. Too dear for every inner step.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
         super().__init__(tensors)
         self._others = _others()
+        self._buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """As in RandomState."""
+        """As in RandomState; what is differentiated in it has to be so before it ends."""
         now = _others()
         _put(self._others)
         try:
@@ -45,6 +49,8 @@ class EveryRandomState(RandomState):
                 yield
         finally:
             _put(now)
+            for buffer, before in self._buffers:
+                buffer.data.copy_(before)
 
 
 def _others() -> tuple[Any, Any]:

@@ -62,12 +62,13 @@ class Sensitivity:
     Attributes:
         surrogates: scalars whose own gradient is a part of it, for graphs made before the call.
         first_term: whether ``g_loss`` depends on anything outside D.
-        second_term: whether ``d_loss`` does.
+        second_term: whether ``d_loss`` does, in a way that matters to ``g_loss``.
+        discriminator: whether ``g_loss`` depends on D.
     """
 
     def __init__(self) -> None:
         self.surrogates: list[Tensor] = []
-        self.first_term = self.second_term = False
+        self.first_term = self.second_term = self.discriminator = False
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
@@ -232,6 +233,7 @@ class Unroll:
         n = len(params)
         self.sensitivity.add(evaluation.users, found[n:])
         self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured
+        self.sensitivity.discriminator |= any(g is not None for g in found[:n])
         if evaluation.captured:
             self.sensitivity.surrogates.append(value)
         return value.detach(), add(cotangent, found[:n]) if params else cotangent

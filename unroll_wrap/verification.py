@@ -3,12 +3,11 @@
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .backward import FiniteDifference, Truncate
@@ -17,39 +16,9 @@ from .inputs import NOTHING, Inputs
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .mistakes import check_examined
 from .precision import precision
-from .rehearsal import Rehearsal, held
-from .replay import EveryRandomState
-
-Shift = Callable[[], AbstractContextManager[object]]
-Around = Callable[[str], AbstractContextManager[object]]
-
-
-@dataclass(frozen=True)
-class Slope:
-    """The derivative along one direction.
-
-    Attributes:
-        surrogate: by the unrolled loss.
-        difference: by differences of real optimizer steps.
-        uncertainty: of the difference, from rounding and, unless it agrees at once, from the spread over step lengths.
-        allowed: how far the two may be apart, relative to the difference, beside three times its uncertainty.
-    """
-
-    surrogate: float
-    difference: float
-    uncertainty: float
-    allowed: float = 1e-3
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether the difference is sharp enough to say anything."""
-        return 3 * self.uncertainty <= 0.1 * max(abs(self.difference), abs(self.surrogate))
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the two are the same as far as one can say."""
-        apart = abs(self.surrogate - self.difference)
-        return self.conclusive and apart <= 3 * self.uncertainty + self.allowed * abs(self.difference)
+from .rehearsal import Rehearsal
+from .replay import EveryState
+from .slopes import Around, Line, Shift, Slope, along, directions
 
 
 @dataclass(frozen=True)
@@ -102,7 +71,8 @@ def verify(
     """Compare a call with K real optimizer steps, its gradient with differences of them, and print a short report.
 
     Takes one call and 5 times K real steps if all is well, up to 60 times K if something is not: a few samples of each
-    kind are enough. The discriminator, its optimizer and the random generators are left alone.
+    kind are enough. The discriminator, its optimizer, the random generators and the buffers of a generator that the
+    losses run are left alone.
 
     Args:
         unrolled: the loss.
@@ -144,20 +114,21 @@ def examined(
     inputs = Inputs(wrt, (d_loss, g_loss), batch, options, drawn, modules)
     notes, constant, allowed = _by_choice(unrolled, steps)
     rehearsal = Rehearsal(unrolled, d_loss, g_loss, inputs.batch, inputs.inner, inputs.kwargs, constant)
-    random, cuts = EveryRandomState([*inputs.tensors, *owned]), Cuts()
+    state = EveryState([*inputs.tensors, *owned], inputs.captured)
     given: dict[str, Any] = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, **inputs.kwargs}
     given["resample"] = inputs.inner or None
 
-    def surrogate(one: UnrolledGeneratorLoss = unrolled) -> Tensor:
-        with random.replayed():
-            return one(*inputs.batch, **given)
+    def surrogate(one: UnrolledGeneratorLoss = unrolled) -> tuple[Tensor, list[Tensor]]:
+        with state.replayed():
+            loss = one(*inputs.batch, **given)
+            return loss.detach(), inputs.gradient(loss)
 
-    def real(shifted: Shift = nullcontext, around: Around = _nothing) -> float:
-        with random.replayed():
+    def real(shifted: Shift = nullcontext, around: Around = nullcontext) -> float:
+        with state.replayed():
             return rehearsal.run(shifted, around)
 
     # First of all, and unguarded: what fails here fails in the user's training too.
-    expected = real(around=cuts.watched)
+    expected = real()
     values = rehearsal.values
     unit = precision([*owned, *inputs.tensors])
     tolerance = 100 * unit * max(1.0, abs(expected)) * max(1, steps)
@@ -167,39 +138,33 @@ def examined(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loss = surrogate()
+            loss, gradient = surrogate()
     except Exception as error:
         return report(_NAN, problems=[str(error)])
     problems = [str(w.message) for w in caught if issubclass(w.category, SecondTermMissing)]
-    value, gradient = loss.item(), inputs.gradient(loss)
-    ways = _directions(gradient)
 
-    def slopes(around: Callable[[], Around]) -> list[Slope]:
-        def at(way: Sequence[Tensor], length: float) -> float:
-            return real(lambda: inputs.shifted(way, length), around())
-
-        return [
-            _slope(partial(at, way), _along(gradient, way), inputs.tensors, unit, expected, allowed) for way in ways
-        ]
-
-    found = slopes(lambda: _nothing)
+    value, ways = loss.item(), directions(gradient)
+    lines = [Line(inputs, way, real, along(gradient, way), expected, unit) for way in ways]
+    found = [line.at_once() for line in lines]
     right = abs(value - expected) <= tolerance
-    if right and found and all(s.agrees for s in found):
+    if right and found and all(map(Line.settled, lines, found)):
         return report(value, slopes=found, problems=problems)
 
-    real()
-    changed = _changed(values, rehearsal.values, tolerance if loss.is_cuda else 0.0)
+    cuts = Cuts()
+    real(around=cuts.watched)
+    noise = tolerance if loss.is_cuda else 0.0
+    changed = _changed(values, rehearsal.values, noise)
     if changed or not right:
         return report(value, slopes=found, problems=[*problems, changed or _VALUE])
     if all(abs(s.difference) <= s.uncertainty for s in found):
         return report(value, slopes=found, problems=[*problems, _NO_EFFECT])
-    with suppress(Diverged):
-        constant_cuts = slopes(lambda: held(cuts))
-        if cuts.found:
-            found = constant_cuts
+    try:
+        found, where = [line.sharpest(allowed, cuts.held) for line in lines], _felt(cuts, lines[0], noise)
+    except Diverged:
+        found, where = [line.sharpest(allowed, lambda: nullcontext) for line in lines], []
     if not all(s.agrees for s in found):
-        problems.append(_why(surrogate, unrolled, inputs, ways, found))
-    return report(value, slopes=found, problems=problems, cuts=cuts.found)
+        problems.append(_why(surrogate, unrolled, ways, found))
+    return report(value, slopes=found, problems=problems, cuts=where)
 
 
 _NAN = float("nan")
@@ -210,8 +175,16 @@ _NO_EFFECT = (
 )
 
 
-def _nothing(name: str) -> AbstractContextManager[object]:
-    return nullcontext()
+def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
+    """The places without whose cuts real steps some way along would differ: what is cut is often never read."""
+
+    def differs(*held: str) -> bool:
+        return abs(line.value(32, cuts.held(held)) - free) > noise
+
+    free, places = line.value(32, cuts.held(())), list(cuts.found)
+    if not (places and differs(*places)):
+        return []
+    return [place for place in places if differs(place)] or places
 
 
 def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int) -> tuple[list[str], int, float]:
@@ -240,9 +213,8 @@ def _changed(first: list[tuple[str, float]], again: list[tuple[str, float]], tol
 
 
 def _why(
-    surrogate: Callable[..., Tensor],
+    surrogate: Callable[..., tuple[Tensor, list[Tensor]]],
     unrolled: UnrolledGeneratorLoss,
-    inputs: Inputs,
     ways: list[list[Tensor]],
     slopes: list[Slope],
 ) -> str:
@@ -254,9 +226,9 @@ def _why(
         quotient = FiniteDifference(central=True)
         one.backward = Truncate(backward.steps, quotient) if isinstance(backward, Truncate) else quotient
         with suppress(RuntimeError):
-            gradient = inputs.gradient(surrogate(one))
+            _, gradient = surrogate(one)
             if all(
-                replace(s, surrogate=_along(gradient, way), allowed=5e-3).agrees
+                replace(s, surrogate=along(gradient, way), allowed=5e-3).agrees
                 for s, way in zip(slopes, ways, strict=True)
             ):
                 return (
@@ -267,53 +239,3 @@ def _why(
         "The derivative is not that of real steps. A torch.autograd.Function in a loss may have a wrong backward; if "
         "there is none, please report this, with optimizer and discriminator."
     )
-
-
-def _directions(gradient: list[Tensor]) -> list[list[Tensor]]:
-    """The gradient's own direction, and that of a random half of it: both have slopes well above the rounding."""
-    half = [torch.rand(g.shape, generator=torch.Generator().manual_seed(0)).to(g.device) < 0.5 for g in gradient]
-    candidates = [gradient, [g * h for g, h in zip(gradient, half, strict=True)]]
-    lengths = [_length(d) for d in candidates]
-    return [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]
-
-
-def _slope(
-    at: Callable[[float], float],
-    surrogate: float,
-    inputs: list[Tensor],
-    unit: float,
-    value: float,
-    allowed: float,
-) -> Slope:
-    """The best of some step lengths; more than one only where the first does not settle it."""
-    # A small part of the inputs, and one that moves the value by a small part of itself.
-    size = min(max(_length(inputs), 1.0), max(abs(value), 1.0) / max(abs(surrogate), 1e-12))
-    tried: list[Slope] = []
-    # The cube root balances rounding and curvature. K steps round more than once, so the first length is longer; a
-    # small slope asks for longer ones, the kinks of a ReLU for shorter ones.
-    best = unit ** (1 / 3)
-    for factor in (4, 1, 16, 1 / 4):
-        h = size * best * factor
-        behind, ahead = at(-h), at(h)
-        near = (ahead - behind) / (2 * h)
-        rounding = 2 * unit * max(abs(value), 1.0) / h
-        # What a central difference is good for at best. If it agrees that well, nothing more need be known of it.
-        first = Slope(surrogate, near, best * abs(near) + rounding, allowed=0.0)
-        if not tried and first.agrees:
-            return first
-        third_order = (6 * ahead - at(2 * h) - 3 * value - 2 * behind) / (6 * h)
-        # Two noisy numbers may be close by chance.
-        spread = max(abs(near - third_order), best * abs(third_order))
-        tried.append(Slope(surrogate, third_order, spread + rounding, allowed))
-        # A coarse difference agrees with too much: one that is sharper may not.
-        if tried[-1].agrees and spread <= 10 * best * abs(third_order):
-            break
-    return tried[-1] if tried[-1].agrees else min(tried, key=lambda slope: slope.uncertainty)
-
-
-def _along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
-    return sum((g * d).sum().item() for g, d in zip(gradient, way, strict=True))
-
-
-def _length(tensors: Sequence[Tensor]) -> float:
-    return float(sum(t.detach().double().square().sum() for t in tensors)) ** 0.5
