@@ -16,7 +16,7 @@ from .cuts import Cuts, Diverged
 from .inputs import NOTHING, Inputs
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .mistakes import check_examined
-from .precision import precision
+from .precision import length, precision
 from .rehearsal import Rehearsal, held
 from .replay import EveryRandomState
 
@@ -175,8 +175,8 @@ def examined(
     ways = _directions(gradient)
 
     def slopes(around: Callable[[], Around]) -> list[Slope]:
-        def at(way: Sequence[Tensor], length: float) -> float:
-            return real(lambda: inputs.shifted(way, length), around())
+        def at(way: Sequence[Tensor], distance: float) -> float:
+            return real(lambda: inputs.shifted(way, distance), around())
 
         return [
             _slope(partial(at, way), _along(gradient, way), inputs.tensors, unit, expected, allowed) for way in ways
@@ -273,7 +273,7 @@ def _directions(gradient: list[Tensor]) -> list[list[Tensor]]:
     """The gradient's own direction, and that of a random half of it: both have slopes well above the rounding."""
     half = [torch.rand(g.shape, generator=torch.Generator().manual_seed(0)).to(g.device) < 0.5 for g in gradient]
     candidates = [gradient, [g * h for g, h in zip(gradient, half, strict=True)]]
-    lengths = [_length(d) for d in candidates]
+    lengths = [length(d) for d in candidates]
     return [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]
 
 
@@ -287,7 +287,7 @@ def _slope(
 ) -> Slope:
     """The best of some step lengths; more than one only where the first does not settle it."""
     # A small part of the inputs, and one that moves the value by a small part of itself.
-    size = min(max(_length(inputs), 1.0), max(abs(value), 1.0) / max(abs(surrogate), 1e-12))
+    size = min(max(length(inputs), 1.0), max(abs(value), 1.0) / max(abs(surrogate), 1e-12))
     tried: list[Slope] = []
     # The cube root balances rounding and curvature. K steps round more than once, so the first length is longer; a
     # small slope asks for longer ones, the kinks of a ReLU for shorter ones.
@@ -313,7 +313,3 @@ def _slope(
 
 def _along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
     return sum((g * d).sum().item() for g, d in zip(gradient, way, strict=True))
-
-
-def _length(tensors: Sequence[Tensor]) -> float:
-    return float(sum(t.detach().double().square().sum() for t in tensors)) ** 0.5

@@ -55,6 +55,10 @@ class Adam(ClosedRule):
         zeros = torch.zeros_like(param)
         return AdamState(0.0, zeros, zeros, zeros if self.amsgrad else None)
 
+    def adopt(self, state: AdamState) -> AdamState:
+        """The largest v counts under ``amsgrad`` alone."""
+        return state if self.amsgrad else state._replace(max_exp_avg_sq=None)
+
     def numbers(self, state: AdamState) -> AdamNumbers:
         """Bias corrections included."""
         # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer.

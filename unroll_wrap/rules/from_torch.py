@@ -148,6 +148,12 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Any:
                 raise ValueError(
                     f"{name} owns a complex parameter of shape {tuple(p.shape)}; only real ones are unrolled."
                 )
+            if getattr(p, "_post_accumulate_grad_hooks", None):
+                raise ValueError(
+                    f"{name} owns a parameter of shape {tuple(p.shape)} with a hook that runs once its .grad is there "
+                    "(register_post_accumulate_grad_hook), which in an unroll it never is. Remove the hook, and pass "
+                    "what it does as grad_transform=, or use register_hook."
+                )
     # A subclass that leaves step() alone is what it inherits from.
     step = inspect.unwrap(kind.step)
     known = (cls for cls in kind.__mro__ if _path(cls) in RULES)
@@ -183,7 +189,7 @@ def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tenso
     values = {
         name: _adopt(name, stored.get(name), initial, param, optimizer) for name, initial in fresh._asdict().items()
     }
-    return type(fresh)(**values)
+    return rule.adopt(type(fresh)(**values))
 
 
 def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer) -> Any:
