@@ -383,8 +383,8 @@ LOOPS = [
     Row(
         "Batches as dicts, named tuples, dataclasses, packed sequences, containers of your own",
         EXACT,
-        "In an object that is no dict, list or tuple, tensors are reached as by a closure, at the cost of a second pass "
-        "per step.",
+        "In an object that is no dict, list or tuple, tensors are reached as by a closure, at the cost of a second "
+        "pass per step.",
         ("test_result.py::test_a_batch_in_any_container", "test_result.py::test_a_packed_sequence"),
     ),
     Row(

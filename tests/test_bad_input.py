@@ -238,6 +238,22 @@ def test_an_optimizer_with_step_hooks(register):
     build(world, world.optimizer)()
 
 
+def test_an_optimizer_with_a_step_put_on_it():
+    """What it adds would be left out; a scheduler's or a compiler's wrapper adds nothing."""
+    world = warm_world()
+    optimizer = world.optimizer
+    step = optimizer.step
+    optimizer.step = lambda: [p.grad.mul_(0.1) for p in world.discriminator.parameters()] and step()
+    refused(world, build(world, optimizer), "Adam", r"step\(\) of its own", "grad_transform", "subclass")
+    for wrapped in (step, torch.compile(step, backend="eager")):
+        optimizer.step = wrapped
+        build(world, optimizer)()
+    del optimizer.step
+    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    assert "step" in vars(optimizer)
+    build(world, optimizer)()
+
+
 @pytest.mark.parametrize("optimizer", ["adam", None, 3, torch.optim.Adam])
 def test_what_is_no_optimizer(optimizer):
     """A name, nothing, a number, a class without its learning rate's owner asked for: quoted, or a working spec."""
