@@ -215,7 +215,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What an unrolled step costs (see the top of this file).")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 5, 10, 20], metavar="K", help="default: 1 5 10 20")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of rounds for each net; at least 3 rounds at the K of its targets, elsewhere 1")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=60.0,
+        help="seconds of rounds for each net; at least 3 rounds at the K of its targets, elsewhere 1",
+    )
     parser.add_argument("--libraries", action=argparse.BooleanOptionalAction, default=True, help="other libraries too")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu where others use the machine")
     parser.add_argument("--json", type=Path, help="write the numbers here too")

@@ -114,6 +114,30 @@ MODULES = [
     ),
     Row("Tied weights", EXACT, "", ("tied",)),
     Row(
+        "Two parameters, or a parameter and a buffer, in one piece of memory (`b.weight.data = a.weight.data`)",
+        REFUSED,
+        "Share the parameter itself: `b.weight = a.weight`.",
+        ("test_bad_input.py::test_two_tensors_in_the_same_memory",),
+    ),
+    Row(
+        "A parameter kept in a dict or tuple of a module's own as well, and used from there",
+        REFUSED,
+        "Use it from the module; lists are known.",
+        ("test_bad_input.py::test_a_parameter_that_is_not_reached_through_its_module",),
+    ),
+    Row(
+        "A forward pass that writes to a parameter (`nn.Embedding(max_norm=1)`)",
+        EXACT,
+        "The write is torch's own `no_grad`, and is not differentiated.",
+        ("written_to_in_place",),
+    ),
+    Row(
+        "`nn.Embedding(sparse=True)`",
+        REFUSED,
+        "A sparse gradient has no second derivative.",
+        ("test_bad_input.py::test_sparse_gradients",),
+    ),
+    Row(
         "A head that another optimizer owns (InfoGAN); heads without a gradient",
         EXACT,
         "It stays live, and its gradient reaches it. Without a gradient a parameter is skipped, as torch does.",
@@ -184,6 +208,12 @@ RUNTIME = [
             "test_compiled_discriminator.py::test_a_compiled_function_inside_the_forward_pass",
             "test_compiled_discriminator.py::test_finite_differences_use_the_compiled_code",
         ),
+    ),
+    Row(
+        "`torch.compile` around the training step that makes the call",
+        EXACT,
+        "What is around the call is compiled, and the call is not.",
+        ("test_compiled_discriminator.py::test_a_compiled_training_step",),
     ),
     Row(
         "`torch.utils.checkpoint(use_reentrant=False)` inside D",
@@ -306,12 +336,15 @@ LOOPS = [
         "Gradient penalties: WGAN-GP, R1, R2, DRAGAN; on fresh leaves or on a batch that is used again; through norms",
         EXACT,
         "Every inner step has leaves of its own, so a penalty does not see another step's graph. Where torch's "
-        "third derivative of a norm is wrong or missing, the norm is written out.",
+        "third derivative of a norm is wrong or missing, the norm is written out. The transforms of `torch.func` do as "
+        "well as `autograd.grad`.",
         (
             "wgan_gp",
             "r1_on_reused_real",
             "test_loop_losses.py::test_penalties",
             "test_penalties.py::test_a_penalty_through_a_norm",
+            "test_penalties.py::test_a_penalty_by_the_transforms_of_torch_func",
+            "test_result.py::test_the_same_tensor_twice_is_one_tensor",
         ),
     ),
     Row(
@@ -321,8 +354,18 @@ LOOPS = [
         (
             "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
             "test_options.py::test_param_transform_clips_weights",
+            "test_options.py::test_transforms_may_write_to_what_they_are_given",
             "test_loop_losses.py::test_nan_to_num_on_gradients",
             "test_loop_losses.py::test_gradient_hooks_on_parameters",
+        ),
+    ),
+    Row(
+        "Hooks on parameters that run after accumulation, and step hooks of the optimizer",
+        REFUSED,
+        "Pass what they do as `grad_transform=` or `param_transform=`.",
+        (
+            "test_bad_input.py::test_a_hook_after_accumulation",
+            "test_bad_input.py::test_an_optimizer_with_step_hooks",
         ),
     ),
     Row(
@@ -330,6 +373,19 @@ LOOPS = [
         EXACT,
         "`d_loss` is their sum.",
         ("test_loop_losses.py::test_gradient_accumulation", "test_loops.py::test_the_loop_after_is_exact"),
+    ),
+    Row(
+        "A loss that calls `backward()` itself",
+        REFUSED,
+        "What that adds to `.grad` would be missing. Return the sum of the terms.",
+        ("test_bad_input.py::test_a_loss_that_calls_backward",),
+    ),
+    Row(
+        "Batches as dicts, named tuples, dataclasses, packed sequences, containers of your own",
+        EXACT,
+        "In an object that is no dict, list or tuple, tensors are reached as by a closure, at the cost of a second "
+        "pass per step.",
+        ("test_result.py::test_a_batch_in_any_container", "test_result.py::test_a_packed_sequence"),
     ),
     Row(
         "Two kinds of D steps: the main loss, then a lazy penalty",

@@ -284,3 +284,20 @@ def initialised_by_a_flag(factory):
     world = plain(Net(), factory)
     world.before_call = lambda: setattr(world.discriminator, "ready", False)
     return world
+
+
+@problem()
+def written_to_in_place(factory):
+    """The forward pass writes to a parameter, as nn.Embedding(max_norm=1) does; autograd has saved the others."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp_module()
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.body[0].bias.clamp_(-9, 9)
+            return self.body(x)
+
+    return plain(Net(), factory)

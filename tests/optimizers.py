@@ -6,12 +6,12 @@
 from functools import partial
 
 import torch
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW, RAdam
 
 
-def tensor_lr(optimizer, lr, **options):
+def tensor_lr(optimizer, lr, dtype=torch.float64, **options):
     """A learning rate that is a tensor of its own for every instance."""
-    return lambda params: optimizer(params, lr=torch.tensor(lr, dtype=torch.float64), **options)
+    return lambda params: optimizer(params, lr=torch.tensor(lr, dtype=dtype), **options)
 
 
 adam = partial(Adam, lr=0.02, betas=(0.5, 0.9))
@@ -34,6 +34,8 @@ OPTIMIZERS = {
     "adam_foreach": partial(adam, foreach=True),
     "adam_fused": partial(adam, fused=True),
     "adam_tensor_lr": tensor_lr(Adam, 0.02, betas=(0.5, 0.9), foreach=False),
+    "adam_tensor_lr_in_float32": tensor_lr(Adam, 0.02, torch.float32, betas=(0.5, 0.9), foreach=False),
+    "adam_tensor_lr_fused": tensor_lr(Adam, 0.02, torch.float32, betas=(0.5, 0.9), fused=True),
     "adamw": adamw,
     "adamw_amsgrad": partial(adamw, amsgrad=True),
     "adamw_weight_decay": partial(adamw, weight_decay=0.3),
@@ -42,6 +44,7 @@ OPTIMIZERS = {
     "adamw_foreach": partial(adamw, foreach=True),
     "adamw_fused": partial(adamw, fused=True),
     "adamw_tensor_lr": tensor_lr(AdamW, 0.02, betas=(0.5, 0.9), foreach=False),
+    "radam_tensor_lr": tensor_lr(RAdam, 0.05, torch.float32, betas=(0.5, 0.9), foreach=False),
     "sgd": sgd,
     "sgd_momentum": partial(sgd, lr=0.1, momentum=0.8),
     "sgd_dampening": partial(sgd, momentum=0.8, dampening=0.4),

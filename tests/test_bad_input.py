@@ -269,6 +269,22 @@ def test_an_optimizer_with_step_hooks(register):
     build(world, world.optimizer)()
 
 
+def test_an_optimizer_with_a_step_put_on_it():
+    """What it adds would be left out; a scheduler's or a compiler's wrapper adds nothing."""
+    world = warm_world()
+    optimizer = world.optimizer
+    step = optimizer.step
+    optimizer.step = lambda: [p.grad.mul_(0.1) for p in world.discriminator.parameters()] and step()
+    refused(world, build(world, optimizer), "Adam", r"step\(\) of its own", "grad_transform", "subclass")
+    for wrapped in (step, torch.compile(step, backend="eager")):
+        optimizer.step = wrapped
+        build(world, optimizer)()
+    del optimizer.step
+    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    assert "step" in vars(optimizer)
+    build(world, optimizer)()
+
+
 @pytest.mark.parametrize("optimizer", ["adam", None, 3, torch.optim.Adam])
 def test_what_is_no_optimizer(optimizer):
     """A name, nothing, a number, a class without its learning rate's owner asked for: quoted, or a working spec."""
@@ -323,3 +339,125 @@ def test_wrong_arguments_of_a_loss_are_pythons_own_error():
     world = warm_world()
     unrolled = unrolled_of(world, steps=2)
     refused(world, lambda: unrolled(world.batch()[1]), "fake|argument")
+
+
+@pytest.mark.parametrize("rest", ["kept", "freed"])
+@pytest.mark.parametrize("which", ["d_loss", "g_loss"])
+def test_a_loss_that_calls_backward(which, rest):
+    """What it adds to .grad counts in a real step, and would be missing here; verify says so too."""
+    world = warm_world()
+
+    def stepping(D, real, fake):
+        half, other = D(real).square().mean(), D(fake).square().mean()
+        half.backward()
+        return other if rest == "kept" else half + other
+
+    losses = {"d_loss": world.d_loss, "g_loss": world.g_loss, which: stepping}
+    refused(world, lambda: call(world, unrolled_of(world, steps=2), **losses), which, "backward", "sum of all terms")
+    for p in world.discriminator.parameters():
+        p.grad = None
+
+
+class Holding(torch.nn.Module):
+    """Uses a parameter by way of a dict that nn.Module does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.last = torch.nn.Parameter(torch.randn(2, 5)), torch.nn.Linear(5, 1)
+        self.held = {"weight": self.weight}
+
+    def forward(self, x):
+        return self.last(torch.tanh(x @ self.held["weight"]))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_parameter_that_is_not_reached_through_its_module(frozen):
+    """It would stay where it is in silence; also where the loop has switched D's flags off."""
+    world = warm_world()
+    world.discriminator = Holding().double()
+    world.optimizer = torch.optim.Adam(world.discriminator.parameters(), lr=0.02)
+    unrolled = unrolled_of(world, steps=2)
+    world.discriminator.requires_grad_(not frozen)
+    refused(world, lambda: call(world, unrolled), r"\(2, 5\)", "not through the discriminator's modules")
+
+
+@pytest.mark.parametrize("other", ["parameter", "buffer"])
+def test_two_tensors_in_the_same_memory(other):
+    """A real step moves both."""
+    world = warm_world()
+    D = world.discriminator
+    if other == "parameter":
+        D.append(torch.nn.Linear(2, 5, dtype=torch.float64))
+        D[-1].weight.data = D[0].weight.data
+    else:
+        D.register_buffer("shadow", D[0].weight.data)
+    optimizer = torch.optim.SGD(D.parameters(), lr=0.1)
+    refused(world, build(world, optimizer), "same memory", r"\(5, 2\)", "clone")
+
+
+def test_sparse_gradients():
+    """Torch's SGD takes them, a second derivative does not."""
+    world = warm_world()
+    embed = torch.nn.Embedding(6, 2, sparse=True, dtype=torch.float64)
+    optimizer = torch.optim.SGD([*world.discriminator.parameters(), *embed.parameters()], lr=0.1)
+    world.discriminator = [world.discriminator, embed]
+    d_loss, numbers = world.d_loss, torch.arange(6)
+    world.d_loss = lambda Ds, real, fake: d_loss(Ds[0], real + Ds[1](numbers), fake)
+    world.g_loss = lambda Ds, real, fake: Ds[0](fake).mean()
+    refused(world, build(world, optimizer), "sparse=True")
+
+
+def test_a_hook_after_accumulation():
+    """An unroll fills no .grad, so it would never run."""
+    world = warm_world()
+    handle = world.discriminator[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    refused(world, build(world, world.optimizer), "hook", r"\(5, 2\)", "grad_transform")
+    handle.remove()
+    build(world, world.optimizer)()
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda world, real, fake: (real[:0], fake), "batch"),
+        (lambda world, real, fake: (real, fake * float("inf")), "batch"),
+        (lambda world, real, fake: (world.discriminator[0].bias.data.fill_(float("nan")), (real, fake))[1], "discrim"),
+    ],
+    ids=["empty", "infinite", "D"],
+)
+def test_a_loss_that_is_not_finite_because_of_what_is_given(change, place):
+    """Then D's learning rate is not to blame."""
+    world = warm_world()
+    batch = change(world, *world.batch())
+    refused(world, lambda: unrolled_of(world, steps=2)(*batch), f"the {place}.*empty or not finite")
+
+
+@pytest.mark.parametrize("wrong", [lambda given: None, lambda given: given[0], lambda given: 3.0])
+@pytest.mark.parametrize("name", ["grad_transform", "param_transform"])
+def test_a_transform_that_returns_something_else(name, wrong):
+    """Often nothing, because it works in place."""
+    world = warm_world()
+    refused(world, build(world, world.optimizer, **{name: wrong}), name, "Return")
+
+
+def test_a_g_loss_of_another_discriminator():
+    """The moving average of D, say: unrolling then does nothing, and d_loss is not to blame."""
+    world = warm_world()
+    average = copy.deepcopy(world.discriminator)
+    g_loss = world.g_loss
+    unrolled = unrolled_of(world, steps=2)
+    refused(
+        world,
+        lambda: call(world, unrolled, g_loss=lambda D, *batch: g_loss(average, *batch)),
+        "g_loss does not depend",
+        "copy of the discriminator",
+    )
+
+
+def test_a_warning_points_at_the_users_line():
+    """Whatever torch puts around the call."""
+    world = warm_world()
+    unrolled, (real, fake) = unrolled_of(world, steps=2), world.batch()
+    with pytest.warns(UserWarning, match="second term") as caught:
+        unrolled(real, fake, d_loss=lambda D, real, fake: world.d_loss(D, real, fake.detach()))
+    assert [one.filename for one in caught] == [__file__]

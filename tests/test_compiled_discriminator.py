@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from checks import MODES, assert_exact_in, call, expected_of, gradient_of, warm_world
+from checks import MODES, assert_exact, assert_exact_in, call, expected_of, gradient_of, warm_world
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 from torch._dynamo.backends.common import aot_autograd
@@ -160,3 +160,17 @@ def test_finite_differences_use_the_compiled_code():
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-8)
         assert torch.allclose(a, c, rtol=1e-4, atol=1e-8)
     assert compiled not in _noticed
+
+
+def test_a_compiled_training_step():
+    """The user compiles what is around the call: that is compiled, and the call is not."""
+    expected, world, backend = expected_of("mlp", "adam", STEPS), warm_world(), Backend()
+    unrolled, (real, _) = unrolled_of(world, steps=STEPS), world.batch()
+    noise = world.batch
+
+    @torch.compile(backend=backend)
+    def step(real):
+        return unrolled(real * 1.0, noise()[1]) * 2.0
+
+    assert_exact(step(real) / 2, world, expected)
+    assert backend.compiled > 0

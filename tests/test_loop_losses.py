@@ -1,11 +1,23 @@
 """What training loops make their losses of: outputs of D, methods, penalties, pools, accumulation, Python's numbers."""
 
+import copy
 import random
 
 import pytest
 import reference
 import torch
-from checks import MODES, assert_exact, assert_exact_in, call, expect, expected_of, gradient_of, oracle, warm_world
+from checks import (
+    MODES,
+    assert_exact,
+    assert_exact_in,
+    assert_value,
+    call,
+    expect,
+    expected_of,
+    gradient_of,
+    oracle,
+    warm_world,
+)
 from optimizers import OPTIMIZERS
 from problems import mlp_module, plain, points, small_generator, softplus
 from test_exact import unrolled_of
@@ -338,3 +350,18 @@ def test_exponential_averages_of_g_are_not_seen():
     assert_exact(call(world, unrolled_of(world, steps=STEPS)), world, expected)
     after = [*average.parameters(), *world.generator.parameters()]
     assert all(map(torch.equal, before, after))
+
+
+def test_a_loss_that_copies_the_discriminator():
+    """A frozen twin for a penalty: the copy of an unrolled D is a D with parameters of its own."""
+    world = warm_world()
+    d_loss = world.d_loss
+
+    def towards_a_copy(D, real, fake):
+        twin = copy.deepcopy(D)
+        assert not any(a is b for a, b in zip(D.parameters(), twin.parameters(), strict=True))
+        return d_loss(D, real, fake) + (D(real) - 2 * twin(real).detach()).square().mean()
+
+    world.d_loss = towards_a_copy
+    # The copy is cut off: its value counts, its derivative does not.
+    assert_value(call(world, unrolled_of(world, steps=3)), oracle(reference.value, world, steps=3))

@@ -1,10 +1,12 @@
 """steps, resample, average, stop_gradient and the transforms do what section 2 of the design says."""
 
+import numpy
 import pytest
 import reference
 import torch
 from checks import assert_exact, assert_value, call, expect, expected_of, gradient_of, oracle, warm_world
 from problems import softplus
+from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
 from unroll_wrap import UnrolledGeneratorLoss
@@ -251,3 +253,28 @@ def test_the_wrapper_is_no_module():
     owner.unrolled = unrolled_of(world, steps=1)
     assert not isinstance(owner.unrolled, torch.nn.Module)
     assert list(owner.state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("name", ["grad_transform", "param_transform"])
+def test_transforms_may_write_to_what_they_are_given(name):
+    """``clamp_`` is ``clamp``, and the user's own tensors stay as they are."""
+    world, results = warm_world("mlp", "sgd"), []
+    before = snapshot(world)
+    for in_place in (False, True):
+
+        def clamped(x, in_place=in_place):
+            return x.clamp_(-0.1, 0.1) if in_place else x.clamp(-0.1, 0.1)
+
+        transform = clamped if name == "param_transform" else lambda grads, clamped=clamped: list(map(clamped, grads))
+        loss = call(world, unrolled_of(world, steps=3, **{name: transform}))
+        results.append((loss.item(), gradient_of(loss, world)))
+    assert results[0][0] == results[1][0] != call(world, unrolled_of(world, steps=3)).item()
+    assert all(map(torch.equal, results[0][1], results[1][1]))
+    assert changed(before, snapshot(world)) == []
+
+
+@pytest.mark.parametrize("steps", [numpy.int64(3), torch.tensor(3)])
+def test_any_whole_number_of_steps(steps):
+    """As a config or an array has it."""
+    world = warm_world()
+    assert_exact(call(world, unrolled_of(world, steps=steps)), world, expected_of("mlp", "adam", 3))

@@ -91,3 +91,30 @@ def with_torchs_own(post_init):
         self._thrice = True
 
     return replaced
+
+
+def with_strides():
+    """A convolution of the kind that an unroll runs by an operator of its own."""
+    torch.manual_seed(0)
+    convolution = nn.Sequential(nn.Unflatten(1, (1, 1, 2)), nn.Conv2d(1, 2, 2, 2, 1), nn.Flatten())
+    return plain(nn.Sequential(convolution, nn.Tanh(), nn.Linear(4, 1)), OPTIMIZERS["adam"], d_loss=penalised).warm()
+
+
+def penalised_by_transforms(D, real, fake):
+    """The same penalty as torch.func writes it, one sample at a time where D does not mix them."""
+    between = 0.3 * real + 0.7 * fake
+    if any(isinstance(m, nn.BatchNorm1d) for m in D):
+        slope = torch.func.grad(lambda x: D(x).sum())(between)
+    else:
+        slope = torch.func.vmap(torch.func.grad(lambda x: D(x.unsqueeze(0)).sum()))(between)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + slope.pow(2).sum(1).mean()
+
+
+# Of "batch" torch.func itself refuses the statistics, which change in place.
+@pytest.mark.parametrize("name", ["layer", "batch plain", "instance", "group", "strided convolution"])
+def test_a_penalty_by_the_transforms_of_torch_func(name):
+    """What an unroll puts in the place of torch's operators goes with vmap and grad as well."""
+    world = with_strides() if name == "strided convolution" else world_with(name)
+    expected = expect(world, steps=3)
+    world.d_loss = penalised_by_transforms
+    assert_exact_in(MODES, world, unrolled_of(world, steps=3), expected, gap=1e-3)

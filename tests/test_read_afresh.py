@@ -1,6 +1,8 @@
 """What a training loop does to its optimizer between two calls, and how it may hand it over."""
 
+import copy
 import itertools
+import pickle
 import re
 
 import pytest
@@ -11,6 +13,8 @@ from test_every_optimizer import wrapped
 from test_exact import unrolled_of
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+
+from unroll_wrap import UnrolledGeneratorLoss, non_saturating
 
 STEPS = 2
 
@@ -246,3 +250,34 @@ def test_state_that_does_not_fit_is_an_error_before_anything_runs(name, kind):
     for word in [type(world.optimizer).__name__, key, *words]:
         assert re.search(word, text), f"{word!r} is not in: {text}"
     assert not ran
+
+
+SWITCHED_OFF = {
+    "amsgrad": lambda params: Adam(params, lr=0.02, betas=(0.5, 0.9), amsgrad=True),
+    "centered": lambda params: torch.optim.RMSprop(params, lr=0.01, centered=True),
+    "momentum": lambda params: torch.optim.RMSprop(params, lr=0.01, momentum=0.5),
+}
+
+
+LEFT_BEHIND = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
+
+
+@pytest.mark.parametrize("option", list(SWITCHED_OFF))
+def test_an_option_switched_off_leaves_state_behind(option):
+    """Torch goes by the option, and keeps the entry of the state that it no longer reads."""
+    world = PROBLEMS["mlp"].build(SWITCHED_OFF[option]).warm()
+    group = world.optimizer.param_groups[0]
+    follow(world, wrapped(world, steps=STEPS), lambda: group.update({option: type(group[option])()}))
+    assert all(LEFT_BEHIND[option] in state for state in world.optimizer.state.values())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda unrolled: pickle.loads(pickle.dumps(unrolled))])
+def test_a_copy_of_the_loss_knows_what_is_frozen(copied):
+    """An EMA of everything, a checkpoint of a trainer: what was frozen from the start stays where it is."""
+    world = warm_world("frozen_from_the_start")
+    unrolled = UnrolledGeneratorLoss(world.discriminator, world.optimizer, *non_saturating, steps=STEPS)
+    value = call(world, unrolled).item()
+    assert call(world, copied(unrolled)).item() == value
+    for p in world.frozen:
+        p.requires_grad_(True)
+    assert call(world, unrolled).item() != value

@@ -1,5 +1,10 @@
 """The result is an ordinary scalar, once differentiable, whatever way the fake went in."""
 
+import collections
+import collections.abc
+import dataclasses
+from typing import NamedTuple
+
 import pytest
 import reference
 import torch
@@ -7,6 +12,9 @@ from checks import assert_exact, assert_value, call, expect, expected_of, gradie
 from problems import softplus
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from unroll_wrap import UnrolledGeneratorLoss, non_saturating, verify
 
 STEPS = 3
 
@@ -183,3 +191,124 @@ def test_float32_is_the_float64_answer_to_its_accuracy():
     assert reference.gap([results[1][1]], [results[0][1]]) < 1e-3
     control = oracle(reference.first_term, world, steps=STEPS)
     assert reference.gap(control, gradient_of(call(world, unrolled_of(world, steps=STEPS)), world)) > 1e-2
+
+
+class Pair(NamedTuple):
+    """A batch with names."""
+
+    real: torch.Tensor
+    fake: torch.Tensor
+
+
+@dataclasses.dataclass
+class Batch:
+    """An object that nobody takes for a container."""
+
+    real: torch.Tensor
+    fake: torch.Tensor
+
+
+class Named(dict):
+    """A constructor of its own."""
+
+    def __init__(self, real, fake):
+        super().__init__(real=real, fake=fake)
+
+
+class Listed(list):
+    """The same."""
+
+    def __init__(self, real, fake):
+        super().__init__([real, fake])
+
+
+def with_default(real, fake):
+    found = collections.defaultdict(list)
+    found.update(real=real, fake=fake)
+    return found
+
+
+CONTAINERS = {
+    "named tuple": Pair,
+    "dataclass": Batch,
+    "defaultdict": with_default,
+    "dict of its own": Named,
+    "list of its own": Listed,
+    "user dict": lambda real, fake: collections.UserDict(real=real, fake=fake),
+    "deque": lambda real, fake: collections.deque([real, fake]),
+}
+
+
+def unpacked(batch):
+    if isinstance(batch, (collections.abc.Mapping, Batch)):
+        return [batch[k] if isinstance(batch, collections.abc.Mapping) else getattr(batch, k) for k in ("real", "fake")]
+    return list(batch)
+
+
+@pytest.mark.parametrize("container", list(CONTAINERS))
+def test_a_batch_in_any_container(container):
+    """Exact, and verify finds the fake in it."""
+    world, expected = warm_world(), expected_of("mlp", "adam", STEPS)
+    d_loss, g_loss = world.d_loss, world.g_loss
+    unrolled = UnrolledGeneratorLoss(
+        world.discriminator,
+        world.optimizer,
+        lambda D, batch: d_loss(D, *unpacked(batch)),
+        lambda D, batch: g_loss(D, *unpacked(batch)),
+        steps=STEPS,
+    )
+    batch = CONTAINERS[container](*world.batch())
+    assert_exact(unrolled(batch), world, expected)
+    assert type(batch) is type(CONTAINERS[container](*world.batch()))
+    assert verify(unrolled, batch).passed
+
+
+def test_a_packed_sequence():
+    """A named tuple whose constructor takes something else: the fake as sequences of two."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.last = torch.nn.GRU(1, 3, batch_first=True), torch.nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.last(self.rnn(x)[1][-1])
+
+    world = warm_world()
+    world.discriminator = Net().double()
+    world.optimizer = torch.optim.Adam(world.discriminator.parameters(), lr=0.02)
+    draw = world.draw
+
+    def packed(i):
+        real, fake = draw(i)
+        return tuple(pack_padded_sequence(x.unsqueeze(-1), [2] * 6, batch_first=True) for x in (real, fake))
+
+    loss = UnrolledGeneratorLoss(world.discriminator, world.optimizer, *non_saturating, steps=STEPS)(*packed(-1))
+    # The same points without packing.
+    world.draw = lambda i: tuple(x.unsqueeze(-1) for x in draw(i))
+    world.d_loss, world.g_loss = non_saturating
+    assert_exact(loss, world, expect(world, steps=STEPS))
+
+
+@pytest.mark.parametrize("which", ["real", "fake"])
+def test_the_same_tensor_twice_is_one_tensor(which):
+    """A loss may differentiate the output for the one by the other, as it may outside."""
+    world = warm_world()
+    draw = world.draw
+
+    def d_loss(D, real, fake, again):
+        x = {"real": real, "fake": fake}[which].requires_grad_()
+        (slope,) = torch.autograd.grad(D(x).sum(), again, create_graph=True)
+        return softplus(-D(real)).mean() + softplus(D(fake)).mean() + slope.square().sum(1).mean()
+
+    def drawn(i):
+        real, fake = draw(i)
+        return real, fake, {"real": real, "fake": fake}[which]
+
+    world.draw, world.d_loss, world.g_loss = drawn, d_loss, lambda D, real, fake, again: softplus(-D(fake)).mean()
+    loss = call(world, unrolled_of(world, steps=STEPS))
+    # The oracle's copies of the batch are tensors of their own.
+    world.draw = draw
+    world.d_loss = lambda D, real, fake: d_loss(D, real, fake, {"real": real, "fake": fake}[which])
+    world.g_loss = lambda D, real, fake: softplus(-D(fake)).mean()
+    assert_exact(loss, world, expect(world, steps=STEPS))

@@ -13,8 +13,10 @@ from test_exact import unrolled_of
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss
+from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, verify
 
 STEPS = 3
 CUDA = torch.backends.cuda
@@ -240,3 +242,35 @@ def test_no_setting_is_left_behind():
     assert kernels() == set(KERNELS)
     assert torch.backends.cudnn.enabled
     assert torch.utils.checkpoint._CheckpointFrame.__module__ == "torch.utils.checkpoint"
+
+
+class NoDouble(TorchDispatchMode):
+    """A device such as Apple's GPUs, which refuse float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in tree_leaves(out)):
+            raise TypeError(f"no float64 here: {func}")
+        return out
+
+
+OPTIONS = [{}, {"stop_gradient": True}, {"backward": Recompute()}, {"backward": FiniteDifference()}, {"average": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_device_without_float64(options):
+    """Nothing is computed in a precision that the user has not chosen; verify included."""
+    world = warm_world()
+    world.discriminator.float()
+    world.optimizer.load_state_dict(world.optimizer.state_dict())
+    real, fake = (x.detach().float() for x in world.batch())
+    fake.requires_grad_()
+    unrolled = unrolled_of(world, steps=STEPS, **options)
+    expected = unrolled(real, fake).item()
+    with NoDouble():
+        loss = unrolled(real, fake)
+        loss.backward()
+        assert loss.item() == expected
+        assert verify(unrolled, real, fake).passed
+    with NoDouble(), pytest.raises(TypeError, match="no float64"):
+        real.double()

@@ -4,6 +4,8 @@ One sweep then yields the cotangent of the parameters and the gradient of ``fake
 is entered once, by the gradients that the result hands over.
 """
 
+import copy
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,49 +32,54 @@ class Arguments(NamedTuple):
 
 def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Fresh stand-ins for the floating-point tensors in ``batch`` and ``kwargs``, containers included."""
-    leaf_of: dict[int, tuple[Tensor, Tensor]] = {}
+    originals: list[Tensor] = []
+    leaves: list[Tensor] = []
     aliases: list[Tensor] = []
+    # A tensor that comes twice is one tensor to the loss too, which may differentiate by it.
+    stand_in_of: dict[int, Tensor] = {}
+
+    def made(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            # A penalty may call real.requires_grad_(); the flag then lands here, not on the user's batch.
+            aliases.append(tensor.detach())
+            return aliases[-1]
+        # Of 16 bits the gradient is summed in 32: a GradScaler multiplies it by more than float16 can hold.
+        leaf = (tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()).requires_grad_()
+        originals.append(tensor)
+        leaves.append(leaf)
+        # A copy: D may start with an in-place operation, which a leaf would refuse.
+        return leaf.clone() if leaf.dtype is tensor.dtype else leaf.to(tensor.dtype)
 
     def stand_in(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        if not tensor.requires_grad:
-            # A penalty may call real.requires_grad_(); the flag then lands here, not on the user's batch.
-            alias = tensor.detach()
-            aliases.append(alias)
-            return alias
-        if id(tensor) not in leaf_of:
-            # Of 16 bits the gradient is summed in 32: a GradScaler multiplies it by more than float16 can hold.
-            full = tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()
-            leaf_of[id(tensor)] = tensor, full.requires_grad_()
-        # A copy: D may start with an in-place operation, which a leaf would refuse.
-        leaf = leaf_of[id(tensor)][1]
-        return leaf.clone() if leaf.dtype is tensor.dtype else leaf.to(tensor.dtype)
+        if id(tensor) not in stand_in_of:
+            stand_in_of[id(tensor)] = made(tensor)
+        return stand_in_of[id(tensor)]
 
-    new_batch, new_kwargs = (
-        tuple(mapped(stand_in, x) for x in batch),
-        {k: mapped(stand_in, v) for k, v in kwargs.items()},
-    )
-    originals, leaves = [o for o, _ in leaf_of.values()], [leaf for _, leaf in leaf_of.values()]
+    new_batch, new_kwargs = mapped(stand_in, batch), mapped(stand_in, kwargs)
     return Arguments(new_batch, new_kwargs, originals, leaves, aliases + leaves)
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
     """Every tensor in some arguments, containers included."""
     found: list[Tensor] = []
-    for value in values:
-        mapped(found.append, value)
+    mapped(found.append, values)
     return found
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """``value`` with ``function`` applied to its tensors, in containers too."""
+    """``value`` with ``function`` applied to its tensors, in dicts, lists and tuples too; other objects stay whole."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, dict):
-        return type(value)((k, mapped(function, v)) for k, v in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(function, v) for v in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(mapped(function, v) for v in value)
+    if isinstance(value, tuple):
+        items = [mapped(function, v) for v in value]
+        # A constructor of its own may take something else: that of a PackedSequence does.
+        return getattr(type(value), "_make", type(value))(items)
+    if isinstance(value, (dict, list, deque)):
+        # The same: a defaultdict wants its factory first.
+        new = copy.copy(value)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            new[key] = mapped(function, item)
+        return new
     return value

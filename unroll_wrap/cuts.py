@@ -24,7 +24,7 @@ _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "
 # They update their statistics without a mark.
 _WITH_STATISTICS = {"batch_norm", "instance_norm"}
 _DECISION = "a decision"
-_NOT_THE_USERS = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
+NOT_THE_USERS = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
 
 
 class Diverged(Exception):
@@ -166,7 +166,7 @@ def _where(func: Any, args: Any, loss: str) -> str:
     made = f" that {tensor.grad_fn.name()} made" if tensor is not None and tensor.grad_fn is not None else ""
     caller: Any = sys._getframe(2)
     frame: Any = caller
-    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
         frame = frame.f_back
     if frame is None:
         return f"{name} of {shape}{made}, in {loss}"

@@ -98,7 +98,13 @@ class Evaluator:
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
         random = RandomState(self.owned) if walk else None
-        value = one_element(name, self._run(name, loss, arguments))
+        value = self._run(name, loss, arguments)
+        if any(leaf.grad is not None for leaf in (*leaves, *arguments.leaves)):
+            raise ValueError(
+                f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
+                "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
+            )
+        value = one_element(name, value)
         if random is None:
             return Evaluation(name, value, leaves, arguments, [], False, [])
         outside, captured, once, twice = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)

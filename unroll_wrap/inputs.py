@@ -10,6 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from .arguments import mapped
+
 NOTHING = (
     "Nothing requires grad, neither in the batch nor among what the losses capture: fake arrives detached. Pass "
     "fake = G(z) with its graph, without detach() or no_grad(); or wrt=list(G.parameters()) for losses that run G."
@@ -57,8 +59,10 @@ class Inputs:
             # What comes from a generator has a graph, and is told from a batch that merely requires grad by that.
             return leaf if tensor.is_leaf else leaf.view_as(leaf)
 
-        self.batch, self.kwargs, self.inner = pytree.tree_map_only(Tensor, moving, (batch, kwargs, list(inner)))
-        tensors, self.captured = _captured(losses)
+        self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))
+        # A loss reaches into an object of the user's own as into a closure.
+        opaque = [one for one in pytree.tree_leaves((batch, kwargs, list(inner))) if not isinstance(one, Tensor)]
+        tensors, self.captured = _captured([*losses, *opaque])
         if wrt is None:
             found = [*(t for _, t in leaf_of.values()), *(t for t in tensors if t.requires_grad)]
             others = [p for m in self.captured for p in m.parameters()]

@@ -1,5 +1,7 @@
 """The generator's loss after the discriminator has reacted: reads the user's objects, unrolls, evaluates."""
 
+import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,20 +15,32 @@ from .alone import alone
 from .arguments import tensors_in
 from .autocast import Autocast
 from .backward import Backward, Store, sweep
+from .cuts import NOT_THE_USERS
 from .evaluate import Evaluator, one_element
-from .mistakes import check_options, check_order, misfit
+from .mistakes import check_memory, check_options, check_order, misfit
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
 from .rules.from_torch import read, rule_of
 from .runtime import refuse_inference_mode, runtime
-from .swap import Swap, UnrolledParameter, all_modules, all_parameters
+from .swap import Swap, UnrolledParameter, all_modules, all_parameters, requiring_grad
 from .unroll import Point, Unroll
 from .wrappers import check_wrappers
 
 Loss = Callable[..., Tensor]
 Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
 Steps = int | Callable[[], int]
+
+
+_NO_SECOND_TERM = (
+    "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
+    "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
+)
+_NOT_THROUGH_D = (
+    "g_loss does not depend on the discriminator that is unrolled, so no derivative passes through its steps, and the "
+    "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
+    "that it is given, or pass steps=0 if the other network is meant."
+)
 
 
 class SecondTermMissing(UserWarning):
@@ -128,13 +142,16 @@ class UnrolledGeneratorLoss:
                 "yet. Run it once on a batch before."
             )
         check_wrappers(modules, params, twice=backward.twice and not stop_gradient)
+        check_memory(modules)
         trained = [p for p in params if p.requires_grad]
-        self._frozen = {id(p) for p in params if not p.requires_grad} if trained else set[int]()
+        self._frozen = [p for p in params if not p.requires_grad] if trained else []
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
         for one in self._optimizers():
             rule_of(one)
         self._owned(modules, self._optimizers())
 
+    # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     def __call__(
         self,
         *batch: Any,
@@ -190,7 +207,8 @@ class UnrolledGeneratorLoss:
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             twice = differentiate and not self.stop_gradient and self.backward.twice
-            with runtime(swap, (d_loss, g_loss), twice, compiled), autocast.outside(), torch.enable_grad():
+            setting = runtime(swap, (d_loss, g_loss), twice, compiled)
+            with setting, requiring_grad(owned), autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
                     Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=twice),
                     d_loss,
@@ -205,7 +223,7 @@ class UnrolledGeneratorLoss:
                 )
                 start = Point(read(optimizers, owned), swap.originals())
                 value = sweep(unroll, start, steps, self.average, self.backward)
-        _check_finite(unroll.d_losses, value)
+        _check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
         if not unroll.differentiate:
             return value
         self._check_terms(unroll, batch, kwargs)
@@ -282,13 +300,13 @@ class UnrolledGeneratorLoss:
                 f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
-        if self._frozen:
-            self._frozen -= {i for i, p in mine.items() if p.requires_grad}
-        owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in self._frozen]
+        self._frozen = [p for p in self._frozen if not p.requires_grad]
+        frozen = {id(p) for p in self._frozen}
+        owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:
             raise ValueError(
                 f"The optimizer ({names}) moves none of the discriminator's parameters: it owns {len(held)}, of which "
-                f"{len(self._frozen & held)} have never required grad. Pass the optimizer that trains it."
+                f"{len(frozen & held)} have never required grad. Pass the optimizer that trains it."
             )
         return owned
 
@@ -301,19 +319,16 @@ class UnrolledGeneratorLoss:
                 "without detach() or no_grad(); for the value alone, call under torch.no_grad()."
             )
         if not (found.second_term or self.stop_gradient):
-            cause = _NO_GENERATOR_IN_D_LOSS if found.discriminator else _NO_DISCRIMINATOR_IN_G_LOSS
-            warnings.warn(cause, SecondTermMissing, stacklevel=4)
+            cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
+            warnings.warn(cause, SecondTermMissing, stacklevel=_users_line())
 
 
-_NO_GENERATOR_IN_D_LOSS = (
-    "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
-    "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
-)
-_NO_DISCRIMINATOR_IN_G_LOSS = (
-    "g_loss does not depend on the discriminator that is unrolled, so no derivative passes through its steps, and the "
-    "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
-    "that it is given, or pass steps=0 if the other network is meant."
-)
+def _users_line() -> int:
+    """The ``stacklevel`` of whoever called, past this package and the frames that torch puts around."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _modules(discriminator: Any) -> list[nn.Module]:
@@ -367,9 +382,13 @@ def _from_spec(spec: Any, params: Sequence[Tensor]) -> torch.optim.Optimizer:
 
 
 def _count(steps: Any) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    try:
+        count = -1 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        count = -1
+    if count < 0:
         raise ValueError(f"steps is {steps!r}. Pass a whole number >= 0, or a callable that returns one.")
-    return steps
+    return count
 
 
 def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> Callable[[int], tuple[Any, ...]]:
@@ -400,12 +419,20 @@ def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> C
     return checked
 
 
-def _check_finite(d_losses: list[Tensor], g_loss: Tensor) -> None:
-    values = torch.stack([v.reshape(()).double() for v in (*d_losses, g_loss)]).tolist()
-    for k, value in enumerate(values):
-        if not abs(value) < float("inf"):
-            name = "g_loss after the inner steps" if k == len(d_losses) else f"d_loss at inner step {k}"
-            raise ValueError(
-                f"{name} is {value}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate or "
-                "steps, or look for the operation that overflows."
-            )
+def _check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[Tensor]]) -> None:
+    values = torch.stack([v.reshape(()).to(g_loss.device) for v in (*d_losses, g_loss)]).tolist()
+    wrong = [k for k, value in enumerate(values) if not abs(value) < float("inf")]
+    if not wrong:
+        return
+    name = "g_loss after the inner steps" if wrong[0] == len(d_losses) else f"d_loss at inner step {wrong[0]}"
+    for place, tensors in given.items():
+        for t in tensors:
+            if t.is_floating_point() and not (t.numel() and t.isfinite().all()):
+                raise ValueError(
+                    f"{name} is {values[wrong[0]]}, and the {place} that was given has a tensor of shape "
+                    f"{tuple(t.shape)} that is empty or not finite."
+                )
+    raise ValueError(
+        f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
+        "or steps, or look for the operation that overflows."
+    )

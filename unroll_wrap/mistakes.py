@@ -41,6 +41,24 @@ def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
         )
 
 
+def check_memory(modules: Sequence[nn.Module]) -> None:
+    """No parameter lies in the memory of another tensor of the discriminator, where a real step would move both.
+
+    Raises:
+        ValueError: one does.
+    """
+    tensors = {id(t): t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
+    first_at: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        other = first_at.setdefault(tensor.data_ptr(), tensor) if tensor.numel() else tensor
+        if tensor.data_ptr() and other is not tensor and (other.requires_grad or tensor.requires_grad):
+            raise ValueError(
+                f"Two tensors of the discriminator, of shapes {tuple(other.shape)} and {tuple(tensor.shape)}, lie in "
+                "the same memory: a real step moves both, and an unroll would move them apart. Share the parameter "
+                "itself (b.weight = a.weight), or give each a copy (.clone())."
+            )
+
+
 def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
     """The loss itself, not what it returns, with gradients, and a batch in order.
 

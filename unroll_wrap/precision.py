@@ -1,5 +1,6 @@
-"""How far apart rounding takes two ways to compute the same loss."""
+"""How far apart rounding takes two ways to compute the same loss, and how long a gradient is."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,3 +13,14 @@ def precision(tensors: Iterable[Tensor]) -> float:
     dtypes = {dtype for dtype, _ in used}
     dtypes |= {torch.get_autocast_dtype(device) for _, device in used if torch.is_autocast_enabled(device)}
     return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def length(tensors: Iterable[Tensor | None]) -> float:
+    """‖·‖₂ of all entries together; None is zero."""
+    # Not in float64, which Apple's GPUs do not have.
+    norms = [
+        torch.linalg.vector_norm(t.detach(), dtype=torch.promote_types(t.dtype, torch.float32))
+        for t in tensors
+        if t is not None
+    ]
+    return math.hypot(*torch.stack([n.to(norms[0]) for n in norms]).tolist()) if norms else 0.0

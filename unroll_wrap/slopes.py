@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .inputs import Inputs
+from .precision import length
 
 Around = Callable[[str], AbstractContextManager[object]]
 Shift = Callable[[], AbstractContextManager[object]]
@@ -131,8 +132,3 @@ def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
 def along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
     """The derivative in a direction."""
     return sum((g * d).sum().item() for g, d in zip(gradient, way, strict=True))
-
-
-def length(tensors: Sequence[Tensor]) -> float:
-    """Euclid's, of all together."""
-    return float(sum(t.detach().double().square().sum() for t in tensors)) ** 0.5

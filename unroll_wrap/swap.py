@@ -7,7 +7,8 @@ the originals are put back whatever happens. No other file touches the internals
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
@@ -25,9 +26,12 @@ class UnrolledParameter(nn.Parameter):
     differentiates through D all the same, so these switches have no effect here.
     """
 
-    def __new__(cls, data: Tensor) -> "UnrolledParameter":  # pyright: ignore[reportInconsistentConstructor]
-        """A fresh leaf over the memory of ``data``."""
-        return torch.Tensor._make_subclass(cls, data, True)
+    def __new__(  # pyright: ignore[reportInconsistentConstructor]
+        cls, data: Tensor, requires_grad: bool = True
+    ) -> "UnrolledParameter":
+        """A fresh leaf over the memory of ``data``; copy.deepcopy passes the flag."""
+        # Through .data: parameters are views of one vector, and autograd would take a write to one for a write to all.
+        return torch.Tensor._make_subclass(cls, data.data, True)
 
     def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, requires_grad: bool = True
@@ -165,6 +169,19 @@ def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
         nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
         for b in buffers
     ]
+
+
+@contextmanager
+def requiring_grad(params: Sequence[Tensor]) -> Iterator[None]:
+    """Live parameters require grad meanwhile: a loss that reaches one itself, not its stand-in, shows by its graph."""
+    flags = [p.requires_grad for p in params]
+    try:
+        for p in params:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p, flag in zip(params, flags, strict=True):
+            p.requires_grad_(flag)
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:

@@ -63,12 +63,12 @@ class Sensitivity:
         surrogates: scalars whose own gradient is a part of it, for graphs made before the call.
         first_term: whether ``g_loss`` depends on anything outside D.
         second_term: whether ``d_loss`` does, in a way that matters to ``g_loss``.
-        discriminator: whether ``g_loss`` depends on D.
+        through_d: whether ``g_loss`` depends on what moves in D.
     """
 
     def __init__(self) -> None:
         self.surrogates: list[Tensor] = []
-        self.first_term = self.second_term = self.discriminator = False
+        self.first_term = self.second_term = self.through_d = False
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
@@ -179,6 +179,11 @@ class Unroll:
                 f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
                 "that the loss uses, and the optimizer that steps it."
             )
+        if any(g is not None and g.is_sparse for g in grads):
+            raise ValueError(
+                f"{name} has a sparse gradient, of an nn.Embedding(sparse=True) as it seems, which cannot be "
+                "differentiated again. Leave sparse=True out."
+            )
         # A hook on the live parameter is a part of what its optimizer sees.
         for i, hook in self.evaluate.hooks:
             if (g := grads[i]) is not None:
@@ -232,8 +237,8 @@ class Unroll:
         found = differentiate("g_loss", [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)
         n = len(params)
         self.sensitivity.add(evaluation.users, found[n:])
+        self.sensitivity.through_d |= any(g is not None for g in found[:n])
         self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured
-        self.sensitivity.discriminator |= any(g is not None for g in found[:n])
         if evaluation.captured:
             self.sensitivity.surrogates.append(value)
         return value.detach(), add(cotangent, found[:n]) if params else cotangent

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evaluate import Evaluation
-from ..precision import precision
+from ..precision import length, precision
 from ..replay import RandomState
 from ..rules.block import Block
 from ..rules.update import Update
@@ -99,10 +99,10 @@ class _Stack:
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""
-        length = _norm(g_bars)
-        if length == 0:
+        size = length(g_bars)
+        if size == 0:
             return [None] * len(taken.grads)
-        shift, ahead = self._ahead(taken, k, g_bars, length)
+        shift, ahead = self._ahead(taken, k, g_bars, size)
         if self._settings.central:
             behind, width = self._shifted(taken, k, g_bars, -shift), 2 * shift
         else:
@@ -119,13 +119,11 @@ class _Stack:
             for a, b in zip(ahead.params, behind.params, strict=True)
         ]
 
-    def _ahead(
-        self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], length: float
-    ) -> tuple[float, "_Gradients"]:
+    def _ahead(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], size: float) -> tuple[float, "_Gradients"]:
         """The shift, and the gradients at its end."""
         params = taken.point.params()
         relative = precision([params[0], taken.evaluation.loss]) ** (1 / 3 if self._settings.central else 1 / 2)
-        shift = (self._settings.eps or relative) * max(_norm(params), 1.0) / length
+        shift = (self._settings.eps or relative) * max(length(params), 1.0) / size
         found = self._shifted(taken, k, g_bars, shift)
         if self._settings.eps is None:
             # Adam magnifies gradients that are always zero (a bias before BatchNorm, the last one of a Wasserstein D).
@@ -166,9 +164,4 @@ def _told(taken: _Taken, found: _Gradients) -> float:
         None if a is None or b is None else a.detach() - b.detach()
         for a, b in zip([*found.params, *found.outer], here, strict=True)
     ]
-    return _norm(moved) / (_norm(here) or 1.0)
-
-
-def _norm(tensors: Sequence[Tensor | None]) -> float:
-    squares = [t.detach().double().square().sum() for t in tensors if t is not None]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    return length(moved) / (length(here) or 1.0)

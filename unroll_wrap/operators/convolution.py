@@ -49,7 +49,9 @@ def conv2d(
     same = s[0] == s[1] > 1 and p[0] == p[1] != "s" and weight.shape[2] == weight.shape[3]
     # Under autocast the output is of another precision than the input.
     exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    if not (few and same and exact and x.device.type == "cpu"):
+    # To the transforms of torch.func a torch.autograd.Function is opaque.
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed or not (few and same and exact and x.device.type == "cpu"):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(x, weight, bias, s[0], p[0], not _of_parameters(x))  # type: ignore[no-any-return]
 

@@ -5,6 +5,7 @@ That of torch's ``layer_norm`` is wrong, silently; its ``batch_norm``, which ``i
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,6 +52,8 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.batch_norm``, in evaluation mode too."""
+    if training and running_mean is None and torch._C._are_functorch_transforms_active():
+        return _affine(_normalized(input, [d for d in range(input.dim()) if d != 1], eps), weight, bias)
     if training or running_mean is None or running_var is None:
         return by_statistics(input, running_mean, running_var, weight, bias, training, momentum, eps)
     out = (input - _by_channel(input, running_mean)) * (_by_channel(input, running_var) + eps).rsqrt()

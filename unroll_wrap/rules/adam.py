@@ -49,27 +49,33 @@ class Adam(ClosedRule):
     amsgrad: bool
     maximize: bool
     decoupled_weight_decay: bool = False
+    fused: bool | None = None
 
     def init(self, param: Tensor) -> AdamState:
         """No update yet, zero moments."""
         zeros = torch.zeros_like(param)
         return AdamState(0.0, zeros, zeros, zeros if self.amsgrad else None)
 
+    def adopt(self, state: AdamState) -> AdamState:
+        """The largest v counts under ``amsgrad`` alone."""
+        return state if self.amsgrad else state._replace(max_exp_avg_sq=None)
+
     def numbers(self, state: AdamState) -> AdamNumbers:
         """Bias corrections included."""
-        # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer.
-        beta1, beta2 = self.betas
+        # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer; a fused kernel
+        # reads out the learning rate.
+        (beta1, beta2), lr = self.betas, float(self.lr) if self.fused else self.lr
         step = state.step + 1
         return AdamNumbers(
             float(beta1),
             1 - float(beta1),
             beta2,
             float(1 - beta2),
-            float(self.lr / (1 - beta1**step)),
+            float(lr / (1 - beta1**step)),
             float((1 - beta2**step) ** 0.5),
             self.eps,
             self.weight_decay,
-            1 - self.lr * self.weight_decay,
+            1 - lr * self.weight_decay,
         )
 
     def switches(self) -> tuple[bool, ...]:

@@ -137,6 +137,12 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Any:
             f"This {name} has step hooks, which an unroll cannot differentiate. Remove them, and pass what they do as "
             "grad_transform= (before the step) or param_transform= (after it)."
         )
+    own = vars(optimizer).get("step")
+    if own is not None and _bare(own) is not _bare(kind.step):
+        raise TypeError(
+            f"This {name} has a step() of its own, put on it from outside, which an unroll would leave out. Pass what "
+            "it adds as grad_transform= or param_transform=, or override step() in a subclass, which is traced."
+        )
     for group in optimizer.param_groups:
         learned = [k for k, v in group.items() if isinstance(v, Tensor) and v.requires_grad]
         if learned:
@@ -148,10 +154,21 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Any:
                 raise ValueError(
                     f"{name} owns a complex parameter of shape {tuple(p.shape)}; only real ones are unrolled."
                 )
+            if getattr(p, "_post_accumulate_grad_hooks", None):
+                raise ValueError(
+                    f"{name} owns a parameter of shape {tuple(p.shape)} with a hook that runs once its .grad is there "
+                    "(register_post_accumulate_grad_hook), which in an unroll it never is. Remove the hook, and pass "
+                    "what it does as grad_transform=, or use register_hook."
+                )
     # A subclass that leaves step() alone is what it inherits from.
-    step = inspect.unwrap(kind.step)
     known = (cls for cls in kind.__mro__ if _path(cls) in RULES)
-    return next((RULES[_path(cls)] for cls in known if inspect.unwrap(cls.step) is step), None)
+    return next((RULES[_path(cls)] for cls in known if _bare(cls.step) is _bare(kind.step)), None)
+
+
+def _bare(step: Any) -> Any:
+    """The function itself: torch's profiler, its schedulers and torch.compile wrap it."""
+    step = inspect.unwrap(step)
+    return getattr(step, "__func__", step)
 
 
 def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]) -> None:
@@ -183,7 +200,7 @@ def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tenso
     values = {
         name: _adopt(name, stored.get(name), initial, param, optimizer) for name, initial in fresh._asdict().items()
     }
-    return type(fresh)(**values)
+    return rule.adopt(type(fresh)(**values))
 
 
 def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer) -> Any:

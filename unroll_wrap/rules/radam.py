@@ -52,12 +52,12 @@ class RAdam(UpdateRule):
         bias_correction2 = 1 - beta2**step
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * step * beta2**step / bias_correction2
-        # torch multiplies the tensors by one scalar after the other.
-        step_size = self.lr / (1 - beta1**step)
+        # torch multiplies the tensors by one scalar after the other; a tensor lr of less precision is exact in theirs.
+        step_size = float(self.lr) / (1 - beta1**step)
         if rho > 5:
             rectifier = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
             step_size = step_size * bias_correction2**0.5 * rectifier
-            param = torch.addcdiv(param, exp_avg, sqrt(exp_avg_sq) + self.eps, value=-float(step_size))
+            param = torch.addcdiv(param, exp_avg, sqrt(exp_avg_sq) + self.eps, value=-step_size)
         else:
-            param = torch.add(param, exp_avg, alpha=-float(step_size))
+            param = torch.add(param, exp_avg, alpha=-step_size)
         return param, RAdamState(step, exp_avg, exp_avg_sq)

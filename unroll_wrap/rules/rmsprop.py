@@ -38,6 +38,10 @@ class RMSprop(UpdateRule):
         zeros = torch.zeros_like(param)
         return RMSpropState(0.0, zeros, zeros if self.momentum > 0 else None, zeros if self.centered else None)
 
+    def adopt(self, state: RMSpropState) -> RMSpropState:
+        """The mean of g counts when ``centered`` alone."""
+        return state if self.centered else state._replace(grad_avg=None)
+
     def update(self, param: Tensor, grad: Tensor, state: RMSpropState) -> tuple[Tensor, RMSpropState]:
         """One step, in the order of operations of ``torch.optim.rmsprop._single_tensor_rmsprop``."""
         if self.maximize:

@@ -36,6 +36,10 @@ class UpdateRule:
         """
         raise NotImplementedError
 
+    def adopt(self, state: Any) -> Any:
+        """The live optimizer's state, without what it holds from the time before an option was switched off."""
+        return state
+
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The parameter and the state after one update; never writes to what it is given."""
         raise NotImplementedError

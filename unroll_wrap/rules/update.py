@@ -1,6 +1,6 @@
 """One optimizer step on every block, and its pullback. Knows gradients, not where they come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -115,7 +115,8 @@ def update(
                 params, state = block.rule.update(block.params, g, block.state)
                 block = block._replace(params=params, state=state)
             if param_transform:
-                block = block._replace(params=pack([param_transform(p) for p in unpack(block.params, block.shapes)]))
+                params = [_moved(p, param_transform) for p in unpack(block.params, block.shapes)]
+                block = block._replace(params=pack(params))
             new.append(block)
     return Update(old, new, leaves, layout(blocks), None)
 
@@ -140,16 +141,31 @@ def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Lay
     return Update(old, new, list(grads), entry, closed)
 
 
+# Both transforms get copies, which they may change in place.
+
+
 def _transformed(grads: Sequence[Tensor | None], transform: GradTransform) -> list[Tensor | None]:
-    present = [g for g in grads if g is not None]
-    changed = list(transform(present))
-    if [g.shape for g in changed] != [g.shape for g in present]:
+    present = [g.clone() for g in grads if g is not None]
+    shapes = [g.shape for g in present]
+    changed = transform(present)
+    found = list(changed) if isinstance(changed, Iterable) and not isinstance(changed, Tensor) else [changed]
+    if [getattr(g, "shape", None) for g in found] != shapes:
         raise ValueError(
-            f"grad_transform got {len(present)} gradients and returned {len(changed)}, or other shapes. Return one "
-            "gradient for each, in order."
+            f"grad_transform got {len(shapes)} gradients and returned {changed!r:.200}. Return a list with one "
+            "gradient for each, in order and of the same shape."
         )
-    new = iter(changed)
+    new = iter(found)
     return [None if g is None else next(new) for g in grads]
+
+
+def _moved(param: Tensor, transform: ParamTransform) -> Tensor:
+    found: Any = transform(param.clone())
+    if getattr(found, "shape", None) != param.shape:
+        raise ValueError(
+            f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. Return the "
+            "new parameter, of the same shape."
+        )
+    return found
 
 
 def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:
