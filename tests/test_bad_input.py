@@ -440,20 +440,6 @@ def test_a_transform_that_returns_something_else(name, wrong):
     refused(world, build(world, world.optimizer, **{name: wrong}), name, "Return")
 
 
-def test_a_g_loss_of_another_discriminator():
-    """The moving average of D, say: unrolling then does nothing, and d_loss is not to blame."""
-    world = warm_world()
-    average = copy.deepcopy(world.discriminator)
-    g_loss = world.g_loss
-    unrolled = unrolled_of(world, steps=2)
-    refused(
-        world,
-        lambda: call(world, unrolled, g_loss=lambda D, *batch: g_loss(average, *batch)),
-        "g_loss does not depend",
-        "copy of the discriminator",
-    )
-
-
 def test_a_warning_points_at_the_users_line():
     """Whatever torch puts around the call."""
     world = warm_world()
