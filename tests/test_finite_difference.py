@@ -1,5 +1,6 @@
 """FiniteDifference: close to the exact gradient by the error that it states, where no second derivative exists too."""
 
+import itertools
 import math
 import random
 
@@ -11,7 +12,8 @@ from problems import PROBLEMS, softplus
 from test_exact import unrolled_of
 from torch import nn
 
-from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss
+import unroll_wrap.pieces
+from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, minimax
 
 ONE_SIDED, CENTRAL = FiniteDifference(), FiniteDifference(central=True)
 # In float64 √u is 1.5e-8 and ∛u² is 4e-11, times how much sharper than its parameters a loss bends.
@@ -169,6 +171,68 @@ def test_single_precision(backward):
     control = list(torch.autograd.grad(first(real, G(z)), list(G.parameters())))
     assert reference.gap(gradients[backward], gradients[Store()]) < 1e-3
     assert reference.gap(control, gradients[Store()]) > 1e-2
+
+
+class Kinks(nn.Module):
+    """A net with 30,000 kinks, at which torch writes one piecewise linear function or another."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(2, 64), act, nn.Linear(64, 1)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)))
+
+
+def of_kinks(act, *backwards, d_loss=minimax.d_loss):
+    """The gradient of fake by each backward, in float32, and the first term alone."""
+    torch.manual_seed(0)
+    D = Kinks(act)
+    optimizer = torch.optim.Adam(D.parameters(), lr=0.01, betas=(0.5, 0.9))
+    real, fake = torch.randn(256, 2) + 1, torch.randn(256, 2, requires_grad=True)
+    for _ in range(20):
+        optimizer.zero_grad()
+        minimax.d_loss(D, real, fake.detach()).backward()
+        optimizer.step()
+    rows = [{"backward": one} for one in backwards] + [{"stop_gradient": True}]
+    found = [UnrolledGeneratorLoss(D, optimizer, d_loss, minimax.g_loss, steps=5, **row)(real, fake) for row in rows]
+    return [torch.autograd.grad(loss, fake)[0] for loss in found]
+
+
+ACTIVATIONS = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.LeakyReLU(0.2),
+    nn.LeakyReLU(0.2, inplace=True),
+    nn.Hardtanh(-0.5, 0.5),
+    lambda x: x.clamp(min=-0.1),
+    torch.abs,
+]
+
+
+@pytest.mark.parametrize("backward", BOUNDS, ids=str)
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
+def test_units_that_change_their_piece(act, backward, monkeypatch):
+    """In float32 a shift moves some over their kinks. With these free, as the control is, the error is the jumps'."""
+    exact, found, first = of_kinks(act, Store(), backward)
+    second_term = (exact - first).norm()
+    assert (found - exact).norm() < 1e-3 * second_term
+    monkeypatch.setattr(unroll_wrap.pieces, "is_piecewise", lambda *_: False)
+    free, _ = of_kinks(act, backward)
+    assert (free - exact).norm() > 0.5 * second_term
+
+
+def test_another_way_through_the_code():
+    """An evaluation that calls other functions than the first is taken as it is: right in float64, but for kinks."""
+    world, count = warm_world(), itertools.count()
+
+    def branching(D, real, fake):
+        x = real if next(count) % 2 else fake.relu()
+        return world.d_loss(D, real, fake) + 0 * x.sum()
+
+    exact = gradient_of(call(world, unrolled_of(world, steps=3)), world)
+    found = gradient_of(call(world, unrolled_of(world, steps=3, backward=ONE_SIDED), d_loss=branching), world)
+    assert reference.gap(found, exact) < BOUNDS[ONE_SIDED]
 
 
 @pytest.mark.parametrize("wrong", [0, -1e-3, 0.0, float("nan")])

@@ -27,14 +27,15 @@ def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> I
         swap: what is put into D.
         losses: the user's.
         twice: whether gradients of D's are differentiated again, which fused attention and cuDNN's RNNs cannot be.
-        compiled: whether what torch.compile made of D may run. It has no second derivative, in some versions silently.
+        compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
+            versions silently.
     """
     settings: list[Setting] = []
     if twice:
         settings.append(math_attention)
         if any(isinstance(m, nn.RNNBase) for m in swap.modules):
             settings.append(no_cudnn)
-    if not compiled and "torch._dynamo" in sys.modules:
+    if "torch._dynamo" in sys.modules and not (compiled and any_compiled([*swap.modules, *losses])):
         _notice([*swap.modules, *losses])
         settings.append(eager)
     if parametrize._cache_enabled:
@@ -84,6 +85,11 @@ def _notice(objects: Sequence[Any]) -> None:
                 "compiled again.",
                 type(thing).__name__,
             )
+
+
+def any_compiled(objects: Sequence[Any]) -> bool:
+    """Whether torch.compile made any of these modules and losses what it is."""
+    return "torch._dynamo" in sys.modules and any(map(_is_compiled, objects))
 
 
 def _is_compiled(thing: Any) -> bool:

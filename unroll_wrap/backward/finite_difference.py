@@ -1,6 +1,7 @@
 """Second-order products from first-order gradients at shifted parameters."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..evaluate import Evaluation
+from ..pieces import Diverged, Pieces
 from ..precision import length, precision
 from ..replay import RandomState
 from ..rules.block import Block
 from ..rules.update import Update
+from ..runtime import any_compiled
 from ..unroll import Point, Unroll
 from .sweep import Tape
 
@@ -23,6 +26,9 @@ class FiniteDifference:
     ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or the same between θ ± ε ḡ when ``central`` (three
     gradients a step, error of order ε² instead of ε). The optimizer's rule is differentiated exactly. A difference
     sees through what ``d_loss`` detaches or computes under ``no_grad`` (the power iteration of a spectral norm).
+
+    A ReLU, or another function that is linear piece by piece, is continued on the piece where it was, except in
+    compiled code: in float32 a shift takes some units over their kinks, and their jumps exceed the second term.
 
     Args:
         eps: ε · ‖ḡ‖ / ‖θ‖, the relative length of the shift. None balances the two errors, of truncation and of
@@ -45,11 +51,12 @@ class FiniteDifference:
 
 
 class _Taken(NamedTuple):
-    """A step: where it started, what it drew, its gradients, and the update."""
+    """A step: where it started, what it drew, the pieces it was on, its gradients, and the update."""
 
     point: Point
     batch: tuple[Any, ...]
     random: RandomState
+    pieces: Pieces
     evaluation: Evaluation
     grads: list[Tensor | None]
     outer: list[Tensor | None]
@@ -61,6 +68,8 @@ class _Stack:
         self._unroll = unroll
         self.first = first
         self._settings = settings
+        # What is compiled would be so again for every such context.
+        self._hold = not any_compiled([*unroll.evaluate.swap.modules, unroll.d_loss, unroll.g_loss])
         self._steps: list[_Taken] = []
 
     def step(self, point: Point, k: int) -> Point:
@@ -68,11 +77,13 @@ class _Stack:
         if k < self.first:
             return unroll.advance(point, k)
         batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
-        evaluation = unroll.evaluate_d(point, k, batch)
+        pieces = Pieces()
+        with pieces.noted() if self._hold else nullcontext():
+            evaluation = unroll.evaluate_d(point, k, batch)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         grads = [None if g is None else g.detach() for g in found]
         update = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
-        self._steps.append(_Taken(point, batch, random, evaluation, grads, outer, update))
+        self._steps.append(_Taken(point, batch, random, pieces, evaluation, grads, outer, update))
         return Point(update.following(), unroll.evaluate.swap.buffers())
 
     def _check(self, taken: _Taken) -> None:
@@ -143,10 +154,19 @@ class _Stack:
             p if bar is None else torch.add(p, bar, alpha=shift)
             for p, bar in zip(taken.point.params(), g_bars, strict=True)
         ]
-        with taken.random.replayed():
-            evaluation = self._unroll.evaluate_d(taken.point, k, taken.batch, params)
+        evaluation = self._evaluate(taken, k, params, taken.pieces.held() if self._hold else nullcontext())
         grads, outer = self._unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         return _Gradients(evaluation, grads, outer)
+
+    def _evaluate(
+        self, taken: _Taken, k: int, params: list[Tensor], around: AbstractContextManager[object]
+    ) -> Evaluation:
+        try:
+            with taken.random.replayed(), around:
+                return self._unroll.evaluate_d(taken.point, k, taken.batch, params)
+        except Diverged:
+            # A branch on data has gone the other way; this then is a difference over a kink.
+            return self._evaluate(taken, k, params, nullcontext())
 
 
 class _Gradients(NamedTuple):
