@@ -22,7 +22,7 @@ from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
 from .rules.from_torch import read, rule_of
 from .runtime import refuse_inference_mode, runtime
-from .swap import Swap, UnrolledParameter, all_modules, all_parameters, requiring_grad
+from .swap import Swap, UnrolledParameter, all_modules, all_parameters, aside
 from .unroll import Point, Unroll
 from .wrappers import check_wrappers
 
@@ -194,7 +194,7 @@ class UnrolledGeneratorLoss:
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             twice = differentiate and not self.stop_gradient and self.backward.twice
             setting = runtime(swap, (d_loss, g_loss), twice, compiled)
-            with setting, requiring_grad(owned), autocast.outside(), torch.enable_grad():
+            with setting, aside(owned), autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
                     Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=twice),
                     d_loss,
