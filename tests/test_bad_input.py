@@ -358,6 +358,20 @@ def test_a_loss_that_calls_backward(which, rest):
         p.grad = None
 
 
+def test_a_whole_training_step_for_a_loss():
+    """Refused for its backward(), and D has not moved."""
+    world = warm_world()
+
+    def train(D, real, fake):
+        world.optimizer.zero_grad()
+        loss = world.d_loss(D, real, fake)
+        loss.backward()
+        world.optimizer.step()
+        return loss.item()
+
+    refused(world, lambda: unrolled_of(world, steps=2)(*world.batch(), d_loss=train), "d_loss", "calls backward")
+
+
 class Holding(torch.nn.Module):
     """Uses a parameter by way of a dict that nn.Module does not know."""
 

@@ -114,3 +114,11 @@ def test_weight_normalization(dim):
         return g * v / v.square().sum(1 - dim, keepdim=True).sqrt()
 
     assert_same(derivatives(lambda v, g: weight_norm(v, g, dim), [v, g], 3), derivatives(written_out, [v, g], 3))
+
+
+def test_an_empty_batch():
+    """Batch norm of nothing is nothing, as torch has it, and no error of a kernel."""
+    x = torch.zeros(0, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    found = [f(x, torch.zeros(3).double(), torch.ones(3).double(), training=True) for f in (batch_norm, F.batch_norm)]
+    assert found[0].shape == found[1].shape == x.shape
+    assert all(torch.autograd.grad(y.sum(), x)[0].shape == x.shape for y in found)

@@ -9,7 +9,7 @@ from problems import softplus
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import UnrolledGeneratorLoss
+from unroll_wrap import UnrolledGeneratorLoss, verify
 
 
 @pytest.mark.parametrize("name", ["mlp", "batchnorm_two_batches"])
@@ -278,3 +278,26 @@ def test_any_whole_number_of_steps(steps):
     """As a config or an array has it."""
     world = warm_world()
     assert_exact(call(world, unrolled_of(world, steps=steps)), world, expected_of("mlp", "adam", 3))
+
+
+class Empty(torch.nn.ModuleList):
+    """A loss that is false: it holds no modules."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def test_a_loss_that_is_false_is_a_loss():
+    """An empty nn.ModuleList for one call is not taken for none."""
+    world = warm_world()
+    d_loss, g_loss = world.d_loss, world.g_loss
+    world.d_loss, world.g_loss = lambda D, *batch: 0.5 * d_loss(D, *batch), lambda D, *batch: 3 * g_loss(D, *batch)
+    unrolled = UnrolledGeneratorLoss(world.discriminator, world.optimizer, d_loss, g_loss, steps=3)
+    given = {"d_loss": Empty(world.d_loss), "g_loss": Empty(world.g_loss)}
+    assert not any(given.values())
+    assert_exact(call(world, unrolled, **given), world, expect(world, steps=3))
+    assert verify(unrolled, *world.batch(), **given).real_value == oracle(reference.value, world, steps=3).item()

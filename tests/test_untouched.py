@@ -10,7 +10,7 @@ from reference import discriminators
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import is_unrolling
+from unroll_wrap import is_unrolling, verify
 
 WITH_STATE = [
     "batchnorm_two_batches",
@@ -172,6 +172,27 @@ def test_the_call_after_a_failed_one_is_exact(name, place):
         call(world, unrolled, **PLACES[place](world, Stopped()))
     torch.set_rng_state(state)
     assert_exact(call(world, unrolled), world, expected)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_loss_may_call_zero_grad(to_none, frozen):
+    """D's gradients, accumulated over several batches say, are there after the call, and after verify."""
+    world = warm_world()
+    assert all(p.grad is not None for p in world.discriminator.parameters())
+    world.discriminator.requires_grad_(not frozen)
+    before, d_loss = snapshot(world), world.d_loss
+
+    def clearing(D, real, fake):
+        world.optimizer.zero_grad(to_none)
+        D.zero_grad(to_none)
+        return d_loss(D, real, fake)
+
+    unrolled = unrolled_of(world, steps=3)
+    assert_exact(call(world, unrolled, d_loss=clearing), world, expected_of("mlp", "adam", 3))
+    assert changed(before, snapshot(world)) == []
+    assert verify(unrolled, *world.batch(), d_loss=clearing).passed
+    assert changed(before, snapshot(world)) == []
 
 
 def test_a_loss_may_toggle_flags_and_run_hooks():

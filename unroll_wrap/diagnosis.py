@@ -104,7 +104,7 @@ def diagnose(
         ValueError: steps is 0, or there is nothing to differentiate with respect to.
     """
     check_examined(unrolled, "diagnose", batch)
-    d_loss, g_loss = options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss
+    d_loss, g_loss = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
     steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
     if steps == 0:
         raise ValueError("steps is 0: nothing is unrolled. Pass diagnose(..., steps=5), say.")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from .alone import alone
 from .arguments import tensors_in
@@ -17,13 +16,13 @@ from .autocast import Autocast
 from .backward import Backward, Store, sweep
 from .cuts import NOT_THE_USERS
 from .evaluate import Evaluator, one_element
-from .mistakes import check_memory, check_options, check_order, misfit
+from .mistakes import check_finite, check_memory, check_modules, check_options, check_order, misfit
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
 from .rules.from_torch import read, rule_of
 from .runtime import refuse_inference_mode, runtime
-from .swap import Swap, UnrolledParameter, all_modules, all_parameters, requiring_grad
+from .swap import Swap, UnrolledParameter, all_modules, all_parameters, aside
 from .unroll import Point, Unroll
 from .wrappers import check_wrappers
 
@@ -128,19 +127,7 @@ class UnrolledGeneratorLoss:
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
         modules = all_modules(_modules(discriminator))
         params = all_parameters(modules)
-        scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule)]
-        if scripted:
-            raise TypeError(
-                f"{type(scripted[0]).__name__} holds its parameters outside Python, where nothing can stand in for "
-                "them. Pass the module that it was scripted or traced from."
-            )
-        lazy: list[Any] = [m for m in modules if isinstance(m, LazyModuleMixin)]
-        lazy = [m for m in lazy if m.has_uninitialized_params()]
-        if lazy:
-            raise ValueError(
-                f"{len(lazy)} lazy modules of the discriminator, {type(lazy[0]).__name__} among them, have no tensors "
-                "yet. Run it once on a batch before."
-            )
+        check_modules(modules)
         check_wrappers(modules, params, twice=backward.twice and not stop_gradient)
         check_memory(modules)
         trained = [p for p in params if p.requires_grad]
@@ -179,7 +166,7 @@ class UnrolledGeneratorLoss:
                 scalar; or what the constructor raises, for objects that have changed since.
         """
         refuse_inference_mode()
-        d_loss, g_loss = d_loss or self.d_loss, g_loss or self.g_loss
+        d_loss, g_loss = self.losses(d_loss, g_loss)
         check_order(d_loss, batch)
         with ranks_of(self.average_gradients, _modules(self.discriminator)) as ranks:
             return self._call(ranks, batch, d_loss, g_loss, resample, steps, kwargs)
@@ -208,7 +195,7 @@ class UnrolledGeneratorLoss:
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             twice = differentiate and not self.stop_gradient and self.backward.twice
             setting = runtime(swap, (d_loss, g_loss), twice, compiled)
-            with setting, requiring_grad(owned), autocast.outside(), torch.enable_grad():
+            with setting, aside(owned), autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
                     Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=twice),
                     d_loss,
@@ -223,11 +210,16 @@ class UnrolledGeneratorLoss:
                 )
                 start = Point(read(optimizers, owned), swap.originals())
                 value = sweep(unroll, start, steps, self.average, self.backward)
-        _check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
+        check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
         if not unroll.differentiate:
             return value
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity)
+
+    def losses(self, d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Loss]:
+        """Of a call; None stands for what the constructor was given."""
+        # Not `or`: a loss that is an empty nn.ModuleList is false.
+        return self.d_loss if d_loss is None else d_loss, self.g_loss if g_loss is None else g_loss
 
     def plan(
         self, batch: tuple[Any, ...], steps: Steps | None, resample: Resample | None
@@ -417,22 +409,3 @@ def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> C
         return tuple(drawn)
 
     return checked
-
-
-def _check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[Tensor]]) -> None:
-    values = torch.stack([v.reshape(()).to(g_loss.device) for v in (*d_losses, g_loss)]).tolist()
-    wrong = [k for k, value in enumerate(values) if not abs(value) < float("inf")]
-    if not wrong:
-        return
-    name = "g_loss after the inner steps" if wrong[0] == len(d_losses) else f"d_loss at inner step {wrong[0]}"
-    for place, tensors in given.items():
-        for t in tensors:
-            if t.is_floating_point() and not (t.numel() and t.isfinite().all()):
-                raise ValueError(
-                    f"{name} is {values[wrong[0]]}, and the {place} that was given has a tensor of shape "
-                    f"{tuple(t.shape)} that is empty or not finite."
-                )
-    raise ValueError(
-        f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
-        "or steps, or look for the operation that overflows."
-    )

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .objectives import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 
@@ -39,6 +40,26 @@ def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
             f"real has a graph, from a generator as it seems, and fake has none: shapes {tuple(real.shape)} and "
             f"{tuple(fake.shape)}. The order is unrolled(real, fake)."
         )
+
+
+def check_modules(modules: Sequence[nn.Module]) -> None:
+    """Modules whose parameters are there, in Python.
+
+    Raises:
+        TypeError: a scripted or traced one.
+        ValueError: a lazy one before its first batch.
+    """
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{type(module).__name__} holds its parameters outside Python, where nothing can stand in for them. "
+                "Pass the module that it was scripted or traced from."
+            )
+        if isinstance(module, LazyModuleMixin) and cast("Any", module).has_uninitialized_params():
+            raise ValueError(
+                f"{type(module).__name__}, a lazy module of the discriminator, has no tensors yet. Run the "
+                "discriminator once on a batch before."
+            )
 
 
 def check_memory(modules: Sequence[nn.Module]) -> None:
@@ -98,3 +119,32 @@ def misfit(
             "losses, but for d_loss, g_loss, resample and steps."
         )
     return None
+
+
+def check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[Tensor]]) -> None:
+    """Losses that are numbers.
+
+    Args:
+        d_losses: of the inner steps.
+        g_loss: after them.
+        given: tensors of the call, by where they are from, which may be to blame.
+
+    Raises:
+        ValueError: one of the losses is not.
+    """
+    values = torch.stack([v.reshape(()).to(g_loss.device) for v in (*d_losses, g_loss)]).tolist()
+    wrong = [k for k, value in enumerate(values) if not abs(value) < float("inf")]
+    if not wrong:
+        return
+    name = "g_loss after the inner steps" if wrong[0] == len(d_losses) else f"d_loss at inner step {wrong[0]}"
+    for place, tensors in given.items():
+        for t in tensors:
+            if t.is_floating_point() and not (t.numel() and t.isfinite().all()):
+                raise ValueError(
+                    f"{name} is {values[wrong[0]]}, and the {place} that was given has a tensor of shape "
+                    f"{tuple(t.shape)} that is empty or not finite."
+                )
+    raise ValueError(
+        f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
+        "or steps, or look for the operation that overflows."
+    )

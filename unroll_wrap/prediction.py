@@ -73,7 +73,7 @@ def predict(
         ValueError: there is nothing to differentiate with respect to.
     """
     check_examined(unrolled, "predict", batch)
-    losses = (options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss)
+    losses = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
     count, _ = unrolled.plan(batch, steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
     _, batches = unrolled.plan(batch, short[1], options.pop("resample", None))

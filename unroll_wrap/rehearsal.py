@@ -11,7 +11,7 @@ from . import guards
 from .arguments import cut
 from .loss import UnrolledGeneratorLoss
 from .rules.replica import parameters, put_together, take_apart
-from .swap import Swap
+from .swap import Swap, aside
 
 
 class Rehearsal:
@@ -63,7 +63,7 @@ class Rehearsal:
         """
         self.values = []
         swap, values = Swap(self.modules, self.owned), []
-        with swap, guards.unrolling():
+        with swap, aside(self.owned), guards.unrolling():
             clone_of = {id(p): nn.Parameter(p.detach().clone()) for o in self.optimizers for p in parameters(o)}
             clones = [clone_of[id(p)] for p in self.owned]
             replicas = [_replica(o, [clone_of[id(p)] for p in parameters(o)]) for o in self.optimizers]

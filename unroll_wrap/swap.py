@@ -172,16 +172,20 @@ def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def requiring_grad(params: Sequence[Tensor]) -> Iterator[None]:
-    """Live parameters require grad meanwhile: a loss that reaches one itself, not its stand-in, shows by its graph."""
-    flags = [p.requires_grad for p in params]
+def aside(params: Sequence[Tensor]) -> Iterator[None]:
+    """Live parameters require grad meanwhile, and have none.
+
+    A loss that reaches one itself, not its stand-in, then shows by its graph, whatever the user's flags say; and one
+    that calls ``zero_grad()`` of the optimizer clears nothing.
+    """
+    before = [(p.requires_grad, p.grad) for p in params]
     try:
         for p in params:
-            p.requires_grad_(True)
+            p.requires_grad_(True).grad = None
         yield
     finally:
-        for p, flag in zip(params, flags, strict=True):
-            p.requires_grad_(flag)
+        for p, (flag, grad) in zip(params, before, strict=True):
+            p.requires_grad_(flag).grad = grad
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:

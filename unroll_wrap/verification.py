@@ -103,7 +103,7 @@ def examined(
 ) -> Verification:
     """What ``verify`` prints, in silence."""
     options = dict(options or {})
-    d_loss, g_loss = options.pop("d_loss", None) or unrolled.d_loss, options.pop("g_loss", None) or unrolled.g_loss
+    d_loss, g_loss = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
     steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
     # Drawn once: a loader gives other batches the next time.
     drawn = [batches(k) for k in range(steps)]

@@ -21,7 +21,7 @@ def batch_norm(
     # What else there is (evaluation mode, mixed precision) stays torch's own.
     plain = training and x.dtype in (torch.float32, torch.float64) and (weight is None or weight.dtype == x.dtype)
     # To the transforms of torch.func a torch.autograd.Function is opaque.
-    if not plain or x.numel() == x.shape[1] or torch._C._are_functorch_transforms_active():
+    if not plain or x.numel() <= x.shape[1] or torch._C._are_functorch_transforms_active():
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
