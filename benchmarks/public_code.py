@@ -81,7 +81,7 @@ class Enough(Exception):
 class Images(torch.utils.data.Dataset[Any]):
     """Random ones, with labels, whatever data set is asked for."""
 
-    def __init__(self, *args: Any, channels: int = 1, size: int = 32, transform: Any = None, **options: Any) -> None:
+    def __init__(self, *args: Any, channels: int = 1, size: int = 28, transform: Any = None, **options: Any) -> None:
         resize = [t.size for t in getattr(transform, "transforms", []) if hasattr(t, "size")]
         self.channels, self.size = channels, resize[0] if resize and isinstance(resize[0], int) else size
 
