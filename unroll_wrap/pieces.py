@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 _PIECEWISE = {
     "abs",
@@ -58,9 +59,14 @@ def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 def piece_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Piece:
     """The piece on which each element of the first argument is; that is left alone."""
-    with torch.enable_grad():
+    # A checkpoint counts what is saved, and this is not its own.
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
         x = args[0].detach().clone().requires_grad_()
         copy = x.clone()
         y = func(copy, *args[1:], **kwargs)
         (slope,) = torch.autograd.grad(y.sum(), x)
     return Piece(slope, (y - slope * x).detach(), y is copy)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
