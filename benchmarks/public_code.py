@@ -10,6 +10,7 @@ images of their size; the third call of the loss is verified.
 
 import argparse
 import itertools
+import linecache
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ class Target(NamedTuple):
         head = subprocess.check_output(["git", "-C", str(clone), "rev-parse", "HEAD"], text=True)
         if not head.startswith(self.commit):
             raise SystemExit(f"{clone} is at {head:.7}. The line numbers are those of {self.commit}: git checkout it.")
-        lines = (clone / self.path).read_text().splitlines()
+        lines = (clone / self.path).read_text(encoding="utf-8-sig").splitlines()
         for edit in sorted(self.edits, reverse=True):
             lines[edit.first - 1 : edit.last] = edit.lines.strip("\n").splitlines()
         return "\n".join(lines) + "\n"
@@ -81,7 +82,7 @@ class Enough(Exception):
 class Images(torch.utils.data.Dataset[Any]):
     """Random ones, with labels, whatever data set is asked for."""
 
-    def __init__(self, *args: Any, channels: int = 1, size: int = 32, transform: Any = None, **options: Any) -> None:
+    def __init__(self, *args: Any, channels: int = 1, size: int = 28, transform: Any = None, **options: Any) -> None:
         resize = [t.size for t in getattr(transform, "transforms", []) if hasattr(t, "size")]
         self.channels, self.size = channels, resize[0] if resize and isinstance(resize[0], int) else size
 
@@ -110,6 +111,8 @@ def script(*arguments: str) -> Callable[[Path, str], None]:
 def module(path: Path, source: str, name: str, package: str = "") -> dict[str, Any]:
     """The names that a changed source defines."""
     names: dict[str, Any] = {"__name__": name, "__file__": str(path), "__package__": package}
+    # verify shows the lines of cuts as they are here.
+    linecache.cache[str(path)] = len(source), None, source.splitlines(keepends=True), str(path)
     exec(compile(source, str(path), "exec"), names)
     return names
 
@@ -162,7 +165,7 @@ def big_gan(path: Path, source: str) -> None:
     )
     D = BigGAN.Discriminator(D_ch=4, D_attn="0", D_lr=2e-4, **same)
     z, y = utils.prepare_z_y(4, G.dim_z, 5, device="cpu")
-    z.data = z.data.to(torch.get_default_dtype())
+    z.data = z.data.type(torch.get_default_dtype())
     config = {"batch_size": 4, "toggle_grads": True, "num_D_steps": 2, "num_D_accumulations": 1, "split_D": False}
     config |= {"num_G_accumulations": 2, "D_ortho": 0.0, "G_ortho": 0.0, "ema": False}
     made = module(path, source, "train_fns")["GAN_training_function"]
@@ -282,7 +285,7 @@ unrolled = UnrolledGeneratorLoss(netD, optimizerD, steps=3,
     ], cycle_gan),
     "BigGAN": Target("BigGAN-PyTorch", "9845943", "train_fns.py", [
         Edit(8, 7, IMPORT),
-        Edit(22, 21, "  unrolled = UnrolledGeneratorLoss(D, D.optim, steps=3)"),
+        Edit(21, 20, "  unrolled = UnrolledGeneratorLoss(D, D.optim, steps=3)"),
         Edit(71, 72, """
       G_loss = unrolled(
         d_loss=lambda D: sum(losses.discriminator_loss(*GD(z_, y_, x[-1], y[-1], train_G=True))),

@@ -90,12 +90,14 @@ MODULES = [
     Row(
         "Dropout; random augmentation before D",
         EXACT,
-        "Numbers are drawn from the global generators in your order; a replayed step draws the same.",
+        "Numbers are drawn from the global generators in your order; a replayed step draws the same. Under "
+        "`torch.random.fork_rng()` a call leaves their stream where it was.",
         (
             "dropout",
             "augmentation",
             "test_measured.py::test_dropout_draws_other_masks_per_step_and_is_differentiated_with_them",
             "test_random.py::test_the_stream_after_a_call_is_that_after_its_loss_evaluations",
+            "test_random.py::test_a_fork_leaves_the_stream_alone",
         ),
     ),
     Row("In-place activations and arithmetic", EXACT, "", ("leaky_in_place",)),
@@ -242,12 +244,24 @@ RUNTIME = [
     Row(
         "DistributedDataParallel in one process",
         EXACT,
-        "Inside, calls go straight to the module: its reducer waits for nothing. Several processes are not "
-        "covered yet.",
+        "Inside, calls go straight to the module: its reducer waits for nothing.",
         (
             "test_parallel.py::test_distributed_data_parallel",
             "test_parallel.py::test_real_steps_between_calls",
         ),
+    ),
+    Row(
+        "Several processes: DDP, Fabric, Accelerate; a sharded generator",
+        EXACT,
+        "Each looks ahead alone, or `average_gradients=` unrolls what one process would on their joined batch: see "
+        "[more than one process](distributed.md).",
+        ("test_distributed.py::test_every_case_on_every_rank",),
+    ),
+    Row(
+        "A sharded discriminator (FSDP, DTensors); SyncBatchNorm in it",
+        REFUSED,
+        "Use DDP for D, which is seldom too large for one device, and BatchNorm.",
+        ("test_distributed.py::test_every_case_on_every_rank",),
     ),
     Row(
         "`torch.no_grad()` around the call",
@@ -423,10 +437,13 @@ LOOPS = [
         ("test_loop_losses.py::test_an_image_pool", "test_guards.py::test_is_unrolling_tells_the_inner_losses"),
     ),
     Row(
-        "A generator that the losses run again: its own BatchNorm statistics and averages of w",
+        "A generator that the losses run again: its own BatchNorm statistics, power iterations and averages of w",
         KNOWN,
-        "They move K + 1 times. Run it once, and pass the fake.",
-        ("test_loop_losses.py::test_a_generator_that_runs_again_moves_its_own_statistics",),
+        "They move K + 1 times. Run it once, and pass the fake. `verify` and `diagnose` leave them as they were.",
+        (
+            "test_loop_losses.py::test_a_generator_that_runs_again_moves_its_own_statistics",
+            "test_verify.py::test_a_generator_that_the_losses_run_stays_where_it_was",
+        ),
     ),
     Row(
         "Optimizers",

@@ -11,6 +11,7 @@ from checks import call, distance, expect, expected_of, gradient_of, oracle, war
 from problems import PROBLEMS, softplus
 from test_exact import unrolled_of
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import unroll_wrap.pieces
 from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, minimax
@@ -184,7 +185,7 @@ class Kinks(nn.Module):
         return self.last(self.act(self.first(x)))
 
 
-def of_kinks(act, *backwards, d_loss=minimax.d_loss):
+def of_kinks(act, *backwards, captured=False):
     """The gradient of fake by each backward, in float32, and the first term alone."""
     torch.manual_seed(0)
     D = Kinks(act)
@@ -195,11 +196,20 @@ def of_kinks(act, *backwards, d_loss=minimax.d_loss):
         minimax.d_loss(D, real, fake.detach()).backward()
         optimizer.step()
     rows = [{"backward": one} for one in backwards] + [{"stop_gradient": True}]
-    found = [UnrolledGeneratorLoss(D, optimizer, d_loss, minimax.g_loss, steps=5, **row)(real, fake) for row in rows]
+    batch, losses = (real, fake), minimax
+    if captured:
+        batch, losses = (real,), [lambda D, real, loss=loss: loss(D, real, fake) for loss in minimax]
+    found = [UnrolledGeneratorLoss(D, optimizer, *losses, steps=5, **row)(*batch) for row in rows]
     return [torch.autograd.grad(loss, fake)[0] for loss in found]
 
 
+class Checkpointed(nn.Module):
+    def forward(self, x):
+        return checkpoint(lambda x: (x.relu() - 0.1).abs(), x, use_reentrant=False)
+
+
 ACTIVATIONS = [
+    Checkpointed(),
     nn.ReLU(),
     nn.ReLU(inplace=True),
     nn.LeakyReLU(0.2),
@@ -210,15 +220,16 @@ ACTIVATIONS = [
 ]
 
 
+@pytest.mark.parametrize("captured", [False, True], ids=["argument", "closure"])
 @pytest.mark.parametrize("backward", BOUNDS, ids=str)
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
-def test_units_that_change_their_piece(act, backward, monkeypatch):
+def test_units_that_change_their_piece(act, backward, captured, monkeypatch):
     """In float32 a shift moves some over their kinks. With these free, as the control is, the error is the jumps'."""
-    exact, found, first = of_kinks(act, Store(), backward)
+    exact, found, first = of_kinks(act, Store(), backward, captured=captured)
     second_term = (exact - first).norm()
     assert (found - exact).norm() < 1e-3 * second_term
     monkeypatch.setattr(unroll_wrap.pieces, "is_piecewise", lambda *_: False)
-    free, _ = of_kinks(act, backward)
+    free, _ = of_kinks(act, backward, captured=captured)
     assert (free - exact).norm() > 0.5 * second_term
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from unroll_wrap import UnrolledGeneratorLoss, cuts, non_saturating, unroll, verify
 from unroll_wrap.pieces import is_piecewise, piece_of
@@ -101,6 +102,34 @@ def test_it_is_sharp_in_single_precision(monkeypatch):
     # The control: without holding them a right derivative fails.
     monkeypatch.setattr(cuts, "is_piecewise", lambda *given: False)
     assert not verify(unrolled, real, fake).passed
+
+
+class Checkpointed(nn.Module):
+    """What is run again in a backward pass finds the same pieces."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return checkpoint(self.module, x, use_reentrant=False)
+
+
+def test_it_is_sharp_through_checkpoints():
+    """The same as without them, to the last bit of the differences; with a cut too."""
+    unrolled, real, fake, _ = jumping()
+    D, optimizer = unrolled.discriminator, unrolled.optimizer
+
+    def matched(D, real, fake):
+        return (D(real).detach() - D(fake)).pow(2).mean()
+
+    for g_loss, cut in ((non_saturating.g_loss, 0), (matched, 1)):
+        reports = [
+            verify(UnrolledGeneratorLoss(one, optimizer, non_saturating.d_loss, g_loss, steps=3), real, fake)
+            for one in (D, Checkpointed(D))
+        ]
+        assert all(report.passed and len(report.cuts) == cut for report in reports), reports
+        assert [s.difference for s in reports[0].slopes] == [s.difference for s in reports[1].slopes]
 
 
 def test_an_error_of_some_percent_fails_in_single_precision(monkeypatch):

@@ -1,12 +1,15 @@
 """Random draws come from the global generator in the user's order."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
-from checks import call, warm_world
+from checks import call, gradient_of, warm_world
 from reference import discriminators
 from test_exact import unrolled_of
+
+from unroll_wrap import Recompute, Store
 
 
 @pytest.mark.parametrize("name", ["dropout", "wgan_gp", "mlp"])
@@ -27,6 +30,22 @@ def test_the_stream_after_a_call_is_that_after_its_loss_evaluations(name, mode, 
     assert torch.equal(torch.get_rng_state(), expected)
     loss.backward()
     assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute()], ids=repr)
+def test_a_fork_leaves_the_stream_alone(backward):
+    """The same value and gradient as without it, and the loop's own draws go on as if there had been no call."""
+    world, found = warm_world("dropout"), []
+    state = torch.get_rng_state()
+    for fork in (nullcontext, torch.random.fork_rng):
+        torch.set_rng_state(state)
+        unrolled = unrolled_of(world, steps=3, backward=backward)
+        with fork():
+            loss = call(world, unrolled)
+        found.append((loss, torch.cat([g.flatten() for g in gradient_of(loss, world)])))
+        assert torch.equal(torch.get_rng_state(), state) == (fork is not nullcontext)
+    (one, gradient), (other, again) = found
+    assert torch.equal(one, other) and torch.equal(gradient, again)
 
 
 def test_the_same_seed_gives_the_same_call_and_another_seed_another():

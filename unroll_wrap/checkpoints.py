@@ -89,7 +89,7 @@ def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
 def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
     """The first time as in a real step, where running again moves the buffers once more; later as the first time."""
     params, buffers = swap.params(), copies(swap.buffers())
-    around = [*_current.settings, *_own_modes()]
+    around = [*_current.settings, *(getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes())]
     unrolling = guards.is_unrolling()
     ran = False
 

@@ -5,12 +5,13 @@ steps are no continuous function of the fake. No derivative sees these jumps, an
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 _PIECEWISE = {
@@ -64,13 +65,18 @@ def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 def piece_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Piece:
     """The piece on which each element of the first argument is; that is left alone."""
-    with torch.enable_grad():
+    # A checkpoint counts what is saved, and this is not its own.
+    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
         x = args[0].detach().requires_grad_()
         copy = x.clone()
         y = func(copy, *args[1:], **kwargs)
         (slope,) = torch.autograd.grad(y, x, torch.ones_like(y))
     offset = None if _name(func) in _THROUGH_ZERO else (y - slope * x).detach()
     return Piece(slope, offset, y is copy)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _name(func: Callable[..., Any]) -> str:
@@ -86,12 +92,7 @@ class Pieces:
 
     def noted(self) -> TorchFunctionMode:
         """The context of the first run."""
-
-        def note(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            self._first.append((_name(func), piece_of(func, args, kwargs)))
-            return func(*args, **kwargs)
-
-        return _Piecewise(note)
+        return _Noted(self._first)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -100,27 +101,46 @@ class Pieces:
         Raises:
             Diverged: it makes other calls than the first.
         """
-        following = iter(self._first)
-
-        def hold(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG001
-            name, piece = next(following, ("", None))
-            if piece is None or name != _name(func) or piece.slope.shape != args[0].shape:
-                raise Diverged
-            return piece(args[0])
-
-        with _Piecewise(hold):
+        with _Held(self._first) as mode:
             yield
-        if next(following, None):
+        if mode.position < len(self._first):
             raise Diverged
 
 
-class _Piecewise(TorchFunctionMode):
-    """Piecewise linear calls go to another function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
+class _Noted(TorchFunctionMode):
+    def __init__(self, first: list[tuple[str, Piece]]) -> None:
         super().__init__()
-        self._function = function
+        self._first = first
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        return self._function(func, args, kwargs) if is_piecewise(func, args, kwargs) else func(*args, **kwargs)
+        if is_piecewise(func, args, kwargs):
+            self._first.append((_name(func), piece_of(func, args, kwargs)))
+        return func(*args, **kwargs)
+
+    def again(self) -> AbstractContextManager[object]:
+        """Of what a checkpoint runs again: it is on the same pieces anyway."""
+        return nullcontext()
+
+
+class _Held(TorchFunctionMode):
+    def __init__(self, first: list[tuple[str, Piece]], position: int = 0) -> None:
+        super().__init__()
+        self._first = first
+        self.position = position
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not is_piecewise(func, args, kwargs):
+            return func(*args, **kwargs)
+        if self.position == len(self._first):
+            raise Diverged
+        name, piece = self._first[self.position]
+        if name != _name(func) or piece.slope.shape != args[0].shape:
+            raise Diverged
+        self.position += 1
+        return piece(args[0])
+
+    def again(self) -> AbstractContextManager[object]:
+        """Of what a checkpoint runs again, which begins here."""
+        return _Held(self._first, self.position)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import guards
 from .arguments import cut
+from .checkpoints import in_place
 from .loss import UnrolledGeneratorLoss
 from .rules.replica import parameters, put_together, take_apart
 from .swap import Swap, aside
@@ -63,7 +64,9 @@ class Rehearsal:
         """
         self.values = []
         swap, values = Swap(self.modules, self.owned), []
-        with swap, aside(self.owned), guards.unrolling():
+        # What a checkpoint runs again has to be in that context too.
+        again = nullcontext() if around is nullcontext else in_place(swap, ())
+        with swap, aside(self.owned), guards.unrolling(), again:
             clone_of = {id(p): nn.Parameter(p.detach().clone()) for o in self.optimizers for p in parameters(o)}
             clones = [clone_of[id(p)] for p in self.owned]
             replicas = [_replica(o, [clone_of[id(p)] for p in parameters(o)]) for o in self.optimizers]
