@@ -12,6 +12,7 @@ Each of K steps leaves behind at least its parameters, optimizer state and buffe
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 RECOMPUTE_GROWTH = 1.15  # of Recompute's peak, from K=1 to the largest K, above what every step leaves
 CONTENDERS = [name for name in EXACT if "closures" not in name]
+MOST_STORED = 20  # steps of those that keep activations of several: beyond, they grow as they did
 
 
 def peak_bytes(function: Callable[[], Tensor], device: torch.device) -> int:
@@ -75,14 +77,19 @@ def spawn(net: str, contender: str, steps: int) -> dict[str, int]:
 
 def summary(found: dict[str, dict[str, dict[str, int]]]) -> dict[str, Any]:
     """The two targets, from the smallest to the largest K."""
-    small, *_, large = sorted(found["Recompute"], key=int)
+
+    def ends(name: str) -> tuple[str, str]:
+        small, *_, large = sorted(found[name], key=int)
+        return small, large
 
     def above(name: str, k: str) -> int:
         return found[name][k]["peak"] - int(k) * found[name][k]["per_step"]
 
     def slope(name: str) -> float:
+        small, large = ends(name)
         return (found[name][large]["peak"] - found[name][small]["peak"]) / (int(large) - int(small))
 
+    small, large = ends("Recompute")
     growth = above("Recompute", large) / above("Recompute", small)
     return {
         "recompute_growth": growth,
@@ -94,13 +101,13 @@ def summary(found: dict[str, dict[str, dict[str, int]]]) -> dict[str, Any]:
 
 def print_table(net: str, result: dict[str, Any]) -> None:
     found, s = result["found"], result["summary"]
-    ks = sorted(next(iter(found.values())), key=int)
+    ks = sorted(found["Recompute"], key=int)
     state = next(iter(next(iter(found.values())).values()))["per_step"]
     print(f"\n{NETS[net].title}, batch {NETS[net].shape[0]}: peak MB; {result['seconds']:.0f} s")
     print(f"  parameters, optimizer state and buffers: {state / 1e6:.2f} MB")
     print(f"  {'':20}" + "".join(f"{f'K={k}':>10}" for k in ks) + f"{'MB a step':>12}")
     for name, row in found.items():
-        cells = "".join(f"{row[k]['peak'] / 1e6:10.1f}" for k in ks)
+        cells = "".join(f"{row[k]['peak'] / 1e6:10.1f}" if k in row else f"{'-':>10}" for k in ks)
         print(f"  {name:20}{cells}{s['bytes_per_step'][name] / 1e6:12.2f}")
     met = {True: "met", False: "NOT MET"}
     print(
@@ -120,6 +127,7 @@ def plot(path: Path, nets: dict[str, Any]) -> None:
             style = {"linestyle": "--", "marker": "s"} if name == CHAINED else {"marker": "o"}
             ax.plot([int(k) for k in ks], [row[k]["peak"] / 1e6 for k in ks], label=name, ms=4, **style)
         ax.set(title=NETS[net].title, xlabel="K", ylabel="peak MB of one gradient", xscale="log", yscale="log")
+        ks = sorted(result["found"]["Recompute"], key=int)
         ax.set_xticks([int(k) for k in ks], ks)
         ax.grid(alpha=0.3)
         ax.legend()
@@ -142,13 +150,19 @@ def main() -> None:
         net, contender, steps = args.one
         print(json.dumps(one(net, contender, int(steps))))
         return
-    if len(args.steps) < 2:
-        parser.error("--steps needs two numbers at least, to compare.")
+    if len([k for k in args.steps if k <= MOST_STORED]) < 2:
+        parser.error(f"--steps needs two numbers up to {MOST_STORED} at least, to compare.")
+    if hasattr(os, "sched_setaffinity"):
+        # The timings of `make bench` have the last core.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     results: dict[str, Any] = {"environment": record.environment(), "nets": {}}
     print(record.headline(results["environment"]))
     for net in args.nets:
         begin = time.perf_counter()
-        found = {name: {str(k): spawn(net, name, k) for k in args.steps} for name in CONTENDERS}
+        found = {
+            name: {str(k): spawn(net, name, k) for k in args.steps if k <= MOST_STORED or name == "Recompute"}
+            for name in CONTENDERS
+        }
         results["nets"][net] = {"found": found, "summary": summary(found), "seconds": time.perf_counter() - begin}
         print_table(net, results["nets"][net])
     if args.json:

@@ -3,6 +3,7 @@
 `lr` is chosen so that three steps move D enough to part the exact gradient from the first term alone.
 """
 
+import inspect
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ def tensor_lr(optimizer, lr, dtype=torch.float64, **options):
     return lambda params: optimizer(params, lr=torch.tensor(lr, dtype=dtype), **options)
 
 
+DECOUPLED = "decoupled_weight_decay" in inspect.signature(Adam).parameters
 adam = partial(Adam, lr=0.02, betas=(0.5, 0.9))
 adamw = partial(AdamW, lr=0.02, betas=(0.5, 0.9))
 sgd = partial(SGD, lr=0.3)
@@ -24,7 +26,8 @@ OPTIMIZERS = {
     "adam_defaults_but_lr": partial(Adam, lr=0.02),
     "adam_amsgrad": partial(adam, amsgrad=True),
     "adam_weight_decay": partial(adam, weight_decay=0.05),
-    "adam_decoupled": partial(adam, weight_decay=0.05, decoupled_weight_decay=True),
+    # Since torch 2.7 Adam has it too.
+    **({"adam_decoupled": partial(adam, weight_decay=0.05, decoupled_weight_decay=True)} if DECOUPLED else {}),
     "adam_maximize": partial(adam, maximize=True),
     "adam_large_eps": partial(adam, eps=0.1),
     "adam_all": partial(adam, **everything),

@@ -13,8 +13,11 @@ import unroll_wrap.rules.from_torch
 
 def test_the_table_is_up_to_date():
     """Otherwise: python tests/optimizer_table.py --write."""
-    text = optimizer_table.DOCS.read_text(encoding="utf-8")
-    assert optimizer_table.documented(text) == optimizer_table.table()
+    lines = optimizer_table.documented(optimizer_table.DOCS.read_text(encoding="utf-8")).splitlines()
+    # An older torch has fewer.
+    here = [line for line in lines if not line.startswith("| `") or line.split("`")[1] in optimizer_table.ALL()]
+    assert here == optimizer_table.table().splitlines()
+    assert len(here) > len(lines) - 3
 
 
 def test_every_class_has_the_verdict_that_the_tests_expect():

@@ -96,7 +96,13 @@ def test_calls_leave_nothing_behind():
     assert (threading.active_count(), len(descriptors())) == (threads, files)
 
 
-@pytest.mark.parametrize("kept", ["results", "graphs"])
+# Torch 2.6 frees what the graph's last node holds as soon as the result is gone.
+GRAPHS = pytest.param(
+    "graphs", marks=pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 keeps no graph so")
+)
+
+
+@pytest.mark.parametrize("kept", ["results", GRAPHS])
 def test_the_soak_sees_a_leak(kept):
     """The control: a loop that keeps its results, or only their graphs, is over the bounds."""
     (act, _), kept_ones = caller(), []
