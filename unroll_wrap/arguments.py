@@ -6,7 +6,7 @@ is entered once, by the gradients that the result hands over.
 
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -66,6 +66,11 @@ def tensors_in(*values: Any) -> list[Tensor]:
     found: list[Tensor] = []
     mapped(found.append, values)
     return found
+
+
+def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Each tensor once, in the order in which it first comes."""
+    return list({id(t): t for t in tensors}.values())
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from .arguments import mapped
+from .arguments import distinct, mapped
 
 NOTHING = (
     "Nothing requires grad, neither in the batch nor among what the losses capture: fake arrives detached. Pass "
@@ -67,7 +67,7 @@ class Inputs:
             found = [*(t for _, t in leaf_of.values()), *(t for t in tensors if t.requires_grad)]
             others = [p for m in self.captured for p in m.parameters()]
             others = [p for p in others if p.requires_grad and id(p) not in owned]
-            self.tensors = _distinct(found or others)
+            self.tensors = distinct(found or others)
         else:
             asked = [wrt] if isinstance(wrt, Tensor) else list(wrt) if isinstance(wrt, Iterable) else [wrt]
             if not all(isinstance(t, Tensor) for t in asked):
@@ -110,7 +110,7 @@ def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
             tensors += [t for t in inside if not isinstance(t, nn.Parameter)]
         elif depth < 3:
             todo += [(one, depth + 1) for one in _referenced(value)]
-    return _distinct(tensors), modules
+    return distinct(tensors), modules
 
 
 def _referenced(value: Any) -> Iterator[Any]:
@@ -127,7 +127,3 @@ def _referenced(value: Any) -> Iterator[Any]:
         yield from value.__defaults__ or ()
     else:
         yield from getattr(value, "__dict__", {}).values()
-
-
-def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return list({id(t): t for t in tensors}.values())

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..arguments import mapped, tensors_in
+from ..arguments import distinct, mapped, tensors_in
 from ..evaluate import differentiate
 from ..replay import RandomState
 from ..rules.block import Block
@@ -71,7 +71,7 @@ class Compiled:
     def _key(self, unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> Any:
         """Inputs of one key have the same program."""
         arguments, modules = (batch, unroll.evaluate.kwargs), unroll.evaluate.swap.modules
-        given = _distinct(arguments)
+        given = distinct(tensors_in(arguments))
         inputs, place = [*point.params(), *point.buffers, *given], {id(t): i for i, t in enumerate(given)}
         return (
             unroll.d_loss,
@@ -146,13 +146,9 @@ def _tolerance(like: Tensor) -> float:
     return 100 * torch.finfo(like.dtype).eps ** 0.75
 
 
-def _distinct(arguments: Any) -> list[Tensor]:
-    """Each tensor of a loss's arguments once."""
-    return list({id(t): t for t in tensors_in(arguments)}.values())
-
-
 def _inputs(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> list[Tensor]:
-    return [*point.params(), *point.buffers, *(t.detach() for t in _distinct((batch, unroll.evaluate.kwargs)))]
+    given = distinct(tensors_in(batch, unroll.evaluate.kwargs))
+    return [*point.params(), *point.buffers, *(t.detach() for t in given)]
 
 
 def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
@@ -162,7 +158,7 @@ def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
         ValueError: the loss depends on more than its arguments.
     """
     arguments = (batch, unroll.evaluate.kwargs)
-    of_batch = _distinct(arguments)
+    of_batch = distinct(tensors_in(arguments))
     n, m = len(point.params()), len(point.buffers)
     used: list[bool] = []
     found: list[bool] = []
@@ -304,7 +300,7 @@ class _Stack:
         grads = [next(gradients) if u else None for u in program.used]
         grads = unroll.ranks.gradients(grads, batch) or grads
         update = unroll.update(point, grads, differentiable=k >= self.first)
-        users = [t for t in _distinct((batch, unroll.evaluate.kwargs)) if t.requires_grad]
+        users = [t for t in distinct(tensors_in(batch, unroll.evaluate.kwargs)) if t.requires_grad]
         return Point(update.following(), tuple(gradients)), _Taken(program, inputs, users, grads, update)
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
