@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 Differentiate = Callable[..., list[Tensor | None]]
 
@@ -68,13 +69,13 @@ class Factor:
         self,
         differentiate: Differentiate,
         name: str,
-        outputs: Sequence[Tensor],
+        outputs: Sequence[Tensor] | Sequence[GradientEdge],
         inputs: Sequence[Tensor],
         grad_outputs: Sequence[Tensor] | None = None,
         **options: Any,
     ) -> list[Tensor | None]:
         """``differentiate(...)``, larger on the way and the same at the end."""
-        bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
+        bars = grad_outputs or [torch.ones_like(o) for o in outputs if isinstance(o, Tensor)]
         while True:
             scaled = [bar * self.value for bar in bars]
             found = differentiate(name, outputs, inputs, scaled, **{**options, "retain_graph": True})

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
@@ -148,7 +149,7 @@ class Evaluator:
 
 def differentiate(
     name: str,
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
     inputs: Sequence[Tensor],
     grad_outputs: Sequence[Tensor] | None = None,
     factor: Factor | None = None,
