@@ -141,10 +141,11 @@ def by_jax(setup: Setup, steps: int) -> Callable[[], Tensor]:
     return gradient
 
 
+JAX = "JAX with optax, jit"
 PACKAGES: dict[str, tuple[Contender, tuple[str, ...]]] = {
     "higher": (by_higher, ("higher",)),
     "TorchOpt": (by_torchopt, ("torchopt",)),
-    "JAX with optax, jit": (by_jax, ("jax", "optax")),
+    JAX: (by_jax, ("jax", "optax")),
 }
 
 

@@ -51,6 +51,7 @@ class Problem:
     steps: int  # the K of the targets
     lr: float
     small: bool = False  # time goes into the calls of operators: worth compiling
+    jax: bool = True  # XLA's convolutions on a CPU are worth waiting for
 
 
 NETS = {
@@ -70,6 +71,7 @@ NETS = {
         non_saturating,
         steps=5,
         lr=2e-4,
+        jax=False,
     ),
 }
 

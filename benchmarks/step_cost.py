@@ -65,6 +65,8 @@ def units(setup: Setup, steps: int) -> dict[str, Any]:
 def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool = True) -> dict[str, Any]:
     problem = NETS[name]
     others, missing = libraries.libraries() if beside else ({}, [])
+    if not problem.jax:
+        others.pop(libraries.JAX, None)
     begin = time.perf_counter()
     # An eighth of the batch shows whether a gradient is right.
     small = replace(problem, shape=(problem.shape[0] // 8, *problem.shape[1:]))
@@ -218,7 +220,7 @@ def main() -> None:
     parser.add_argument(
         "--budget",
         type=float,
-        default=60.0,
+        default=45.0,
         help="seconds of rounds for each net; at least 3 rounds at the K of its targets, elsewhere 1",
     )
     parser.add_argument("--libraries", action=argparse.BooleanOptionalAction, default=True, help="other libraries too")
