@@ -127,7 +127,8 @@ class _Program(NamedTuple):
         """Whether the functions give what autograd gives, with the gradient itself for ḡ."""
         evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, batch, walk=False)
         grads = [g for g in unroll.gradients(evaluation, create_graph=self.adjoint is not None)[0] if g is not None]
-        bars, inputs = [g.detach() for g in grads], _inputs(unroll, point, batch)
+        bars, given = [g.detach() for g in grads], distinct(tensors_in(batch, unroll.evaluate.kwargs))
+        inputs = _inputs(point, given)
         curved = [(g, bar) for g, bar in zip(grads, bars, strict=True) if g.requires_grad]
         leaves = [*evaluation.params, *evaluation.outer]
         products = differentiate("d_loss", [g for g, _ in curved], leaves, [bar for _, bar in curved])
@@ -146,8 +147,8 @@ def _tolerance(like: Tensor) -> float:
     return 100 * torch.finfo(like.dtype).eps ** 0.75
 
 
-def _inputs(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> list[Tensor]:
-    given = distinct(tensors_in(batch, unroll.evaluate.kwargs))
+def _inputs(point: Point, given: Sequence[Tensor]) -> list[Tensor]:
+    """What the functions are called with: θ, the buffers, and the tensors of a batch."""
     return [*point.params(), *point.buffers, *(t.detach() for t in given)]
 
 
@@ -197,7 +198,7 @@ def _compile(unroll: Unroll, point: Point, batch: tuple[Any, ...]) -> _Program:
         found[:] = [g is not None for g in inner]
         return [g for g in inner if g is not None]
 
-    inputs = _inputs(unroll, point, batch)
+    inputs = _inputs(point, of_batch)
     forwards = _compiled(gradient, inputs)
     backwards = None
     if unroll.evaluate.second_order:
@@ -267,13 +268,15 @@ class _Stack:
         self._settings = settings
         self._taken: list[_Taken | Step] = []
         self._batch: tuple[Any, ...] | None = None
+        self._given: list[Tensor] = []
         self._program: _Program | None = None
 
     def step(self, point: Point, k: int) -> Point:
         unroll, keep = self._unroll, k >= self.first
         batch = unroll.inner_batch(k)
         if batch is not self._batch:
-            self._program, self._batch = self._settings.program(unroll, point, batch), batch
+            self._batch, self._given = batch, distinct(tensors_in(batch, unroll.evaluate.kwargs))
+            self._program = self._settings.program(unroll, point, batch)
         found = self._by_program(self._program, point, k, batch) if self._program else None
         if found is None:
             self._program = None
@@ -288,7 +291,7 @@ class _Stack:
     ) -> tuple[Point, _Taken] | None:
         """The compiled step; None where the loss is no longer what was compiled."""
         unroll = self._unroll
-        inputs = _inputs(unroll, point, batch)
+        inputs = _inputs(point, self._given)
         with torch.no_grad():
             loss, *rest = program.gradient(*inputs)
         if k == 0:
@@ -300,7 +303,7 @@ class _Stack:
         grads = [next(gradients) if u else None for u in program.used]
         grads = unroll.ranks.gradients(grads, batch) or grads
         update = unroll.update(point, grads, differentiable=k >= self.first)
-        users = [t for t in distinct(tensors_in(batch, unroll.evaluate.kwargs)) if t.requires_grad]
+        users = [t for t in self._given if t.requires_grad]
         return Point(update.following(), tuple(gradients)), _Taken(program, inputs, users, grads, update)
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
