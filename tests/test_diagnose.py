@@ -163,7 +163,8 @@ ADVICE = {
     "D's learning rate is too high": diagnosis(d_losses=(1.0, 2.0, 3.0)),
     "unrolling does nothing here": diagnosis(share=0.001, cosine=0.999),
     "stop_gradient=True would do the same": diagnosis(share=0.001, cosine=0.5),
-    "30% of the gradient: unrolling matters": diagnosis(),
+    "The gradient is nearly the plain one": diagnosis(cosine=0.999, ratio=1.05),
+    "30.0% of the sum of both: unrolling matters": diagnosis(),
 }
 
 
@@ -200,6 +201,6 @@ def test_plot():
     for ax in (found.plot(given), found.plot()):
         (line,) = ax.lines
         assert list(itertools.chain(line.get_xdata())) == [0, 1, 2] and list(line.get_ydata()) == found.d_losses
-        assert ax.get_xlabel() == "inner step" and ax.get_ylabel() == "d_loss" and "30%" in ax.get_title()
+        assert ax.get_xlabel() == "inner step" and ax.get_ylabel() == "d_loss" and "30.0%" in ax.get_title()
     assert found.plot(given) is given
     pyplot.close("all")

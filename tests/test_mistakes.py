@@ -5,6 +5,7 @@ Those of a loop in the middle of training (NaN, devices, dry iterators and other
 
 import copy
 import functools
+import warnings
 
 import pytest
 import torch
@@ -23,10 +24,12 @@ from unroll_wrap import (
     UpdateRule,
     diagnose,
     hinge,
+    least_squares,
     minimax,
     non_saturating,
     predict,
     register_rule,
+    relativistic,
     verify,
 )
 from unroll_wrap.rules.sgd import SGD
@@ -34,11 +37,11 @@ from unroll_wrap.rules.sgd import SGD
 CONSTRUCTOR = {
     "arguments swapped": (
         lambda w: UnrolledGeneratorLoss(w.optimizer, w.discriminator),
-        ["discriminator is Adam", "opt_D"],
+        ["discriminator is an instance of Adam", "opt_D"],
     ),
     "the class of D": (
         lambda w: UnrolledGeneratorLoss(nn.Sequential, w.optimizer),
-        ["discriminator is <class", "Module"],
+        ["discriminator is the class Sequential", "an instance"],
     ),
     "D.parameters() as D": (
         lambda w: UnrolledGeneratorLoss(w.discriminator.parameters(), w.optimizer),
@@ -47,6 +50,14 @@ CONSTRUCTOR = {
     "D.parameters() as its optimizer": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.discriminator.parameters()),
         ["generator object Module.parameters", "Pass the torch.optim.Optimizer that steps the discriminator"],
+    ),
+    "the class of the optimizer": (
+        lambda w: UnrolledGeneratorLoss(w.discriminator, torch.optim.Adam),
+        ["optimizer is the class Adam", "Pass the torch.optim.Optimizer", r"functools.partial\(Adam"],
+    ),
+    "the class of a criterion": (
+        lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, nn.BCEWithLogitsLoss),
+        ["d_loss is the class BCEWithLogitsLoss", "Pass a function"],
     ),
     "the list of them": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, list(w.discriminator.parameters())),
@@ -67,7 +78,7 @@ CONSTRUCTOR = {
     "the optimizer's name": (lambda w: UnrolledGeneratorLoss(w.discriminator, "adam"), ["optimizer is 'adam'", "Pass"]),
     "an objective not unpacked": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, hinge),
-        ["d_loss is Objective", "Pass a function"],
+        ["d_loss is a Objective", "Pass a function", r"\*non_saturating"],
     ),
     "K in the place of a loss": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, 5),
@@ -75,7 +86,7 @@ CONSTRUCTOR = {
     ),
     "the value of a loss": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, w.d_loss(w.discriminator, *w.batch())),
-        ["d_loss is tensor", "Pass a function"],
+        ["d_loss is a Tensor", "Pass a function"],
     ),
     "K from a config": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, steps=5.0),
@@ -83,7 +94,7 @@ CONSTRUCTOR = {
     ),
     "the class of a backward": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, backward=Recompute),
-        ["backward is <class", r"such as Store\(\)"],
+        ["backward is the class Recompute", r"such as Store\(\)"],
     ),
     "the name of a backward": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, backward="recompute"),
@@ -94,6 +105,31 @@ CONSTRUCTOR = {
         ["param_transform is 0.01", "Pass a function"],
     ),
 }
+
+
+def with_sigmoid(world, last):
+    world.discriminator.append(last)
+    return world
+
+
+@pytest.mark.parametrize("objective", [minimax, non_saturating, relativistic])
+def test_logits_after_a_sigmoid(objective):
+    """They train next to nothing, which nobody would see."""
+    world = with_sigmoid(warm_world(), nn.Sigmoid())
+    with pytest.warns(UserWarning, match="ends in Sigmoid.*take logits.*losses of your own loop") as found:
+        UnrolledGeneratorLoss(world.discriminator, world.optimizer, *objective)
+    assert found[0].filename == __file__
+
+
+def test_no_word_of_logits_elsewhere():
+    """The same objectives without it; with it, objectives that take anything, and losses of the user's own."""
+    plain, ended = warm_world(), with_sigmoid(warm_world(), nn.Sigmoid())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        UnrolledGeneratorLoss(plain.discriminator, plain.optimizer, *non_saturating)
+        UnrolledGeneratorLoss(ended.discriminator, ended.optimizer, *least_squares)
+        UnrolledGeneratorLoss(ended.discriminator, ended.optimizer, ended.d_loss, ended.g_loss)
+
 
 CALL = {
     "fake forgotten": (lambda u, w, real, fake: u(fake), ["d_loss does not fit", "fake", r"unrolled\(real, fake\)"]),

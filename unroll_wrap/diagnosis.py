@@ -57,7 +57,9 @@ class Diagnosis:
             return "Both terms agree with the plain gradient: unrolling does nothing here."
         if self.share < 0.01:
             return "The second term is below 1 %: stop_gradient=True would do the same at a third of the cost."
-        return f"The second term is {self.share:.0%} of the gradient: unrolling matters here."
+        if self.cosine > 0.99 and 0.9 < self.ratio < 1.1:
+            return "The gradient is nearly the plain one: unrolling changes little at this moment."
+        return f"The second term is {self.share:.1%} of the sum of both: unrolling matters here."
 
     def scalars(self, prefix: str = "unroll/") -> dict[str, float]:
         """A flat dict for a logger."""
@@ -72,7 +74,7 @@ class Diagnosis:
 
             ax = pyplot.subplots()[1]
         ax.plot(range(len(self.d_losses)), self.d_losses, marker="o")
-        ax.set(xlabel="inner step", ylabel="d_loss", title=f"second term {self.share:.0%}, cosine {self.cosine:.2f}")
+        ax.set(xlabel="inner step", ylabel="d_loss", title=f"second term {self.share:.1%}, cosine {self.cosine:.2f}")
         return ax
 
     def __str__(self) -> str:
@@ -80,7 +82,7 @@ class Diagnosis:
         return "\n".join([
             f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.peak_bytes / 1e6:.3g} MB at its peak",
             f"  d_loss       {' '.join(f'{v:.4g}' for v in self.d_losses)}",
-            f"  both terms   {self.first_term:.3g} and {self.second_term:.3g} (second: {self.share:.1%})",
+            f"  both terms   of norm {self.first_term:.3g} and {self.second_term:.3g} (second: {self.share:.1%})",
             f"  against K=0  cosine {self.cosine:.3f}, norm x {self.ratio:.3g}",
             f"  {self.advice}",
         ])

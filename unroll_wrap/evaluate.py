@@ -135,15 +135,18 @@ class Evaluator:
                 raise told from error
             raise
         except RuntimeError as error:
-            given = {
-                (t.device.type, t.dtype) for t in tensors_in(arguments.batch, arguments.kwargs) if t.is_floating_point()
-            }
-            own = {(p.device.type, p.dtype) for p in self.owned}
-            if given <= own or self.autocast.active:
+            # Labels are whole numbers of any kind; images as bytes are not meant.
+            given = [
+                (t.device.type, t.dtype)
+                for t in tensors_in(arguments.batch, arguments.kwargs)
+                if t.is_floating_point() or t.dtype is torch.uint8
+            ]
+            own = list(dict.fromkeys((p.device.type, p.dtype) for p in self.owned))
+            if set(given) <= set(own) or self.autocast.active:
                 raise
             raise ValueError(
-                f"{name} failed, and its batch is on {_places(given)} while the discriminator is on {_places(own)}. "
-                f"Move the batch with .to(device, dtype). The loss said: {error}"
+                f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
+                f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
             ) from error
 
 
@@ -192,5 +195,5 @@ def one_element(name: str, value: Any) -> Tensor:
     return value
 
 
-def _places(places: set[tuple[str, torch.dtype]]) -> str:
-    return ", ".join(sorted(f"{device} ({dtype})" for device, dtype in places)) or "nothing"
+def _places(places: Sequence[tuple[str, torch.dtype]]) -> str:
+    return ", ".join(f"{device} ({dtype})" for device, dtype in places) or "nothing"

@@ -16,7 +16,17 @@ from .autocast import Autocast
 from .backward import Backward, Store, sweep
 from .cuts import NOT_THE_USERS
 from .evaluate import Evaluator, one_element
-from .mistakes import check_finite, check_memory, check_modules, check_options, check_order, misfit
+from .mistakes import (
+    check_finite,
+    check_logits,
+    check_losses,
+    check_memory,
+    check_modules,
+    check_options,
+    check_order,
+    described,
+    misfit,
+)
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
@@ -68,7 +78,8 @@ class UnrolledGeneratorLoss:
             which starts every call from fresh state. What moves is what the optimizer owns, whatever
             ``requires_grad`` says at the call; parameters that did not require grad at construction, while others
             did, count as frozen until they are seen to.
-        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps. D is the object passed above.
+        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps. D is the object passed above. As the
+            paper has it by default, ``minimax``, on logits.
         g_loss: the same for the generator.
         steps: K >= 0, or a callable that returns it (a schedule).
         resample: None for the paper's choice, the call's own batch in every inner step. Or a callable
@@ -119,9 +130,7 @@ class UnrolledGeneratorLoss:
         self.average_gradients = average_gradients
 
         check_group(average_gradients)
-        for name, value in (("d_loss", d_loss), ("g_loss", g_loss)):
-            if not callable(value):
-                raise TypeError(f"{name} is {value!r}. Pass a function (D, *batch, **kwargs) -> scalar.")
+        check_losses(d_loss=d_loss, g_loss=g_loss)
         if not callable(steps):
             _count(steps)
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
@@ -130,6 +139,7 @@ class UnrolledGeneratorLoss:
         check_modules(modules)
         check_wrappers(modules, params, twice=backward.twice and not stop_gradient)
         check_memory(modules)
+        check_logits((d_loss, g_loss), modules)
         trained = [p for p in params if p.requires_grad]
         self._frozen = [p for p in params if not p.requires_grad] if trained else []
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
@@ -215,6 +225,13 @@ class UnrolledGeneratorLoss:
             return value
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity)
+
+    def __repr__(self) -> str:
+        """What is unrolled, how far and how."""
+        return (
+            f"UnrolledGeneratorLoss({described(self.discriminator)}, {described(self.optimizer)}, "
+            f"steps={self.steps!r}, backward={self.backward!r})"
+        )
 
     def losses(self, d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Loss]:
         """Of a call; None stands for what the constructor was given."""
@@ -329,8 +346,8 @@ def _modules(discriminator: Any) -> list[nn.Module]:
     wrong = [m for m in found if not isinstance(m, nn.Module)]
     if wrong or not found:
         raise TypeError(
-            f"discriminator is {discriminator!r:.200}. Pass a torch.nn.Module, or a list, tuple or dict of them, and "
-            "after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
+            f"discriminator is {described(discriminator)}. Pass a torch.nn.Module, an instance, or a list, tuple or "
+            "dict of them, and after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
         )
     return found
 
@@ -347,8 +364,8 @@ def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
             inner = inner.optimizer
         if not isinstance(inner, torch.optim.Optimizer):
             raise TypeError(
-                f"optimizer is {one!r:.200}. Pass the torch.optim.Optimizer that steps the discriminator, a list of "
-                "them, or a callable params -> Optimizer."
+                f"optimizer is {described(one)}. Pass the torch.optim.Optimizer that steps the discriminator, a list "
+                "of them, or a callable params -> Optimizer."
             )
         found.append(inner)
     return found
@@ -363,6 +380,11 @@ def _steps_itself(optimizer: Any) -> bool:
 
 
 def _from_spec(spec: Any, params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    if isinstance(spec, type):
+        raise TypeError(
+            f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps the discriminator, or, for "
+            f"fresh state in every call, functools.partial({spec.__name__}, lr=1e-4), say."
+        )
     if not callable(spec):
         return _unwrapped(spec)[0]
     if not params:
@@ -390,7 +412,7 @@ def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> C
     if not callable(resample):
         if not isinstance(resample, Iterable):
             raise TypeError(
-                f"resample is {resample!r:.200}. Pass None, a callable k -> batch, or an iterable of batches."
+                f"resample is {described(resample)}. Pass None, a callable k -> batch, or an iterable of batches."
             )
         iterator = iter(resample)
 

@@ -1,16 +1,34 @@
 """What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .objectives import hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
+_OF_LOGITS = [*minimax, *non_saturating, *relativistic]
+
+
+def described(value: Any) -> str:
+    """What was given, in a line: most of it has a representation of a page."""
+    name = type(value).__name__
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a {name} of shape {tuple(value.shape)}"
+    if isinstance(value, (nn.Module, torch.optim.Optimizer)):
+        return f"an instance of {name}"
+    if isinstance(value, Mapping) and value:
+        return f"a {name} of {len(value)}, the first {described(next(iter(value.values())))}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {name} of {len(value)}, the first {described(value[0])}"
+    return f"{value!r:.100}"
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
@@ -20,10 +38,38 @@ def check_options(backward: Any, **transforms: Any) -> None:
         TypeError: a class, a name, a value.
     """
     if isinstance(backward, type) or not hasattr(backward, "tape"):
-        raise TypeError(f"backward is {backward!r:.200}. Pass an instance, such as Store() or Recompute().")
+        raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
     for name, value in transforms.items():
         if value is not None and not callable(value):
-            raise TypeError(f"{name} is {value!r:.200}. Pass a function, or None.")
+            raise TypeError(f"{name} is {described(value)}. Pass a function, or None.")
+
+
+def check_losses(**losses: Any) -> None:
+    """Functions of D and a batch.
+
+    Raises:
+        TypeError: a value, or a class.
+    """
+    for name, value in losses.items():
+        if not callable(value) or isinstance(value, type):
+            pair = " Of a pair there are two: *non_saturating." if isinstance(value, Objective) else ""
+            raise TypeError(f"{name} is {described(value)}. Pass a function (D, *batch, **kwargs) -> scalar.{pair}")
+
+
+def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
+    """Of the package's objectives those that take logits, and a D that returns them; else a warning.
+
+    After a Sigmoid everything runs, and D and G learn next to nothing.
+    """
+    last = [m for m in modules if not m._modules][-1:]
+    if any(isinstance(m, (nn.Sigmoid, nn.LogSigmoid, nn.Softmax)) for m in last) and any(
+        f in _OF_LOGITS for f in losses
+    ):
+        warnings.warn(
+            f"The discriminator ends in {type(last[0]).__name__}, and minimax, non_saturating and relativistic take "
+            f"logits. Leave it out, or pass the losses of your own loop: d_loss=lambda D, real, fake: ..., g_loss=...",
+            stacklevel=3,
+        )
 
 
 def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
@@ -90,7 +136,7 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
     # Not isinstance of UnrolledGeneratorLoss, which imports this.
     if not hasattr(unrolled, "plan") or isinstance(unrolled, type):
         raise TypeError(
-            f"{function} got {unrolled!r:.200} first. Pass the UnrolledGeneratorLoss, and then the batch: "
+            f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "
             f"{function}(unrolled, real, fake)."
         )
     if not torch.is_grad_enabled():
@@ -108,9 +154,9 @@ def misfit(
         return None
     except TypeError as cause:
         return TypeError(
-            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with "
-            f"{len(given) - 1} of a batch and the keywords {sorted(kwargs)}. Call unrolled(real, fake), with a loss "
-            "that takes D first."
+            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
+            f"{len(given) - 1} arguments and the keywords {sorted(kwargs)}. Call unrolled(real, fake), with a loss "
+            "that takes D first; what else there is to say goes by its name, steps=5."
         )
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:
@@ -142,7 +188,8 @@ def check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[T
             if t.is_floating_point() and not (t.numel() and t.isfinite().all()):
                 raise ValueError(
                     f"{name} is {values[wrong[0]]}, and the {place} that was given has a tensor of shape "
-                    f"{tuple(t.shape)} that is empty or not finite."
+                    f"{tuple(t.shape)} that is empty or not finite. Look where it comes from"
+                    + (": a generator, which has diverged." if t.grad_fn is not None else ".")
                 )
     raise ValueError(
         f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "

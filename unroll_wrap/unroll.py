@@ -182,7 +182,8 @@ class Unroll:
         if all(g is None for g in grads):
             raise ValueError(
                 f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
-                "that the loss uses, and the optimizer that steps it."
+                "that the loss uses, and the optimizer that steps it; and let the loss call D itself, not return what "
+                "was computed before."
             )
         if any(g is not None and g.is_sparse for g in grads):
             raise ValueError(

@@ -49,6 +49,10 @@ class Verification:
         """Whether value and derivative agree."""
         return not self.problems
 
+    def __bool__(self) -> bool:
+        """The same, for ``assert verify(...)``."""
+        return self.passed
+
     def __str__(self) -> str:
         """A short report."""
         lines = [
