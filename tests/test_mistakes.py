@@ -45,7 +45,7 @@ CONSTRUCTOR = {
     ),
     "D.parameters() as D": (
         lambda w: UnrolledGeneratorLoss(w.discriminator.parameters(), w.optimizer),
-        ["generator object Module.parameters", "Pass a torch.nn.Module"],
+        ["generator object Module.parameters", "Pass an instance of torch.nn.Module"],
     ),
     "D.parameters() as its optimizer": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.discriminator.parameters()),
@@ -78,7 +78,7 @@ CONSTRUCTOR = {
     "the optimizer's name": (lambda w: UnrolledGeneratorLoss(w.discriminator, "adam"), ["optimizer is 'adam'", "Pass"]),
     "an objective not unpacked": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, hinge),
-        ["d_loss is a Objective", "Pass a function", r"\*non_saturating"],
+        ["d_loss is a pair of losses", "Pass a function", r"\*non_saturating"],
     ),
     "K in the place of a loss": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, 5),
@@ -116,7 +116,9 @@ def with_sigmoid(world, last):
 def test_logits_after_a_sigmoid(objective):
     """They train next to nothing, which nobody would see."""
     world = with_sigmoid(warm_world(), nn.Sigmoid())
-    with pytest.warns(UserWarning, match="ends in Sigmoid.*take logits.*losses of your own loop") as found:
+    with pytest.warns(
+        UserWarning, match="ends in Sigmoid.*take logits.*learn next to nothing.*losses of your own loop"
+    ) as found:
         UnrolledGeneratorLoss(world.discriminator, world.optimizer, *objective)
     assert found[0].filename == __file__
 
@@ -146,7 +148,11 @@ CALL = {
     ),
     "a criterion for a loss": (
         lambda u, w, real, fake: u(real, fake, d_loss=nn.BCEWithLogitsLoss()),
-        ["d_loss does not fit", "takes D first"],
+        ["d_loss does not fit", "BCEWithLogitsLoss is of outputs and labels", "takes D first"],
+    ),
+    "steps without its name": (
+        lambda u, w, real, fake: predict(u, real, fake, 20),
+        ["d_loss does not fit", "Was steps=20 meant"],
     ),
     "a loss that does not reduce": (
         lambda u, w, real, fake: u(real, fake, g_loss=lambda D, real, fake: D(fake)),

@@ -346,7 +346,7 @@ def _modules(discriminator: Any) -> list[nn.Module]:
     wrong = [m for m in found if not isinstance(m, nn.Module)]
     if wrong or not found:
         raise TypeError(
-            f"discriminator is {described(discriminator)}. Pass a torch.nn.Module, an instance, or a list, tuple or "
+            f"discriminator is {described(discriminator)}. Pass an instance of torch.nn.Module, or a list, tuple or "
             "dict of them, and after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
         )
     return found
@@ -364,8 +364,8 @@ def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
             inner = inner.optimizer
         if not isinstance(inner, torch.optim.Optimizer):
             raise TypeError(
-                f"optimizer is {described(one)}. Pass the torch.optim.Optimizer that steps the discriminator, a list "
-                "of them, or a callable params -> Optimizer."
+                f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps the discriminator, a "
+                "list of them, or a callable params -> Optimizer."
             )
         found.append(inner)
     return found

@@ -52,8 +52,12 @@ def check_losses(**losses: Any) -> None:
     """
     for name, value in losses.items():
         if not callable(value) or isinstance(value, type):
-            pair = " Of a pair there are two: *non_saturating." if isinstance(value, Objective) else ""
-            raise TypeError(f"{name} is {described(value)}. Pass a function (D, *batch, **kwargs) -> scalar.{pair}")
+            kind = (
+                "a pair of losses, to be unpacked (*non_saturating)"
+                if isinstance(value, Objective)
+                else described(value)
+            )
+            raise TypeError(f"{name} is {kind}. Pass a function (D, *batch, **kwargs) -> scalar.")
 
 
 def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
@@ -67,7 +71,8 @@ def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
     ):
         warnings.warn(
             f"The discriminator ends in {type(last[0]).__name__}, and minimax, non_saturating and relativistic take "
-            f"logits. Leave it out, or pass the losses of your own loop: d_loss=lambda D, real, fake: ..., g_loss=...",
+            "logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
+            "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
             stacklevel=3,
         )
 
@@ -153,10 +158,17 @@ def misfit(
     except ValueError:  # of a builtin nothing is known
         return None
     except TypeError as cause:
+        batch = ", ".join(described(x) for x in given[1:]) or "nothing"
+        remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
+        if isinstance(loss, nn.modules.loss._Loss):
+            remedy = (
+                f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
+            )
+        elif isinstance(given[-1], int):
+            remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
         return TypeError(
             f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
-            f"{len(given) - 1} arguments and the keywords {sorted(kwargs)}. Call unrolled(real, fake), with a loss "
-            "that takes D first; what else there is to say goes by its name, steps=5."
+            f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:

@@ -39,8 +39,17 @@ class Slope:
     @property
     def agrees(self) -> bool:
         """Whether the two are the same as far as one can say."""
-        apart = abs(self.surrogate - self.difference)
-        return self.conclusive and apart <= 3 * self.uncertainty + self.allowed * abs(self.difference)
+        return self.conclusive and self.apart <= self.tolerance
+
+    @property
+    def apart(self) -> float:
+        """How far they are from one another."""
+        return abs(self.surrogate - self.difference)
+
+    @property
+    def tolerance(self) -> float:
+        """How far they may be."""
+        return 3 * self.uncertainty + self.allowed * abs(self.difference)
 
 
 class Line:

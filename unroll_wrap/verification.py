@@ -61,7 +61,8 @@ class Verification:
             f"(apart {abs(self.value - self.real_value):.1e}, allowed {self.tolerance:.1e})",
         ]
         lines += [
-            f"  derivative  {s.surrogate:.6g}, by differences {s.difference:.6g} ± {s.uncertainty:.1e}"
+            f"  derivative  {s.surrogate:.6g}, by differences {s.difference:.6g} "
+            f"(apart {s.apart:.1e}, allowed {s.tolerance:.1e})"
             for s in self.slopes
         ]
         for title, items in (("problem", self.problems), ("cut", self.cuts), ("note", self.notes)):

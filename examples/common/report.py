@@ -129,7 +129,7 @@ def draw_figures(
     side: int,
     suffix: str = "",
 ) -> None:
-    """The measures of all runs over training, and samples of the first seed.
+    """The measures of all runs over training, and samples of every seed, without its number in the name for the first.
 
     Args:
         out: The folder of the results.
@@ -143,17 +143,19 @@ def draw_figures(
     for config, progress in found:
         histories.setdefault(f"K = {config.unroll}", []).append(progress["history"])
     first = found[0][0]
-    # Unrolled above plain, as in the paper.
-    samples = [
-        (f"K = {config.unroll}", list(progress["snapshots"].values()))
-        for config, progress in reversed(found)
-        if config.seed == first.seed
-    ]
     columns = [f"{update:,}" for update in snapshot_updates(first.updates, first.columns)]
-    figures = [out / f"{name}{suffix}.png" for name in ("curves", "samples")]
+    figures = [out / f"curves{suffix}.png"]
     curves(figures[0], panels, histories, data)
-    image_table(figures[1], samples, columns, side=side)
-    print(f"Figures: {figures[0]}, {figures[1]}")
+    for seed in dict.fromkeys(config.seed for config, _ in found):
+        # Unrolled above plain, as in the paper.
+        samples = [
+            (f"K = {config.unroll}", list(progress["snapshots"].values()))
+            for config, progress in reversed(found)
+            if config.seed == seed
+        ]
+        figures.append(out / f"samples{suffix}{f'-seed{seed}' if seed != first.seed else ''}.png")
+        image_table(figures[-1], samples, columns, side=side)
+    print(f"Figures: {', '.join(map(str, figures))}")
 
 
 def mean_and_error(values: Sequence[float], digits: int) -> str:
