@@ -52,12 +52,9 @@ def check_losses(**losses: Any) -> None:
     """
     for name, value in losses.items():
         if not callable(value) or isinstance(value, type):
-            kind = (
-                "a pair of losses, to be unpacked (*non_saturating)"
-                if isinstance(value, Objective)
-                else described(value)
-            )
-            raise TypeError(f"{name} is {kind}. Pass a function (D, *batch, **kwargs) -> scalar.")
+            pair = "a pair of losses, to be unpacked (*non_saturating)"
+            given = pair if isinstance(value, Objective) else described(value)
+            raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
 
 
 def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
@@ -65,12 +62,10 @@ def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
 
     After a Sigmoid everything runs, and D and G learn next to nothing.
     """
-    last = [m for m in modules if not m._modules][-1:]
-    if any(isinstance(m, (nn.Sigmoid, nn.LogSigmoid, nn.Softmax)) for m in last) and any(
-        f in _OF_LOGITS for f in losses
-    ):
+    last = next((m for m in reversed(modules) if not m._modules), None)
+    if isinstance(last, (nn.Sigmoid, nn.LogSigmoid, nn.Softmax)) and any(loss in _OF_LOGITS for loss in losses):
         warnings.warn(
-            f"The discriminator ends in {type(last[0]).__name__}, and minimax, non_saturating and relativistic take "
+            f"The discriminator ends in {type(last).__name__}, and minimax, non_saturating and relativistic take "
             "logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
             "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
             stacklevel=3,
