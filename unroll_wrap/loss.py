@@ -139,7 +139,6 @@ class UnrolledGeneratorLoss:
         check_modules(modules)
         check_wrappers(modules, params, twice=backward.twice and not stop_gradient)
         check_memory(modules)
-        check_logits((d_loss, g_loss), modules)
         trained = [p for p in params if p.requires_grad]
         self._frozen = [p for p in params if not p.requires_grad] if trained else []
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
@@ -193,6 +192,7 @@ class UnrolledGeneratorLoss:
     ) -> Tensor:
         steps, inner_batch = self.plan(batch, steps, resample)
         modules = all_modules(_modules(self.discriminator))
+        check_logits((d_loss, g_loss), modules, 1 + _users_line())
         with alone(modules):
             optimizers = self._optimizers()
             owned = self._owned(modules, optimizers)

@@ -57,7 +57,7 @@ def check_losses(**losses: Any) -> None:
             raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
 
 
-def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
+def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module], stacklevel: int) -> None:
     """Of the package's objectives those that take logits, and a D that returns them; else a warning.
 
     After a Sigmoid everything runs, and D and G learn next to nothing.
@@ -68,7 +68,7 @@ def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
             f"The discriminator ends in {type(last).__name__}, and minimax, non_saturating and relativistic take "
             "logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
             "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
