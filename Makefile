@@ -55,11 +55,12 @@ test-matrix:
 	@$(MAKE) --no-print-directory test-on ON=.venv-lowest PYTHON=$(LOWEST) TORCH='$(LOWEST_TORCH)'
 	@$(MAKE) --no-print-directory test-on ON=.venv-newest PYTHON=$(NEWEST) TORCH='$(NEWEST_TORCH)'
 
-# torch first: what is installed next must accept it.
+# torch first, and what it brings is pinned: an old one asks for an old sympy, and pip would rather take a new torch.
 test-on:
 	@test -d $(ON) || $(PYTHON) -m venv $(ON)
 	@$(ON)/bin/python -m pip install --quiet $(TORCH)
-	@grep -v -E '^(torch|torchvision|triton)==' constraints.txt > $(ON)/constraints.txt
+	@$(ON)/bin/python -m pip freeze --exclude-editable | awk -F== '{name = tolower($$1); gsub(/[-_.]+/, "-", name)} \
+	    NR == FNR || !(name in seen); {seen[name]}' - constraints.txt > $(ON)/constraints.txt
 	@$(ON)/bin/python -m pip install --quiet --constraint $(ON)/constraints.txt --editable '.[dev,examples]'
 	@$(ON)/bin/python -m unroll_wrap doctor
 	@$(ON)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
