@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 Differentiate = Callable[..., list[Tensor | None]]
 
@@ -69,13 +68,13 @@ class Factor:
         self,
         differentiate: Differentiate,
         name: str,
-        outputs: Sequence[Tensor] | Sequence[GradientEdge],
+        outputs: Sequence[Tensor],
         inputs: Sequence[Tensor],
         grad_outputs: Sequence[Tensor] | None = None,
         **options: Any,
     ) -> list[Tensor | None]:
         """``differentiate(...)``, larger on the way and the same at the end."""
-        bars = grad_outputs or [torch.ones_like(o) for o in outputs if isinstance(o, Tensor)]
+        bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
         while True:
             scaled = [bar * self.value for bar in bars]
             found = differentiate(name, outputs, inputs, scaled, **{**options, "retain_graph": True})

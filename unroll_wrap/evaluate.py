@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
@@ -152,7 +151,7 @@ class Evaluator:
 
 def differentiate(
     name: str,
-    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     grad_outputs: Sequence[Tensor] | None = None,
     factor: Factor | None = None,

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
 from .operators import parameters_only
@@ -45,15 +44,13 @@ class Step(NamedTuple):
     Attributes:
         start: θ^k.
         evaluation: of ``d_loss``.
-        ends: of the graphs of its gradients, None where there is none. The values are in the update, packed.
-        grads: the tensors themselves, where the loss captures a graph made before the call.
+        grads: of it, with their graph.
         averages: the gradients that the update went by, where they are those of several ranks.
         update: to θ^{k+1}.
     """
 
     start: Point
     evaluation: Evaluation
-    ends: list[GradientEdge | None]
     grads: Grads
     averages: Grads | None
     update: Update
@@ -149,9 +146,7 @@ class Unroll:
         grads, _ = self.gradients(evaluation, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
         update = self.update(point, averages or grads, differentiable)
-        ends = [get_gradient_edge(g) if g is not None and g.requires_grad else None for g in grads]
-        step = Step(point, evaluation, ends, grads if evaluation.captured else [], averages, update)
-        return Point(update.following(), self.evaluate.swap.buffers()), step
+        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, averages, update)
 
     def advance(self, point: Point, k: int) -> Point:
         """θ^k → θ^{k+1} on the step's own batch, never to be differentiated."""
@@ -208,13 +203,17 @@ class Unroll:
         """
         evaluation = step.evaluation
         bars, of_old = step.update.pullback(cotangent)
-        pairs = [(e, bar) for e, bar in zip(step.ends, bars, strict=True) if e is not None and bar is not None]
+        pairs = [
+            (g, bar)
+            for g, bar in zip(step.grads, bars, strict=True)
+            if g is not None and bar is not None and g.requires_grad
+        ]
         inner = [] if first else evaluation.params
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         self.evaluate.swap.put(evaluation.params, step.start.buffers)
         found = differentiate(
             evaluation.name,
-            [end for end, _ in pairs],
+            [g for g, _ in pairs],
             [*inner, *evaluation.outer],
             [bar for _, bar in pairs],
             factor=self.evaluate.autocast.second,
@@ -223,8 +222,7 @@ class Unroll:
         reached = self.sensitivity.add(evaluation.users, found[len(inner) :])
         self.sensitivity.second_term |= reached or evaluation.captured
         if evaluation.captured and pairs:
-            moving = [(g, bar) for g, bar in zip(step.grads, bars, strict=True) if g is not None and bar is not None]
-            self.sensitivity.surrogates.append(torch.stack([(g * bar).sum() for g, bar in moving]).sum())
+            self.sensitivity.surrogates.append(torch.stack([(g * bar).sum() for g, bar in pairs]).sum())
         return None if first else step.update.cotangent(of_old, found[: len(inner)])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:

@@ -19,7 +19,7 @@ class Update(NamedTuple):
     Attributes:
         old: θ and state, as leaves where the derivative is autograd's.
         new: θ' and state'.
-        grads: g, one for each parameter, as leaves of their own; empty where the derivative is in closed form.
+        grads: g, one for each parameter, as leaves of their own in that case too.
         entry: the layout of the blocks that the update was given.
         closed: the derivative of each block in closed form, None for one that has not moved; or None for autograd's.
     """
@@ -56,7 +56,7 @@ class Update(NamedTuple):
     def _by_closed_form(
         self, closed: Sequence[Pullback | None], cotangent: Sequence[Block]
     ) -> tuple[list[Tensor | None], list[Block]]:
-        of_grads: list[Tensor | None] = [None] * sum(len(block.index) for block in self.old)
+        of_grads: list[Tensor | None] = [None] * len(self.grads)
         of_old = []
         for old, new, bars, back in zip(self.old, self.new, cotangent, closed, strict=True):
             given = [bar for t, bar in zip(_tensors(new), _tensors(bars), strict=True) if isinstance(t, Tensor)]
@@ -67,7 +67,8 @@ class Update(NamedTuple):
             values = iter(found)
             of_old.append(_each(old, lambda _, values=values: next(values)))
             for i, bar in zip(new.index, unpack(of_grad, new.shapes), strict=True):
-                of_grads[i] = bar
+                if self.grads[i] is not None:
+                    of_grads[i] = bar
         return of_grads, of_old
 
     def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
@@ -137,7 +138,7 @@ def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Lay
         params, state, back = found
         new.append(block._replace(params=params, state=state))
         closed.append(back)
-    return Update(old, new, [], entry, closed)
+    return Update(old, new, list(grads), entry, closed)
 
 
 # Both transforms get copies, which they may change in place.
