@@ -57,7 +57,8 @@ class ClosedRule(UpdateRule):
         numbers, before = self.numbers(state), tensors_of(state)
         new, *after = self.descend(numbers, param, grad, *before)
 
-        def back(cotangent: Sequence[Tensor | None]) -> tuple[Tensor, Sequence[Tensor]]:
+        # Given g, not holding it: it is a second copy of gradients that their graph keeps.
+        def back(cotangent: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             bars = [torch.zeros_like(param) if bar is None else bar for bar in cotangent]
             of_grad, *of_old = self.ascend(numbers, param, grad, before, after, bars)
             return of_grad, of_old

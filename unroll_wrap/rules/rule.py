@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-# From the cotangents of the new parameter and of the tensors in the new state, not all of which are None for zero, to
-# that of the gradient, and those of the parameter and of the tensors in the state before.
-Pullback = Callable[[Sequence[Tensor | None]], tuple[Tensor, Sequence[Tensor | None]]]
+# From the cotangents of the new parameter and of the tensors in the new state, not all of which are None for zero, and the
+# gradient itself, to the gradient's cotangent, and those of the parameter and of the tensors in the state before.
+Pullback = Callable[[Sequence[Tensor | None], Tensor], tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class UpdateRule:

@@ -60,10 +60,11 @@ class Update(NamedTuple):
         of_old = []
         for old, new, bars, back in zip(self.old, self.new, cotangent, closed, strict=True):
             given = [bar for t, bar in zip(_tensors(new), _tensors(bars), strict=True) if isinstance(t, Tensor)]
-            if back is None or all(bar is None for bar in given):
+            grad = _packed(old, self.grads)
+            if back is None or grad is None or all(bar is None for bar in given):
                 of_old.append(bars if back is None else _each(old, lambda _: None))
                 continue
-            of_grad, found = back(given)
+            of_grad, found = back(given, grad)
             values = iter(found)
             of_old.append(_each(old, lambda _, values=values: next(values)))
             for i, bar in zip(new.index, unpack(of_grad, new.shapes), strict=True):
