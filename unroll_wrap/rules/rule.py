@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-# From the cotangents of the new parameter and of the tensors in the new state, not all of which are None for zero, and the
-# gradient itself, to the gradient's cotangent, and those of the parameter and of the tensors in the state before.
+# From the cotangents of the new parameter and of the tensors in the new state, not all of which are None for zero, and
+# the gradient itself, to the cotangent of the gradient, and those of the parameter and of the tensors in the old state.
 Pullback = Callable[[Sequence[Tensor | None], Tensor], tuple[Tensor, Sequence[Tensor | None]]]
 
 
