@@ -1,7 +1,6 @@
 """The generator's loss after the discriminator has reacted: reads the user's objects, unrolls, evaluates."""
 
 import operator
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from .alone import alone
 from .arguments import tensors_in
 from .autocast import Autocast
 from .backward import Backward, Store, sweep
-from .cuts import NOT_THE_USERS
 from .evaluate import Evaluator, one_element
 from .mistakes import (
     check_finite,
@@ -26,6 +24,7 @@ from .mistakes import (
     check_order,
     described,
     misfit,
+    users_line,
 )
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
@@ -192,7 +191,7 @@ class UnrolledGeneratorLoss:
     ) -> Tensor:
         steps, inner_batch = self.plan(batch, steps, resample)
         modules = all_modules(_modules(self.discriminator))
-        check_logits((d_loss, g_loss), modules, 1 + _users_line())
+        check_logits((d_loss, g_loss), modules)
         with alone(modules):
             optimizers = self._optimizers()
             owned = self._owned(modules, optimizers)
@@ -329,15 +328,7 @@ class UnrolledGeneratorLoss:
             )
         if not (found.second_term or self.stop_gradient):
             cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
-            warnings.warn(cause, SecondTermMissing, stacklevel=_users_line())
-
-
-def _users_line() -> int:
-    """The ``stacklevel`` of whoever called, past this package and the frames that torch puts around."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
-        level, frame = level + 1, frame.f_back
-    return level
+            warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
 
 
 def _modules(discriminator: Any) -> list[nn.Module]:

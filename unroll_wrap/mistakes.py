@@ -1,6 +1,7 @@
 """What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from .cuts import NOT_THE_USERS
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
@@ -29,6 +31,14 @@ def described(value: Any) -> str:
     if isinstance(value, (list, tuple)) and value:
         return f"a {name} of {len(value)}, the first {described(value[0])}"
     return f"{value!r:.100}"
+
+
+def users_line() -> int:
+    """The ``stacklevel`` of whoever called, past this package and the frames that torch puts around."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
@@ -57,7 +67,7 @@ def check_losses(**losses: Any) -> None:
             raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
 
 
-def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module], stacklevel: int) -> None:
+def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
     """Of the package's objectives those that take logits, and a D that returns them; else a warning.
 
     After a Sigmoid everything runs, and D and G learn next to nothing.
@@ -68,7 +78,7 @@ def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module], stacklevel
             f"The discriminator ends in {type(last).__name__}, and minimax, non_saturating and relativistic take "
             "logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
             "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
-            stacklevel=stacklevel,
+            stacklevel=users_line(),
         )
 
 
