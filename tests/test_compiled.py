@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unroll_wrap import Compiled, Store, Truncate, UnrolledGeneratorLoss, minimax, non_saturating
+from unroll_wrap.loss import SecondTermMissing
 
 
 def mlp():
@@ -29,10 +30,10 @@ def two_convs():
 class World:
     """A warm discriminator, a generator's output, a batch."""
 
-    def __init__(self, build=mlp, shape=(6, 2)):
+    def __init__(self, build=mlp, shape=(6, 2), adopt=lambda D: torch.optim.Adam(D.parameters(), 0.02, (0.5, 0.9))):
         torch.manual_seed(0)
         self.D = build().double()
-        self.optimizer = torch.optim.Adam(self.D.parameters(), lr=0.02, betas=(0.5, 0.9))
+        self.optimizer = adopt(self.D)
         self.real = torch.randn(shape, dtype=torch.float64) + 1
         self.fake = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         for _ in range(24):
@@ -86,6 +87,69 @@ def test_equal_to_store_at_every_call(build, shape, notices):
             for t in (*world.D.parameters(), world.real, world.fake):
                 t.add_(0.1 * torch.randn_like(t))
     assert not notices()
+
+
+OPTIMIZERS = {
+    "Adam with everything": lambda D: torch.optim.Adam(
+        D.parameters(), 0.02, (0.5, 0.9), weight_decay=0.3, amsgrad=True, maximize=True
+    ),
+    "AdamW": lambda D: torch.optim.AdamW(D.parameters(), 0.02, (0.5, 0.9), weight_decay=0.3),
+    "two groups": lambda D: torch.optim.Adam(
+        [{"params": D[0].parameters(), "lr": 0.02}, {"params": D[2].parameters(), "lr": 0.04}], betas=(0.5, 0.9)
+    ),
+    # Not in closed form: the rule runs as it is.
+    "momentum": lambda D: torch.optim.SGD(D.parameters(), 0.2, 0.9),
+    "running mean of squares": lambda D: torch.optim.RMSprop(D.parameters(), 0.02),
+}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_rules(name, notices):
+    """At every call, the learning rates moved on."""
+    world = World(adopt=OPTIMIZERS[name])
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=3, backward=Compiled())
+    before = None
+    for _ in range(2):
+        exact = world.gradient(*minimax)
+        assert_same(world.call(compiled), exact)
+        if before is not None:
+            assert (before - exact[1]).norm() > 1e-3 * exact[1].norm()
+        before = exact[1]
+        for group in world.optimizer.param_groups:
+            group["lr"] *= 1.5
+        world.optimizer.step()
+    assert len(compiled.backward._programs) == 1
+    assert not notices()
+
+
+class WithAHead(nn.Module):
+    """Whose second head no loss uses, but which moves all the same once it has been trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.used, self.unused = nn.Linear(2, 5), nn.Linear(5, 1), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.used(self.body(x).tanh())
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_parameter_without_gradient(notices):
+    world = World(WithAHead)
+    assert_same(world.gradient(*minimax, backward=Compiled()), world.gradient(*minimax))
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_generator_loss_that_does_not_reach_the_discriminator():
+    world = World()
+    losses = minimax.d_loss, lambda D, real, fake: fake.square().mean()
+    found = []
+    for backward in (Store(), Compiled()):
+        with pytest.warns(SecondTermMissing):
+            found.append(world.gradient(*losses, backward=backward))
+    assert_same(*found)
 
 
 def test_against_the_oracle():
@@ -145,8 +209,8 @@ def test_steps_that_are_not_differentiated(options, notices, monkeypatch):
     assert_same(world.call(unrolled), exact)
     ran.clear()
     assert_same(world.call(unrolled), exact)
-    # Of the loss and of Adam's rule, three steps each, then two back.
-    assert len(ran) == 3 + 3 + 2 * (n or 0)
+    # Gradient and rule are one function: three steps, then two back.
+    assert len(ran) == 3 + (n or 0)
     assert not notices()
     whole = world.gradient(*minimax)
     assert (whole[1] - exact[1]).norm() > 1e-3 * whole[1].norm()

@@ -4,7 +4,7 @@ A small net is bound by the number of operator calls: an update of one vector co
 every tensor a dozen each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -50,6 +50,20 @@ def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
 @cache
 def _sizes(shapes: tuple[torch.Size, ...]) -> list[int]:
     return [s.numel() for s in shapes]
+
+
+def values_of(block: Block) -> list[Any]:
+    """The parameters, and what the state holds, numbers included."""
+    return [block.params, *block.state]
+
+
+def each(block: Block, function: Callable[[Tensor], Tensor | None]) -> Block:
+    """The block with ``function`` applied to its tensors; numbers stay."""
+
+    def on(value: Any) -> Any:
+        return function(value) if isinstance(value, Tensor) else value
+
+    return block._replace(params=on(block.params), state=type(block.state)(*map(on, block.state)))
 
 
 def layout(blocks: Sequence[Block]) -> Layout:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .block import Block, Layout, layout, pack, regroup, split, unpack
+from .block import Block, Layout, each, layout, pack, regroup, split, unpack, values_of
 from .rule import Pullback
 
 GradTransform = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -32,7 +32,7 @@ class Update(NamedTuple):
 
     def following(self) -> list[Block]:
         """The new blocks without graph: where the next step starts."""
-        return self.new if self.closed else [_each(b, Tensor.detach) for b in self.new]
+        return self.new if self.closed else [each(b, Tensor.detach) for b in self.new]
 
     def pullback(self, cotangent: Sequence[Block]) -> tuple[list[Tensor | None], list[Block]]:
         """From the cotangent of (θ', state') to that of every g, None for zero, and that of (θ, state)."""
@@ -41,15 +41,15 @@ class Update(NamedTuple):
         pairs = [
             (out, bar)
             for block, bars in zip(self.new, cotangent, strict=True)
-            for out, bar in zip(_tensors(block), _tensors(bars), strict=True)
+            for out, bar in zip(values_of(block), values_of(bars), strict=True)
             if isinstance(out, Tensor) and isinstance(bar, Tensor) and out.requires_grad
         ]
         inputs = [g for g in self.grads if g is not None]
-        inputs += [t for b in self.old for t in _tensors(b) if isinstance(t, Tensor)]
+        inputs += [t for b in self.old for t in values_of(b) if isinstance(t, Tensor)]
         outputs, bars = [out for out, _ in pairs], [bar for _, bar in pairs]
         found = iter(torch.autograd.grad(outputs, inputs, bars, allow_unused=True) if pairs else [None] * len(inputs))
         of_grads = [None if g is None else next(found) for g in self.grads]
-        return of_grads, [_each(b, lambda _: next(found)) for b in self.old]
+        return of_grads, [each(b, lambda _: next(found)) for b in self.old]
 
     # A single tensor is packed as it is, so the gradient of a D that has but one keeps its own graph.
     @torch.no_grad()
@@ -59,14 +59,14 @@ class Update(NamedTuple):
         of_grads: list[Tensor | None] = [None] * len(self.grads)
         of_old = []
         for old, new, bars, back in zip(self.old, self.new, cotangent, closed, strict=True):
-            given = [bar for t, bar in zip(_tensors(new), _tensors(bars), strict=True) if isinstance(t, Tensor)]
+            given = [bar for t, bar in zip(values_of(new), values_of(bars), strict=True) if isinstance(t, Tensor)]
             grad = _packed(old, self.grads)
             if back is None or grad is None or all(bar is None for bar in given):
-                of_old.append(bars if back is None else _each(old, lambda _: None))
+                of_old.append(bars if back is None else each(old, lambda _: None))
                 continue
             of_grad, found = back(given, grad)
             values = iter(found)
-            of_old.append(_each(old, lambda _, values=values: next(values)))
+            of_old.append(each(old, lambda _, values=values: next(values)))
             for i, bar in zip(new.index, unpack(of_grad, new.shapes), strict=True):
                 if self.grads[i] is not None:
                     of_grads[i] = bar
@@ -105,7 +105,7 @@ def update(
         if closed is not None:
             return closed
     leaf = _leaf if differentiable else Tensor.detach
-    old = [_each(b, leaf) for b in old]
+    old = [each(b, leaf) for b in old]
     leaves = [None if g is None else leaf(g) for g in grads]
     with torch.set_grad_enabled(differentiable):
         given = _transformed(leaves, grad_transform) if grad_transform else leaves
@@ -185,19 +185,6 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def _tensors(block: Block) -> list[Any]:
-    return [block.params, *block.state]
-
-
-def _each(block: Block, function: Callable[[Tensor], Tensor | None]) -> Block:
-    """The block with ``function`` applied to its tensors; numbers stay."""
-
-    def on(value: Any) -> Any:
-        return function(value) if isinstance(value, Tensor) else value
-
-    return block._replace(params=on(block.params), state=type(block.state)(*map(on, block.state)))
-
-
 def add(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
     """Cotangents with a gradient of each parameter added to the cotangent of θ; None is zero."""
     added = []
@@ -211,7 +198,7 @@ def add(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
 
 def zero_cotangent(blocks: Sequence[Block]) -> list[Block]:
     """No cotangent for anything in these blocks."""
-    return [_each(b, lambda _: None) for b in blocks]
+    return [each(b, lambda _: None) for b in blocks]
 
 
 def plus(one: Sequence[Block], other: Sequence[Block]) -> list[Block]:

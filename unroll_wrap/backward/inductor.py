@@ -1,0 +1,57 @@
+"""A function of plain tensors as kernels: traced with the derivatives taken inside it, then compiled."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+def compiled(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The same function, for tensors like these, without autograd.
+
+    Raises:
+        ValueError: it depends on more than its arguments.
+    """
+    with torch.enable_grad():
+        traced = _trace(function, inputs)
+    with torch.no_grad():
+        return torch._inductor.compile(traced, inputs)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
+    traced = make_fx(function, decomposition_table=_DECOMPOSITIONS)(*inputs)
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and not all("lift_fresh" in str(user.target) for user in node.users):
+            raise ValueError("it captures a tensor. Pass every tensor that it uses as an argument")
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise ValueError(f"it draws random numbers, in {node.target}")
+    return traced
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    """A product with a dimension of at most 4, as products and sums: these are fused, calls of mm and bmm never are."""
+    rows, inner, columns = *a.shape[-2:], b.shape[-1]
+    if inner <= 4:
+        terms = [a[..., i : i + 1] * b[..., i : i + 1, :] for i in range(inner)]
+        return sum(terms[1:], terms[0])
+    if columns <= 4:
+        return torch.stack([(a * b[..., None, :, j]).sum(-1) for j in range(columns)], -1)
+    if rows <= 4:
+        return torch.stack([(a[..., i, :, None] * b).sum(-2) for i in range(rows)], -2)
+    return NotImplemented
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = _mm(a, b)
+    return product if product is NotImplemented else beta * bias + alpha * product
+
+
+_aten = torch.ops.aten
+_DECOMPOSITIONS = {
+    _aten.mm.default: _mm,
+    _aten.bmm.default: _mm,
+    _aten.addmm.default: _addmm,
+    _aten.baddbmm.default: _addmm,
+}
