@@ -15,11 +15,19 @@ PAGES = {
     "README.md": "index.md",
     "benchmarks/RESULTS.md": "benchmarks.md",
     "examples/README.md": "experiments.md",
+    "results/mixture_of_gaussians/studies/README.md": "studies.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
 # What these pages show or link to, taken as it is.
-ASSETS = ("results/*/*.png", "results/*/table.md", "examples/*.ipynb", "examples/*.py", "LICENSE", "CITATION.cff")
+ASSETS = (
+    "results/**/*.png",
+    "results/**/table.md",
+    "examples/*.ipynb",
+    "examples/*.py",
+    "LICENSE",
+    "CITATION.cff",
+)
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 
 

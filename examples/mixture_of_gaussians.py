@@ -281,8 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Train GANs on a ring of eight Gaussians, plain (K = 0) and unrolled (K > 0), and\n"
         "compare them in a table and a figure (Unrolled GANs, section 3.1 and Figure 2).",
         epilog="""presets:
-  demo      Appendix A made short, at higher rates: both runs in one to two minutes on two cores
-  paper     Appendix A, 25,000 generator updates: 10 to 40 minutes a run at K = 10
+  demo      Appendix A made short, at higher rates: both runs in some three minutes on two cores
+  paper     Appendix A, 25,000 generator updates: one to two hours a run at K = 10
   notebook  the authors' public notebook: other nets and rates, simultaneous updates, K = 5
 
 examples:

@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(K > 0), and count the modes that they cover (Unrolled GANs, section 3.3.1 and Table 1).",
         epilog="""presets:
   paper  50,000 generator updates, batch 128, five seeds: meant for a GPU; give --size 1/4 1/2
-  cpu    2,500 updates, batch 32, three seeds: the whole grid in under 2 hours on two cores
+  cpu    2,500 updates, batch 32, three seeds: the whole grid in some 2 hours on two cores
   smoke  20 updates: whether it runs
 
 examples:

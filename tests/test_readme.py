@@ -41,6 +41,19 @@ def test_the_tables_are_those_of_the_results(tmp_path):
     assert readme_tables.written(text, root=tmp_path) != text
 
 
+def test_the_summary_has_the_numbers_of_the_tables():
+    """Each mean with its error; and the ring's modes, seed by seed."""
+    text = README.read_text(encoding="utf-8")
+    summary = text[text.index("| mean of three seeds") : text.index("<details")]
+    tables = "".join(readme_tables.table(README.parent / place) for place in readme_tables.PLACE.findall(text))
+    found = re.findall(r"[\d.]+ ± [\d.]+", summary)
+    assert len(found) == 14
+    assert [cell for cell in found if f" {cell} " not in tables] == []
+    for K, modes in ((0, "1, 0, 0"), (10, "8, 8, 8")):
+        assert ", ".join(re.findall(rf"^\| +{K} \| +\d \| (\d) of 8", tables, re.MULTILINE)) == modes
+        assert f" {modes} " in summary
+
+
 def test_every_link_leads_somewhere():
     """Within the repository, pictures too."""
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", README.read_text(encoding="utf-8"))
