@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 import warnings
 
 import pytest
@@ -11,7 +12,16 @@ from reference import value
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, is_unrolling, verify
+from unroll_wrap import (
+    Compiled,
+    FiniteDifference,
+    Recompute,
+    Store,
+    Truncate,
+    UnrolledGeneratorLoss,
+    is_unrolling,
+    verify,
+)
 from unroll_wrap.loss import SecondTermMissing
 
 # Which class fits is the package's choice; a warning counts where promise 8 allows a loud one.
@@ -466,3 +476,54 @@ def test_a_warning_points_at_the_users_line():
     with pytest.warns(UserWarning, match="second term") as caught:
         unrolled(real, fake, d_loss=lambda D, real, fake: world.d_loss(D, real, fake.detach()))
     assert [one.filename for one in caught] == [__file__]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_parameters_that_a_loss_holds_in_a_list(captured):
+    """They are the live ones, whichever way the fake comes."""
+    world = warm_world()
+    live, (real, fake) = list(world.discriminator.parameters()), world.batch()
+
+    def decayed(D, real, fake):
+        return world.d_loss(D, real, fake) + 1e-3 * sum(p.square().sum() for p in live)
+
+    losses = {"d_loss": decayed, "g_loss": world.g_loss}
+    if captured:
+        losses = {name: lambda D, real, loss=loss: loss(D, real, fake) for name, loss in losses.items()}
+    unrolled = unrolled_of(world, steps=2)
+    refused(world, lambda: unrolled(*((real,) if captured else (real, fake)), **losses), "not through", "modules")
+
+
+def test_a_discriminator_that_is_nan_whatever_the_backward():
+    for backward in (Recompute(), Recompute(every=2), FiniteDifference(), Compiled()):
+        world = warm_world()
+        with torch.no_grad():
+            world.discriminator[0].weight.fill_(float("nan"))
+        unrolled = unrolled_of(world, steps=3, backward=backward)
+        refused(world, lambda unrolled=unrolled, world=world: unrolled(*world.batch()), "nan", "discriminator")
+
+
+def test_running_out_of_memory_stays_what_it_is():
+    """Whoever catches that, to try a smaller batch, still does."""
+    world = warm_world()
+
+    def exhausted(D, real, fake):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    real, fake = world.batch()
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        unrolled_of(world, steps=2)(real.float(), fake, d_loss=exhausted)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes before 3.11")
+def test_an_error_inside_a_loss_says_where_it_was():
+    world, count = warm_world(), iter(range(9))
+
+    def failing(D, real, fake):
+        if next(count) == 2:
+            raise KeyError("label")
+        return world.d_loss(D, real, fake)
+
+    with pytest.raises(KeyError) as caught:
+        unrolled_of(world, steps=4)(*world.batch(), d_loss=failing)
+    assert caught.value.__notes__ == ["That was d_loss at inner step 2, run by an UnrolledGeneratorLoss."]

@@ -1,13 +1,17 @@
 """Compiled(): equal to Store() where the loss can be compiled, Store() itself with one notice where it cannot."""
 
+import copy
+import dataclasses
 import logging
+import pickle
 
+import numpy
 import pytest
 import reference
 import torch
 from torch import nn
 
-from unroll_wrap import Compiled, Store, Truncate, UnrolledGeneratorLoss, minimax, non_saturating
+from unroll_wrap import Compiled, Store, Truncate, UnrolledGeneratorLoss, diagnose, minimax, non_saturating
 from unroll_wrap.loss import SecondTermMissing
 
 
@@ -268,10 +272,10 @@ def test_resampled_batches_of_other_shapes(notices):
 @pytest.mark.parametrize("wrong", ["gradient", "adjoint", None])
 def test_a_compiler_that_is_wrong_is_not_believed(wrong, monkeypatch, notices):
     """Both functions are compared with autograd when they are made; a right compiler causes no notice."""
-    order = iter(["gradient", "adjoint"])  # then the rule's two, which are nobody's loss
+    order = iter(["gradient", "adjoint"])
 
     def compile_wrongly(graph, inputs):
-        bent = next(order, "rule") == wrong
+        bent = next(order) == wrong
         return lambda *tensors: [out * 1.01 if bent and out.dim() else out for out in graph(*tensors)]
 
     monkeypatch.setattr(torch._inductor, "compile", compile_wrongly)
@@ -341,3 +345,137 @@ def test_no_more_programs_than_a_few(notices):
     world.call(compiled, d_loss=lambda D, real, fake: minimax.d_loss(D, real, fake))
     (notice,) = notices()
     assert "construction" in notice
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_diagnose_compiles_no_more_than_the_calls_that_it_makes():
+    """Both terms, and the first alone, once each; and not the next time."""
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=3, backward=Compiled())
+    for _ in range(2):
+        assert len(diagnose(compiled, world.real, world.fake).d_losses) == 3
+        assert len(compiled.backward._programs) == 2
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_hooks_that_come_and_go(notices):
+    """What a hook computes with is not in the loss's value, so no check would notice that it has changed."""
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=3, backward=Compiled())
+    plain = world.gradient(*minimax)
+    assert_same(world.call(compiled), plain)
+    hook = world.D[0].weight.register_hook(lambda g: 2 * g)
+    hooked = world.gradient(*minimax)
+    assert (hooked[1] - plain[1]).norm() > 1e-3 * plain[1].norm()
+    assert_same(world.call(compiled), hooked)
+    hook.remove()
+    assert_same(world.call(compiled), plain)
+    (notice,) = notices()
+    assert "hook" in notice
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_autocast_that_comes_and_goes():
+    """Another precision is another program."""
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=2, backward=Compiled())
+    world.call(compiled)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = world.call(compiled)
+        exact = world.gradient(*minimax, steps=2)
+    assert (found[1] - exact[1]).norm() <= 1e-3 * exact[1].norm()
+    assert len(compiled.backward._programs) == 2
+
+
+@dataclasses.dataclass
+class Weighted:
+    """A loss without a hash."""
+
+    weight: float = 1.0
+
+    def __call__(self, D, real, fake, images=None):
+        return self.weight * minimax.d_loss(D, real if images is None else real * torch.tensor(images), fake)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_losses_are_told_apart_by_identity(notices):
+    """Also those that cannot be hashed; a method is the same whenever it is asked for."""
+    world, loss = World(), Weighted()
+    losses = loss, minimax.g_loss
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *losses, steps=3, backward=Compiled())
+    assert_same(world.call(compiled), world.gradient(*losses))
+    for _ in range(2):
+        assert_same(world.call(compiled, d_loss=loss.__call__), world.gradient(*losses))
+    assert len(compiled.backward._programs) == 2
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_arguments_that_cannot_be_compared(notices):
+    """An array changes without anyone's knowing."""
+    world, losses = World(), (Weighted(), lambda D, real, fake, images: minimax.g_loss(D, real, fake))
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *losses, steps=2, backward=Compiled())
+    for images in (numpy.ones(2), numpy.full(2, 2.0)):
+        batch = world.real, world.fake, images
+        assert_same(world.call(compiled, batch), world.gradient(*losses, steps=2, batch=batch))
+    (notice,) = notices()
+    assert "ndarray" in notice
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_frozen_parameter(notices):
+    world = World()
+    world.D[0].weight.requires_grad_(False)
+    world.optimizer = torch.optim.Adam([p for p in world.D.parameters() if p.requires_grad], lr=0.02)
+    assert_same(world.gradient(*minimax, backward=Compiled()), world.gradient(*minimax))
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_bias_that_is_not_read(notices):
+    """At beta = 0 it may hold anything."""
+
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 5))
+
+        def forward(self, x):
+            nothing = torch.full((len(x), 5), float("nan"), dtype=x.dtype)
+            return torch.addmm(nothing, x, self.weight, beta=0).tanh()
+
+    world = World(Unread)
+    assert_same(world.gradient(*minimax, backward=Compiled()), world.gradient(*minimax))
+    assert not notices()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_compiles_its_own(duplicate):
+    """Programs belong to the modules that they were made for."""
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=2, backward=Compiled())
+    world.call(compiled)
+    one = duplicate(compiled)
+    assert not one.backward._programs and compiled.backward._programs
+    with torch.no_grad():
+        one.discriminator[0].weight.mul_(0.5)
+    exact = UnrolledGeneratorLoss(one.discriminator, one.optimizer, *minimax, steps=2)
+    assert_same(world.call(one), world.call(exact))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_after_a_loss_that_was_not_finite(notices):
+    """Once D is finite again, its loss is compiled."""
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *minimax, steps=2, backward=Compiled())
+    before = copy.deepcopy(world.D.state_dict())
+    for _ in range(2):
+        with torch.no_grad():
+            world.D[0].weight.fill_(float("nan"))
+        with pytest.raises(ValueError, match="nan"):
+            world.call(compiled)
+        world.D.load_state_dict(before)
+        assert_same(world.call(compiled), world.gradient(*minimax, steps=2))
+    assert [program is not None for program in compiled.backward._programs.values()] == [True]
+    assert not notices()

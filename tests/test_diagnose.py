@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import Diagnosis, FiniteDifference, Recompute, Store, Truncate, diagnose
+from unroll_wrap import Compiled, Diagnosis, FiniteDifference, Recompute, Store, Truncate, diagnose
 from unroll_wrap.memory import PeakMemory
 
 STEPS = 3
@@ -39,10 +39,11 @@ def by_hand(world):
 
 
 @pytest.mark.parametrize(
-    "backward", [Store(), Recompute(), Recompute(every=2), FiniteDifference(central=True)], ids=str
+    "backward", [Store(), Recompute(), Recompute(every=2), FiniteDifference(central=True), Compiled()], ids=str
 )
-def test_the_numbers(backward):
-    """Those of real steps, whatever the way back: also where d_loss runs more than K times."""
+def test_the_numbers(backward, monkeypatch):
+    """Those of real steps, whatever the way back: also where d_loss runs more often than K times, or once."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
     d_losses, g_loss, total, first, plain = by_hand(warm_world())
     world = warm_world()
     before, state = snapshot(world), torch.get_rng_state()

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from unroll_wrap.operators.batch_norm import batch_norm
 from unroll_wrap.operators.convolution import conv2d, parameters_only
+from unroll_wrap.operators.norms import layer_norm
 from unroll_wrap.operators.weight_norm import weight_norm
 
 
@@ -122,3 +123,23 @@ def test_an_empty_batch():
     found = [f(x, torch.zeros(3).double(), torch.ones(3).double(), training=True) for f in (batch_norm, F.batch_norm)]
     assert found[0].shape == found[1].shape == x.shape
     assert all(torch.autograd.grad(y.sum(), x)[0].shape == x.shape for y in found)
+
+
+def test_arguments_by_name_have_torchs_names():
+    images, weight = normal(2, 2, 8, 8), normal(3, 2, 3, 3)
+    named = conv2d(input=images, weight=weight, stride=2, padding=1)
+    assert torch.equal(named, conv2d(images, weight, None, 2, 1))
+    assert torch.allclose(
+        batch_norm(input=images, running_mean=None, running_var=None, training=True).mean(),
+        images.new_zeros(()),
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_norm_of_16_bits_is_computed_in_32(dtype):
+    """In float16 the square of 300 is infinite."""
+    x = (300 * torch.randn(4, 8)).to(dtype)
+    found, right = layer_norm(x, (8,)), F.layer_norm(x.double(), (8,))
+    assert found.dtype == dtype
+    assert (found.double() - right).abs().max() <= 4 * torch.finfo(dtype).eps

@@ -246,6 +246,30 @@ def test_data_parallel_on_the_cpu(through):
     assert_exact(loss, world, expected)
 
 
+def on_two_devices(D):
+    """A DataParallel that believes it has two devices, and fails where it is asked to scatter to them."""
+    wrapped = torch.nn.DataParallel(D)
+    wrapped.device_ids, wrapped.dim, wrapped.src_device_obj = [0, 1], 0, torch.device("cpu")
+    return wrapped
+
+
+def test_data_parallel_on_two_devices():
+    """Passes go to the module inside: the threads of the others know nothing of an unroll."""
+    world, expected = warm_world(), expected_of("mlp", "adam", 3)
+    wrapped = on_two_devices(world.discriminator)
+    with pytest.raises((AssertionError, RuntimeError)):
+        wrapped(torch.zeros(4, 2).double())
+    unrolled = UnrolledGeneratorLoss(wrapped, world.optimizer, world.d_loss, world.g_loss, steps=3)
+    assert_exact(call(world, unrolled), world, expected)
+    assert "forward" not in vars(wrapped)
+
+
+def test_statistics_of_each_devices_part():
+    world = warm_world("batchnorm_two_batches")
+    with pytest.raises(TypeError, match="DataParallel on 2 devices"):
+        UnrolledGeneratorLoss(on_two_devices(world.discriminator), world.optimizer, world.d_loss, world.g_loss)
+
+
 def test_the_wrapper_is_no_module():
     """Assigned to a module's attribute it adds nothing to parameters() or state_dict()."""
     world = warm_world()
@@ -301,3 +325,19 @@ def test_a_loss_that_is_false_is_a_loss():
     assert not any(given.values())
     assert_exact(call(world, unrolled, **given), world, expect(world, steps=3))
     assert verify(unrolled, *world.batch(), **given).real_value == oracle(reference.value, world, steps=3).item()
+
+
+def test_a_callable_that_makes_several_optimizers():
+    """All of them move what they own."""
+    world = warm_world()
+    D, (real, fake) = world.discriminator, world.batch()
+
+    def several(params):
+        params = list(params)
+        return [torch.optim.Adam(params[:2], lr=0.05), torch.optim.SGD(params[2:], lr=0.3)]
+
+    fresh = UnrolledGeneratorLoss(D, several, world.d_loss, world.g_loss, steps=3)
+    live = UnrolledGeneratorLoss(D, several(D.parameters()), world.d_loss, world.g_loss, steps=3)
+    alone = UnrolledGeneratorLoss(D, lambda params: several(params)[0], world.d_loss, world.g_loss, steps=3)
+    assert torch.equal(fresh(real, fake), live(real, fake))
+    assert not torch.isclose(fresh(real, fake), alone(real, fake), rtol=1e-4)

@@ -1,5 +1,7 @@
 """A gradient penalty in d_loss asks for third derivatives: torch's of layer_norm is wrong, batch_norm has none."""
 
+import threading
+
 import pytest
 import torch
 from checks import MODES, assert_exact_in, expect
@@ -39,10 +41,25 @@ def penalised(D, real, fake):
     return softplus(-D(real)).mean() + softplus(D(fake)).mean() + slope.pow(2).sum(1).mean()
 
 
-def world_with(name):
+def penalised_elsewhere(D, real, fake):
+    """The same, its gradient taken in a thread of its own, as those of tensors on a GPU are."""
+    between = 0.3 * real + 0.7 * fake
+    between = between if between.requires_grad else between.requires_grad_()
+    out, slope = D(between).sum(), []
+
+    def take():
+        slope.extend(torch.autograd.grad(out, between, create_graph=True))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + slope[0].pow(2).sum(1).mean()
+
+
+def world_with(name, d_loss=penalised):
     torch.manual_seed(0)
     D = nn.Sequential(nn.Linear(2, 6), NORMS[name](), nn.Tanh(), nn.Linear(6, 1))
-    return plain(D, OPTIMIZERS["adam"], d_loss=penalised).warm()
+    return plain(D, OPTIMIZERS["adam"], d_loss=d_loss).warm()
 
 
 @pytest.mark.parametrize("backward", [Store(), Recompute(every=2)], ids=str)
@@ -53,6 +70,13 @@ def test_a_penalty_through_a_norm(name, backward):
     before = [t.clone() for t in world.discriminator.state_dict().values()]
     assert_exact_in(MODES, world, unrolled_of(world, steps=3, backward=backward), expect(world, steps=3), gap=1e-3)
     assert all(map(torch.equal, before, world.discriminator.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", ["layer", "batch"])
+def test_a_penalty_whose_gradient_is_taken_in_another_thread(name):
+    """Threads number their functions each for itself, so these look older than the call."""
+    world = world_with(name, penalised_elsewhere)
+    assert_exact_in(MODES, world, unrolled_of(world, steps=3), expect(world, steps=3), gap=1e-3)
 
 
 def test_statistics_after_a_penalty():

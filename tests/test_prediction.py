@@ -1,5 +1,8 @@
 """predict: memory at a K that was never run, against torch's own profiler at that K."""
 
+import random
+
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -68,6 +71,24 @@ def test_nothing_of_the_users_moves_and_the_report_names_both():
     assert torch.equal(drawn, torch.get_rng_state()) and fake.grad is None and not unrolled.optimizer.state
     assert found.steps == 100 and found.measured == (2, 3)
     assert "K = 100" in str(found) and "MB" in str(found)
+
+
+def test_a_generator_that_the_losses_run_is_left_alone():
+    """Its statistics, and what numpy and Python draw."""
+    unrolled, real = net()
+    G = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32))
+
+    def with_fake(loss):
+        def run(D, real):
+            return loss(D, real + random.random() + numpy.random.rand(), G(torch.randn(128, 4)))
+
+        return run
+
+    losses = {"d_loss": with_fake(non_saturating.d_loss), "g_loss": with_fake(non_saturating.g_loss)}
+    before = [b.clone() for b in G.buffers()], random.getstate(), numpy.random.get_state()[1].tolist()
+    predict(unrolled, real, steps=9, wrt=list(G.parameters()), **losses)
+    assert all(map(torch.equal, before[0], G.buffers()))
+    assert (random.getstate(), numpy.random.get_state()[1].tolist()) == before[1:]
 
 
 def test_a_detached_batch_is_named():

@@ -10,7 +10,7 @@ from reference import discriminators
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import is_unrolling, verify
+from unroll_wrap import UnrolledGeneratorLoss, is_unrolling, minimax, verify
 
 WITH_STATE = [
     "batchnorm_two_batches",
@@ -330,3 +330,25 @@ def test_the_record_sees_flat_weights():
     rnn = world.discriminator.rnn
     rnn._flat_weights[0] = copy.deepcopy(rnn._flat_weights[0])
     assert changed(before, snapshot(world)) == ["0.rnn._flat_weights"]
+
+
+class Remembering(torch.nn.Module):
+    """Keeps the features of its passes, as some do for a matching loss, in a list that is empty at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.features = torch.nn.Linear(2, 1), []
+
+    def forward(self, x):
+        self.features.append(self.layer(x))
+        return self.features[-1]
+
+
+def test_a_list_that_a_forward_pass_appends_to():
+    D = Remembering()
+    unrolled = UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), 0.1), *minimax, steps=2)
+    kept = D.features
+    for before in (0, 1):
+        unrolled(torch.randn(4, 2), torch.randn(4, 2, requires_grad=True))
+        assert D.features is kept and len(kept) == before
+        D(torch.randn(4, 2))

@@ -18,27 +18,27 @@ class Autocast:
     """The caller's autocast, as it is at the call.
 
     Attributes:
+        dtypes: what it computes in, by type of device.
         active: whether there is any.
         first: the factor for gradients of losses.
         second: for gradients of those, which a float16 graph divides by ``first`` on the way in.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        devices = sorted({"cpu", *(t.device.type for t in tensors)})
-        self._dtypes = {d: torch.get_autocast_dtype(d) for d in devices if _is_on(d)}
-        self.active = bool(self._dtypes)
-        half = torch.float16 in self._dtypes.values()
+        self.dtypes = autocast_dtypes({"cpu", *(t.device.type for t in tensors)})
+        self.active = bool(self.dtypes)
+        half = torch.float16 in self.dtypes.values()
         self.first, self.second = (Factor(2.0**16), Factor(2.0**40)) if half else (None, None)
 
     def outside(self) -> AbstractContextManager[object]:
         """Without autocast."""
-        return _all(torch.autocast(d, enabled=False) for d in self._dtypes) if self.active else nullcontext()
+        return _all(torch.autocast(d, enabled=False) for d in self.dtypes) if self.active else nullcontext()
 
     def inside(self) -> AbstractContextManager[object]:
         """As the caller has it, but for its cache of weights, which would keep the weights of every step."""
         if not self.active:
             return nullcontext()
-        return _all(torch.autocast(d, dtype=t, cache_enabled=False) for d, t in self._dtypes.items())
+        return _all(torch.autocast(d, dtype=t, cache_enabled=False) for d, t in self.dtypes.items())
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of the user's that runs as the caller has it."""
@@ -52,10 +52,11 @@ class Autocast:
         return run
 
 
-def _is_on(device: str) -> bool:
+def autocast_dtypes(devices: Iterable[str]) -> dict[str, torch.dtype]:
+    """What autocast computes in, on those of these types of devices where it is on."""
     # Of a device without autocast it must not be asked whether it is on.
-    known = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    return known and torch.is_autocast_enabled(device)
+    known = (d for d in sorted(set(devices)) if d in ("cpu", "cuda") or torch.amp.is_autocast_available(d))
+    return {d: torch.get_autocast_dtype(d) for d in known if torch.is_autocast_enabled(d)}
 
 
 class Factor:

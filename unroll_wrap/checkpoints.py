@@ -87,7 +87,10 @@ def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
 
 
 def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
-    """The first time as in a real step, where running again moves the buffers once more; later as the first time."""
+    """``function`` with what D held when it was checkpointed.
+
+    Run again for the first time it moves D's buffers once more, as in a real step; later it starts from the same ones.
+    """
     params, buffers = swap.params(), copies(swap.buffers())
     around = [*_current.settings, *(getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes())]
     unrolling = guards.is_unrolling()

@@ -114,49 +114,40 @@ def diagnose(
     inputs = Inputs(wrt, (d_loss, g_loss), batch, options, [batches(k) for k in range(steps)], modules)
     if not inputs.tensors:
         raise ValueError(NOTHING)
-    d_losses: list[Tensor] = []
-
-    def watched(*args: Any, **kwargs: Any) -> Tensor:
-        value = d_loss(*args, **kwargs)
-        d_losses.append(value.detach())
-        return value
-
     state = EveryState([*inputs.tensors, *owned], inputs.captured)
     first_alone = copy.copy(unrolled)
     first_alone.stop_gradient = True
 
-    def gradient(loss: UnrolledGeneratorLoss, steps: int) -> tuple[float, Tensor]:
-        d_losses.clear()
+    def gradient(loss: UnrolledGeneratorLoss, steps: int) -> tuple[float, list[Tensor], Tensor]:
         with state.replayed(), warnings.catch_warnings():
             # Said by the call itself, and here by the second term's norm.
             warnings.simplefilter("ignore", SecondTermMissing)
-            value = loss(
+            value, d_losses = loss.watched(
                 *inputs.batch,
-                d_loss=watched,
+                d_loss=d_loss,
                 g_loss=g_loss,
                 steps=steps,
                 resample=inputs.inner[:steps] or None,
                 **inputs.kwargs,
             )
-            return value.item(), torch.cat([g.reshape(-1).double().cpu() for g in inputs.gradient(value)])
+            return value.item(), d_losses, torch.cat([g.reshape(-1).cpu().double() for g in inputs.gradient(value)])
 
-    _, plain = gradient(first_alone, 0)
+    *_, plain = gradient(first_alone, 0)
     with PeakMemory() as memory:
         gradient(unrolled, steps)
     try:
-        _, first = gradient(first_alone, steps)
+        *_, first = gradient(first_alone, steps)
     except ValueError:
         # The whole call went well, so it is g_loss alone that does not depend on the generator.
         first = torch.zeros_like(plain)
     began = time.perf_counter()
-    value, total = gradient(unrolled, steps)
+    value, d_losses, total = gradient(unrolled, steps)
     seconds = time.perf_counter() - began
     a, b = float(first.norm()), float((total - first).norm())
     lengths = float(total.norm()) * float(plain.norm())
     return Diagnosis(
         steps=steps,
-        # A backward that runs a step again evaluates d_loss after these.
-        d_losses=[v.item() for v in d_losses[:steps]],
+        d_losses=[v.item() for v in d_losses],
         g_loss=value,
         first_term=a,
         second_term=b,

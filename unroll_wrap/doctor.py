@@ -113,7 +113,7 @@ def _verify(device: torch.device, options: dict[str, Any]) -> Verification:
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=dtype).to(device)
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
         G = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(device, dtype)
         D = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).to(device, dtype)

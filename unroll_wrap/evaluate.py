@@ -1,5 +1,6 @@
 """Run one of the user's losses with unrolled tensors in their discriminator, and say clearly what is wrong with it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,7 +99,12 @@ class Evaluator:
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
         random = RandomState(self.owned) if walk else None
-        value = self._run(name, loss, arguments)
+        try:
+            value = self._run(name, loss, arguments)
+        except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
+            raise
         if any(leaf.grad is not None for leaf in (*leaves, *arguments.leaves)):
             raise ValueError(
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
@@ -118,7 +124,8 @@ class Evaluator:
                 f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
                 "discriminator's modules. Reach them through the module that owns them."
             )
-        return Evaluation(name, value, leaves, arguments, outside, captured, once)
+        # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
+        return Evaluation(name, value, leaves, arguments, [] if captured else outside, captured, once)
 
     def _bypassed(self, outside: list[Tensor]) -> list[tuple[int, ...]]:
         live = {id(t) for t in outside}
@@ -132,6 +139,8 @@ class Evaluator:
             given = (self.discriminator, *arguments.batch)
             if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):
                 raise told from error
+            raise
+        except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             # Labels are whole numbers of any kind; images as bytes are not meant.

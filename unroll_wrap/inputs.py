@@ -95,7 +95,7 @@ class Inputs:
 
 
 def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
-    """Tensors, not parameters, and modules: in closures, in globals that the code names, one level into objects."""
+    """Tensors, not parameters, and modules: in closures, in globals that the code names, three levels into objects."""
     tensors: list[Tensor] = []
     modules: list[nn.Module] = []
     todo, seen = [(loss, 0) for loss in losses], set()

@@ -76,7 +76,7 @@ class UnrolledGeneratorLoss:
             a list of optimizers; or a callable ``params -> Optimizer`` such as ``partial(torch.optim.Adam, lr=1e-4)``,
             which starts every call from fresh state. What moves is what the optimizer owns, whatever
             ``requires_grad`` says at the call; parameters that did not require grad at construction, while others
-            did, count as frozen until they are seen to.
+            did, count as frozen until a call finds that they do.
         d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps. D is the object passed above. As the
             paper has it by default, ``minimax``, on logits.
         g_loss: the same for the generator.
@@ -90,9 +90,9 @@ class UnrolledGeneratorLoss:
         grad_transform: differentiable ``list of gradients -> list of gradients`` before each inner update, for
             loops that clip gradients.
         param_transform: differentiable ``parameter -> parameter`` after it, for loops that clip weights.
-        average_gradients: False, and every process looks ahead on its own. Or a process group, which averages every
-            inner gradient, so that N ranks unroll what one process would on their joined batch; the value is this
-            rank's part of it. G's own averaging (DDP) completes it. See ``docs/distributed.md``.
+        average_gradients: False: every process looks ahead on its own. A process group: inner gradients are averaged
+            over it, so that N ranks unroll what one process would on their joined batch, and each returns its share
+            of the value. G's own averaging (DDP) completes it. See ``docs/distributed.md``.
 
     Raises:
         TypeError: an argument of a wrong kind, or an optimizer that no rule is known for.
@@ -173,6 +173,19 @@ class UnrolledGeneratorLoss:
             ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
                 scalar; or what the constructor raises, for objects that have changed since.
         """
+        return self.watched(*batch, d_loss=d_loss, g_loss=g_loss, resample=resample, steps=steps, **kwargs)[0]
+
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    def watched(
+        self,
+        *batch: Any,
+        d_loss: Loss | None = None,
+        g_loss: Loss | None = None,
+        resample: Resample | None = None,
+        steps: Steps | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As a call; and ``d_loss`` at each inner step, without graph."""
         refuse_inference_mode()
         d_loss, g_loss = self.losses(d_loss, g_loss)
         check_order(d_loss, batch)
@@ -188,7 +201,7 @@ class UnrolledGeneratorLoss:
         resample: Resample | None,
         steps: Steps | None,
         kwargs: dict[str, Any],
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[Tensor]]:
         steps, inner_batch = self.plan(batch, steps, resample)
         modules = all_modules(_modules(self.discriminator))
         check_logits((d_loss, g_loss), modules)
@@ -199,7 +212,7 @@ class UnrolledGeneratorLoss:
             swap, compiled = Swap(modules, owned), not self.backward.twice
             if steps == 0:
                 with runtime(swap, (g_loss,), twice=False, compiled=compiled):
-                    return self._plain(g_loss, swap, owned, batch, kwargs)
+                    return self._plain(g_loss, swap, owned, batch, kwargs), []
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             twice = differentiate and not self.stop_gradient and self.backward.twice
@@ -221,9 +234,9 @@ class UnrolledGeneratorLoss:
                 value = sweep(unroll, start, steps, self.average, self.backward)
         check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
         if not unroll.differentiate:
-            return value
+            return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)
-        return hand_over(value, unroll.sensitivity)
+        return hand_over(value, unroll.sensitivity), unroll.d_losses
 
     def __repr__(self) -> str:
         """What is unrolled, how far and how."""
@@ -284,7 +297,7 @@ class UnrolledGeneratorLoss:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """The plain optimizers, as the user's objects are now."""
-        return [self._spec] if self._spec else _unwrapped(self.optimizer)
+        return _unwrapped(self.optimizer) if self._spec is None else self._spec
 
     def _owned(self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
         """The parameters that the optimizers move, in D's order."""
@@ -370,20 +383,20 @@ def _steps_itself(optimizer: Any) -> bool:
     )
 
 
-def _from_spec(spec: Any, params: Sequence[Tensor]) -> torch.optim.Optimizer:
+def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[torch.optim.Optimizer]:
     if isinstance(spec, type):
         raise TypeError(
             f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps the discriminator, or, for "
             f"fresh state in every call, functools.partial({spec.__name__}, lr=1e-4), say."
         )
     if not callable(spec):
-        return _unwrapped(spec)[0]
+        return _unwrapped(spec)
     if not params:
         raise ValueError(
             "An optimizer given as a callable steps the parameters that require grad, and none of the discriminator's "
             "does. Build UnrolledGeneratorLoss while D is trainable, or pass the live optimizer."
         )
-    return _unwrapped(spec(params))[0]
+    return _unwrapped(spec(params))
 
 
 def _count(steps: Any) -> int:

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .autocast import autocast_dtypes
+
 
 def precision(tensors: Iterable[Tensor]) -> float:
     """The machine epsilon of the coarsest dtype among some tensors and what autocast makes of them."""
     used = {(t.dtype, t.device.type) for t in tensors}
-    dtypes = {dtype for dtype, _ in used}
-    dtypes |= {torch.get_autocast_dtype(device) for _, device in used if torch.is_autocast_enabled(device)}
+    dtypes = {*(dtype for dtype, _ in used), *autocast_dtypes(device for _, device in used).values()}
     return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 

@@ -1,19 +1,20 @@
 """What K steps will cost on this machine, from two short calls."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backward import Recompute, Truncate
+from .backward import Compiled, Recompute, Truncate
 from .inputs import NOTHING, Inputs
 from .loss import UnrolledGeneratorLoss
 from .memory import PeakMemory
 from .mistakes import check_examined
-from .replay import RandomState
+from .replay import EveryState
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,22 @@ def predict(
     inputs = Inputs(wrt, losses, batch, options, [batches(k) for k in range(short[1])], modules)
     if not inputs.tensors:
         raise ValueError(NOTHING)
-    random = RandomState([*inputs.tensors, *owned])
+    state = EveryState([*inputs.tensors, *owned], inputs.captured)
 
-    def gradient(k: int) -> Any:
-        with random.replayed():
+    # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
+    seen = copy.copy(unrolled)
+    seen.backward = _seen(unrolled.backward)
+
+    def gradient(k: int, unrolled: UnrolledGeneratorLoss = unrolled) -> Any:
+        with state.replayed():
             loss = unrolled(
                 *inputs.batch, d_loss=losses[0], g_loss=losses[1], steps=k, resample=inputs.inner[:k], **inputs.kwargs
             )
-        return inputs.gradient(loss)
+            return inputs.gradient(loss)
 
     def peak(k: int) -> int:
         with PeakMemory() as memory:
-            gradient(k)
+            gradient(k, seen)
         return memory.peak
 
     device = owned[0].device
@@ -111,6 +116,12 @@ def predict(
         bytes_per_step=size / (b - a),
         measured=short,
     )
+
+
+def _seen(backward: Any) -> Any:
+    if isinstance(backward, Truncate):
+        return replace(backward, backward=_seen(backward.backward))
+    return Recompute() if isinstance(backward, Compiled) else backward
 
 
 def _short(backward: Any) -> tuple[int, int]:

@@ -139,7 +139,7 @@ class Ranks(OneProcess):
             steps: K.
             owned: the live parameters that move.
             batch: the call's arguments.
-            facts: what else must be the same everywhere, by name, for whom it matters to.
+            facts: gives, by name, what else must be the same everywhere.
 
         Raises:
             ValueError: it is not.

@@ -31,11 +31,10 @@ class Reach(NamedTuple):
     """Where the graph of a loss leads.
 
     Attributes:
-        leaves: its leaves, but for those left out.
-        captured: whether it leads into a graph made before the mark. That graph's nodes have no tensor that could be
-            differentiated with respect to, so there are then no leaves.
+        leaves: its leaves, but for those left out and those behind a graph made before the mark.
+        captured: whether there are any of the latter.
         once: names of the functions in it that are marked ``once_differentiable``.
-        twice: whether it was differentiated, by a penalty, through an operator with two right derivatives.
+        twice: whether a penalty has differentiated through an operator whose next derivative torch lacks or gets wrong.
     """
 
     leaves: list[Tensor]
@@ -52,31 +51,33 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         own: identities of leaves to leave out.
         since: a mark from ``now``.
     """
-    leaves: list[Tensor] = []
+    leaves: dict[int, Tensor] = {}
     once: list[str] = []
     captured = False
-    kinds: set[type] = set()
+    kinds: set[tuple[type, bool]] = set()
     seen: set[Node | None] = {None}
-    stack: list[Node | None] = [loss.grad_fn]
+    stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
     while stack:
-        node: Any = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
+        node, early = stack.pop()
         kind = type(node)
         if kind is _LEAF:
             if id(node.variable) not in own:
-                leaves.append(node.variable)
-        elif node._sequence_nr() < since:
-            captured = True
-        else:
-            if kind not in kinds:
-                kinds.add(kind)
-                if issubclass(kind, BackwardCFunction) and _is_marked(node):
-                    once.append(node.name())
-            stack += [next_node for next_node, _ in node.next_functions]
-    twice = any(kind.__name__ in _TWICE for kind in kinds)
-    return Reach([] if captured else leaves, captured, once, twice)
+                captured |= early
+                if not early:
+                    leaves[id(node.variable)] = node.variable
+            continue
+        if node in seen:
+            continue
+        seen.add(node)
+        # Each thread counts for itself: what a penalty's backward pass makes in that of a GPU looks early, but ends at
+        # leaves of our own.
+        early = node._sequence_nr() < since
+        if (kind, early) not in kinds:
+            kinds.add((kind, early))
+            if not early and issubclass(kind, BackwardCFunction) and _is_marked(node):
+                once.append(node.name())
+        stack += [(next_node, early) for next_node, _ in node.next_functions]
+    return Reach(list(leaves.values()), captured, once, any(kind.__name__ in _TWICE for kind, _ in kinds))
 
 
 def _is_marked(node: Node) -> bool:

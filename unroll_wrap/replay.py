@@ -28,6 +28,13 @@ class RandomState:
             yield
 
 
+def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> bool:
+    """Whether a loss that ran again gave what it gave before; NaN is NaN."""
+    # Some CUDA kernels add in another order each time.
+    rounding = max(rounding, 1e-4 if loss.is_cuda else 0.0)
+    return torch.allclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True)
+
+
 class EveryState(RandomState):
     """The global generators of Python and numpy too, from which some losses draw, and the buffers of a generator.
 

@@ -21,7 +21,7 @@ _noticed: WeakSet[Any] = WeakSet()
 
 @contextmanager
 def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> Iterator[None]:
-    """D in its own tensors' place, run so that it can be differentiated as often as it will be.
+    """Unrolled tensors in D for the duration, and D run so that it can be differentiated as often as needed.
 
     Args:
         swap: what is put into D.
@@ -40,9 +40,8 @@ def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> I
         settings.append(eager)
     if parametrize._cache_enabled:
         settings.append(no_parametrization_cache)
-    wrappers = [m for m in swap.modules if isinstance(m, nn.parallel.DistributedDataParallel)]
     with ExitStack() as stack:
-        contexts: list[AbstractContextManager[Any]] = [*settings, *map(_no_reducer, wrappers)]
+        contexts: list[AbstractContextManager[Any]] = [*settings, *map(_unwrapped, filter(_in_the_way, swap.modules))]
         for context in contexts:
             stack.enter_context(context)
         with in_place(swap, settings), swap:
@@ -62,9 +61,15 @@ def refuse_inference_mode() -> None:
         )
 
 
+def _in_the_way(module: nn.Module) -> bool:
+    """A reducer would wait for a backward pass or take ours for the user's; threads know nothing of an unroll."""
+    reduces = isinstance(module, nn.parallel.DistributedDataParallel)
+    return reduces or (isinstance(module, nn.DataParallel) and len(module.device_ids) > 1)
+
+
 @contextmanager
-def _no_reducer(wrapper: Any) -> Iterator[None]:
-    """Passes that go to the module inside: no reducer waits for a backward, or takes this one for the user's."""
+def _unwrapped(wrapper: Any) -> Iterator[None]:
+    """Passes that go to the module inside."""
     own = vars(wrapper)
     before = own.get("forward")
     own["forward"] = lambda *args, **kwargs: wrapper.module(*args, **kwargs)

@@ -5,7 +5,6 @@ wrapper, a method. All of them end at the same modules, so the unrolled tensors 
 the originals are put back whatever happens. No other file touches the internals of ``nn.Module``.
 """
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,8 +94,9 @@ class Swap:
             for name, value in vars(module).items():
                 if type(value) in _NO_TENSORS:
                     continue
-                # RNNs call their kernels with a list of their parameters, and keep another of weak references.
-                if _lists_tensors(value):
+                # RNNs call their kernels with a list of their parameters, and keep another of weak references. Other
+                # lists a forward pass may append to.
+                if isinstance(value, list):
                     self._lists.append((value, list(value)))
                     self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
                 elif isinstance(value, Tensor) and value.is_leaf and not value.requires_grad:
@@ -196,10 +196,6 @@ def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
     for name in [n for n in now if n not in before]:
         del now[name]
     now.update(before)
-
-
-def _lists_tensors(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], (Tensor, weakref.ref))
 
 
 def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:

@@ -222,7 +222,8 @@ class Unroll:
         reached = self.sensitivity.add(evaluation.users, found[len(inner) :])
         self.sensitivity.second_term |= reached or evaluation.captured
         if evaluation.captured and pairs:
-            self.sensitivity.surrogates.append(torch.stack([(g * bar).sum() for g, bar in pairs]).sum())
+            where = pairs[0][0].device
+            self.sensitivity.surrogates.append(torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum())
         return None if first else step.update.cotangent(of_old, found[: len(inner)])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:

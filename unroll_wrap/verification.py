@@ -76,8 +76,8 @@ def verify(
     """Compare a call with K real optimizer steps, its gradient with differences of them, and print a short report.
 
     Takes one call and 5 times K real steps if plain differences agree, some 15 times K where a ReLU makes real steps
-    jump, up to 60 times K where something is wrong or the derivative tiny: a few samples of each kind are enough. The discriminator, its
-    optimizer, the random generators and the buffers of a generator that the losses run are left alone.
+    jump, up to 60 times K where something is wrong or the derivative is tiny: pass a few samples. D, its optimizer, the
+    random generators and the buffers of a generator that the losses run are left alone.
 
     Args:
         unrolled: the loss.

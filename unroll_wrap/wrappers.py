@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _PIECES = (
     "each process holds a piece of its parameters, and its hooks put the gathered ones where an unroll puts its own. "
@@ -30,7 +31,8 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], twice
         twice: whether its gradients are differentiated.
 
     Raises:
-        TypeError: a wrapper that shards or replaces parameters, or one of a kind that is not known.
+        TypeError: a wrapper that shards or replaces parameters, or one of a kind that is not known; or statistics that
+            are of another batch than in the user's own steps.
     """
     for module in modules:
         paths = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object]
@@ -45,6 +47,13 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], twice
                 "DistributedDataParallel and the wrappers of Accelerate and Fabric are known: use one of these, or "
                 "pass the module inside."
             )
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            if any(isinstance(m, _BatchNorm) for m in module.modules()):
+                raise TypeError(
+                    f"The discriminator is a DataParallel on {len(module.device_ids)} devices, and its BatchNorm takes "
+                    "the statistics of each one's part of a batch. An unroll runs on the first device alone. Use "
+                    "DistributedDataParallel, or GroupNorm."
+                )
         if twice and isinstance(module, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
             raise TypeError(
                 "The discriminator has SyncBatchNorm, whose backward pass cannot be differentiated. Use BatchNorm, "

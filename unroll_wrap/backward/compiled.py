@@ -7,14 +7,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..arguments import mapped
 from ..replay import RandomState
 from ..rules.block import Block, values_of
 from ..rules.closed import tensors_of
 from ..unroll import Point, Step, Unroll
-from .programs import Batch, Program, Taken, in_closed_form, tolerance
+from .programs import Batch, Program, Taken, in_closed_form
 from .sweep import Tape
 
 logger = logging.getLogger("unroll_wrap")
@@ -25,7 +25,7 @@ _MOST = 8
 
 @dataclass(frozen=True)
 class Compiled:
-    """For small nets, whose time goes into the calls of operators rather than into the operators: several times faster.
+    """For small nets, where calling operators costs more than computing: several times faster.
 
     The loss is traced: its Python runs once, and what it reads besides its arguments counts as constant. A loss that
     draws random numbers, branches on data, captures tensors or reaches a generator cannot be compiled; it is then run
@@ -37,58 +37,77 @@ class Compiled:
 
     twice = True
     _programs: dict[Any, Program | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _reported: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> Any:
+        """What is compiled is for these very modules and losses: a copy compiles anew."""
+        return type(self), ()
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A stack of points."""
         return _Stack(unroll, first, self)
 
-    def program(self, unroll: Unroll, point: Point, batch: Batch) -> Program | None:
+    def _program(self, unroll: Unroll, point: Point, batch: Batch) -> Program | None:
         """The functions for inputs such as these; None if there are none."""
-        key = _key(unroll, point, batch)
-        if key not in self._programs and len(self._programs) < _MOST:
-            try:
+        key = None
+        try:
+            key = _key(unroll, point, batch)
+            if key not in self._programs:
+                if len(self._programs) >= _MOST:
+                    key = None
+                    raise ValueError(
+                        f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction"
+                    )
+                logger.info(
+                    "d_loss is compiled, which takes a while: kind %d of loss and batch.", len(self._programs) + 1
+                )
                 # Tracing runs the loss, which may draw.
                 with RandomState(unroll.evaluate.owned).replayed():
                     self._programs[key] = Program(unroll, point, batch)
-            except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
-                self._give_up(key, f"{type(error).__name__}: {error}")
-        elif key not in self._programs:
-            self._give_up(None, f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction")
-        return self._programs.get(key)
+        except FloatingPointError:
+            return None  # Another time: this call is about to raise.
+        except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
+            self._give_up(key, f"{type(error).__name__}: {error}")
+        return self._programs[key]
 
-    def check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
+    def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
         """Whether the compiled loss is still the loss; else it is given up."""
         positional = batch.arguments[0]
         evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False)
         expected = evaluation.loss.detach().reshape(())
-        right = bool((loss - expected).abs() <= tolerance(loss) * (1 + expected.abs()))
+        near = (loss - expected).abs() <= 10 * torch.finfo(loss.dtype).eps ** 0.75 * (1 + expected.abs())
+        right = bool(near | ~(loss.isfinite() | expected.isfinite()))
         if not right:
             reason = "its value is no longer that of its first call. Pass what changes as an argument"
             self._give_up(_key(unroll, point, batch), reason)
         return right
 
     def _give_up(self, key: Any, reason: str) -> None:
-        """Run this loss by ``Store()`` from now on, and say so once."""
-        if self._programs.get(key, "unknown") is not None:
+        """Run this loss by ``Store()`` from now on, and say each reason once."""
+        if reason not in self._reported:
+            self._reported.add(reason)
             logger.warning("d_loss is not compiled but run as it is: %.500s", reason)
         self._programs[key] = None
 
 
 def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
     """Inputs of one key have the same program."""
-    place, whole = {id(t): i for i, t in enumerate(batch.tensors)}, in_closed_form(unroll, point)
+    evaluate, whole, loss = unroll.evaluate, in_closed_form(unroll, point), unroll.d_loss
     moving = [t for b in point.blocks for t in (tensors_of(values_of(b)) if whole else [b.params])]
     rules: list[Any] = [b.rule for b in point.blocks if whole]
     return (
-        unroll.d_loss,
-        unroll.evaluate.second_order,
-        tuple((id(m), m.training) for m in unroll.evaluate.swap.modules),
+        # A method is made anew wherever it is asked for.
+        (id(getattr(loss, "__self__", loss)), getattr(loss, "__func__", None)),
+        evaluate.second_order,
+        bool(evaluate.hooks),
+        tuple(evaluate.autocast.dtypes.items()),
+        tuple((id(m), m.training) for m in evaluate.swap.modules),
         tuple((type(rule), rule.switches()) for rule in rules),
         tuple(b.index for b in point.blocks),
         tuple(
             (t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in (*moving, *point.buffers, *batch.tensors)
         ),
-        repr(mapped(lambda t: place[id(t)], batch.arguments)),
+        batch.structure(),
     )
 
 
@@ -105,11 +124,11 @@ class _Stack:
         unroll, keep, given = self._unroll, k >= self.first, self._unroll.inner_batch(k)
         if self._batch is None or given is not self._batch.arguments[0]:
             self._batch = Batch.of(given, unroll.evaluate.kwargs)
-            self._program = self._settings.program(unroll, point, self._batch)
+            self._program = self._settings._program(unroll, point, self._batch)
         batch, found = self._batch, None
         if self._program:
             found = self._program.step(
-                unroll, point, batch, keep, lambda loss: k > 0 or self._settings.check(unroll, point, batch, loss)
+                unroll, point, batch, keep, lambda loss: k > 0 or self._settings._check(unroll, point, batch, loss)
             )
         if found is None:
             self._program, found = None, unroll.step(point, k, given, differentiable=keep)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..evaluate import Evaluation
 from ..pieces import Diverged, Pieces
 from ..precision import length, precision
-from ..replay import RandomState
+from ..replay import RandomState, same
 from ..rules.block import Block
 from ..rules.update import Update
 from ..runtime import any_compiled
@@ -91,9 +91,7 @@ class _Stack:
         with taken.random.replayed():
             again = self._unroll.evaluate_d(taken.point, self.first, taken.batch, walk=False).loss.detach()
         loss = taken.evaluation.loss.detach()
-        # Some CUDA kernels add in another order each time.
-        rounding = 1e-4 if loss.is_cuda else 0.0
-        if not torch.allclose(again, loss, rtol=rounding, atol=rounding):
+        if not same(again, loss):
             raise RuntimeError(
                 f"d_loss is {loss.item()} and, with the same arguments again, {again.item()}: it is not deterministic, "
                 "so differences of it mean nothing. Draw from torch's generators, guard what it changes with "

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
-def compiled(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """The same function, for tensors like these, without autograd.
 
     Raises:
@@ -45,7 +45,8 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     product = _mm(a, b)
-    return product if product is NotImplemented else beta * bias + alpha * product
+    # At beta = 0 torch never reads the bias, which may be anything.
+    return product if product is NotImplemented else alpha * product + (beta * bias if beta else 0)
 
 
 _aten = torch.ops.aten

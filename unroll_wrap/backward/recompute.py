@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ranks import Grads
-from ..replay import RandomState
+from ..replay import RandomState, same
 from ..rules.block import Block
 from ..unroll import Point, Step, Unroll
 from .sweep import Tape
@@ -78,10 +78,9 @@ class _Segments:
                 point, step = self._unroll.step(point, k, batch, differentiable=True, averages=averages)
             self._replayed.append(step)
             again = step.evaluation.loss.detach()
-            # Some CUDA kernels add in another order each time. And after the first step of a segment the parameters are
-            # replayed too, by kernels that keep a graph and round in another way, which Adam magnifies.
-            rounding = 1e-4 if loss.is_cuda else 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5
-            if not torch.allclose(again, loss, rtol=rounding, atol=rounding):
+            # After the first step of a segment the parameters are replayed too, by kernels that keep a graph and round
+            # in another way, which Adam magnifies.
+            if not same(again, loss, rounding=0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5):
                 raise RuntimeError(
                     f"d_loss at inner step {k} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
                     "because it changes something that it depends on. Guard that with unroll_wrap.is_unrolling(), or "

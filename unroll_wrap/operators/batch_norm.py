@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def batch_norm(
-    x: Tensor,
+    input: Tensor,  # noqa: A002, torch's name
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -19,11 +19,13 @@ def batch_norm(
 ) -> Tensor:
     """``F.batch_norm``, for any order of differentiation."""
     # What else there is (evaluation mode, mixed precision) stays torch's own.
-    plain = training and x.dtype in (torch.float32, torch.float64) and (weight is None or weight.dtype == x.dtype)
+    plain = (
+        training and input.dtype in (torch.float32, torch.float64) and (weight is None or weight.dtype == input.dtype)
+    )
     # To the transforms of torch.func a torch.autograd.Function is opaque.
-    if not plain or x.numel() <= x.shape[1] or torch._C._are_functorch_transforms_active():
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
+    if not plain or input.numel() <= input.shape[1] or torch._C._are_functorch_transforms_active():
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -35,7 +35,7 @@ def parameters_only() -> Iterator[None]:
 
 
 def conv2d(
-    x: Tensor,
+    input: Tensor,  # noqa: A002, torch's name
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -45,15 +45,15 @@ def conv2d(
 ) -> Tensor:
     """``torch.conv2d``."""
     s, p = _pair(stride), _pair(padding)
-    few = x.dim() == 4 and x.shape[1] <= _FEW and groups == 1 and _pair(dilation) == (1, 1)
-    same = s[0] == s[1] > 1 and p[0] == p[1] != "s" and weight.shape[2] == weight.shape[3]
+    few = input.dim() == 4 and input.shape[1] <= _FEW and groups == 1 and _pair(dilation) == (1, 1)
+    same = s[0] == s[1] > 1 and p[0] == p[1] and weight.shape[2] == weight.shape[3]
     # Under autocast the output is of another precision than the input.
-    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    exact = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     # To the transforms of torch.func a torch.autograd.Function is opaque.
     transformed = torch._C._are_functorch_transforms_active()
-    if transformed or not (few and same and exact and x.device.type == "cpu"):
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return _Convolution.apply(x, weight, bias, s[0], p[0], not _of_parameters(x))  # type: ignore[no-any-return]
+    if transformed or not (few and same and exact and input.device.type == "cpu"):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _Convolution.apply(input, weight, bias, s[0], p[0], not _of_parameters(input))  # type: ignore[no-any-return]
 
 
 def _pair(value: Any) -> tuple[Any, Any]:

@@ -61,8 +61,10 @@ def batch_norm(
 
 
 def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    # In 16 bits as torch's kernels do it: in 32.
+    wide = x.float() if x.itemsize == 2 else x
+    centred = wide - wide.mean(dims, keepdim=True)
+    return (centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()).to(x.dtype)
 
 
 def _affine(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

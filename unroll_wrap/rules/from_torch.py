@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -110,7 +111,7 @@ def _traced(optimizer: torch.optim.Optimizer, position: dict[int, int]) -> Block
     live = parameters(optimizer)
     moved = [id(p) in position for p in live]
     rule = _TRACED.get(optimizer)
-    if rule is None or rule.moved != moved:
+    if rule is None or rule.moved != moved or not all(map(is_, rule.live, live)):
         rule = _TRACED[optimizer] = Traced(optimizer, moved)
         logger.info(
             "%s has no update rule of its own: its step() is traced, anew for each step count that it sees.",

@@ -101,6 +101,6 @@ def sqrt(x: Tensor) -> Tensor:
     """√x with derivative 0 at 0, for second moments.
 
     A dead ReLU, a saturated hinge or a bias before BatchNorm gives v == 0, where √ has infinite slope and
-    inf * 0 is nan. The update is even in the gradient there, so 0 is its derivative.
+    inf * 0 is nan. As a function of the gradient √v is even there, so 0 is its derivative.
     """
     return _Sqrt.apply(x)  # type: ignore[no-any-return]
