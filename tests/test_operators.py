@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unroll_wrap.operators import convolution
 from unroll_wrap.operators.batch_norm import batch_norm
 from unroll_wrap.operators.convolution import conv2d, parameters_only
 from unroll_wrap.operators.norms import layer_norm
@@ -43,9 +44,12 @@ CONVOLUTIONS = [  # inputs, outputs, height, width, kernel, stride, padding
 ]
 
 
+@pytest.mark.parametrize("by_phases", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("geometry", CONVOLUTIONS, ids=str)
-def test_convolution(geometry, bias):
+def test_convolution(geometry, bias, by_phases, monkeypatch):
+    """In 64 bits, where rounding is small, by way of the phases too."""
+    monkeypatch.setattr(convolution, "_BY_PHASES", {torch.float64} if by_phases else set())
     inputs, outputs, height, width, k, stride, padding = geometry
     tensors = [normal(2, inputs, height, width), normal(outputs, inputs, k, k), *([normal(outputs)] if bias else [])]
 

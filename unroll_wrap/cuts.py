@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
+from .frames import NOT_THE_USERS
 from .pieces import Diverged, Piece, is_piecewise, piece_of
 
 # Their result is arbitrary or depends on no value.
@@ -24,7 +25,6 @@ _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "
 # They update their statistics without a mark.
 _WITH_STATISTICS = {"batch_norm", "instance_norm"}
 _DECISION = "a decision"
-NOT_THE_USERS = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, __file__))
 
 
 class Cuts:

@@ -1,18 +1,19 @@
 """Run one of the user's losses with unrolled tensors in their discriminator, and say clearly what is wrong with it."""
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import guards
 from .arguments import Arguments, cut, tensors_in
 from .autocast import Autocast, Factor
-from .mistakes import misfit
+from .described import described
 from .operators import thrice_differentiable, twice_differentiable
 from .reach import now, reach
 from .replay import RandomState
@@ -83,7 +84,7 @@ class Evaluator:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in (p._backward_hooks or {}).values()]
-        self._thrice = not self.second_order
+        self._third_order = not self.second_order
 
     def __call__(
         self,
@@ -113,10 +114,10 @@ class Evaluator:
         value = one_element(name, value)
         if random is None:
             return Evaluation(name, value, leaves, arguments, [], False, [])
-        outside, captured, once, twice = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
-        if twice and not self._thrice:
+        outside, captured, once, third_order = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        if third_order and not self._third_order:
             # Once more, with operators that can be differentiated a third time; from now on these are used.
-            self._thrice, self._operators = True, thrice_differentiable()
+            self._third_order, self._operators = True, thrice_differentiable()
             with random.replayed():
                 return self(name, loss, params, buffers, batch)
         if outside and (shapes := self._bypassed(outside)):
@@ -185,6 +186,36 @@ def differentiate(
         else:
             raise
         raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error
+
+
+def misfit(
+    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
+) -> TypeError | None:
+    """A better error where a loss does not fit the arguments of the call."""
+    try:
+        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
+    except ValueError:  # of a builtin nothing is known
+        return None
+    except TypeError as cause:
+        batch = ", ".join(described(x) for x in given[1:]) or "nothing"
+        remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
+        if isinstance(loss, nn.modules.loss._Loss):
+            remedy = (
+                f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
+            )
+        elif isinstance(given[-1], int):
+            remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
+        return TypeError(
+            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
+            f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
+        )
+    unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
+    if unknown:
+        return TypeError(
+            f"{name} passed the keyword {unknown[0]!r} on, and it was not taken: {error}. Keywords of a call go to the "
+            "losses, but for d_loss, g_loss, resample and steps."
+        )
+    return None
 
 
 def one_element(name: str, value: Any) -> Tensor:

@@ -13,7 +13,7 @@ from .alone import alone
 from .arguments import tensors_in
 from .autocast import Autocast
 from .backward import Backward, Store, sweep
-from .evaluate import Evaluator, one_element
+from .evaluate import Evaluator, misfit, one_element
 from .mistakes import (
     check_finite,
     check_logits,
@@ -23,7 +23,6 @@ from .mistakes import (
     check_options,
     check_order,
     described,
-    misfit,
     users_line,
 )
 from .objectives import minimax
@@ -136,7 +135,7 @@ class UnrolledGeneratorLoss:
         modules = all_modules(_modules(discriminator))
         params = all_parameters(modules)
         check_modules(modules)
-        check_wrappers(modules, params, twice=backward.twice and not stop_gradient)
+        check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
         check_memory(modules)
         trained = [p for p in params if p.requires_grad]
         self._frozen = [p for p in params if not p.requires_grad] if trained else []
@@ -209,17 +208,17 @@ class UnrolledGeneratorLoss:
             optimizers = self._optimizers()
             owned = self._owned(modules, optimizers)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
-            swap, compiled = Swap(modules, owned), not self.backward.twice
+            swap, compiled = Swap(modules, owned), not self.backward.second_order
             if steps == 0:
-                with runtime(swap, (g_loss,), twice=False, compiled=compiled):
+                with runtime(swap, (g_loss,), second_order=False, compiled=compiled):
                     return self._plain(g_loss, swap, owned, batch, kwargs), []
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
-            twice = differentiate and not self.stop_gradient and self.backward.twice
-            setting = runtime(swap, (d_loss, g_loss), twice, compiled)
+            second_order = differentiate and not self.stop_gradient and self.backward.second_order
+            setting = runtime(swap, (d_loss, g_loss), second_order, compiled)
             with setting, aside(owned), autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=twice),
+                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=second_order),
                     d_loss,
                     g_loss,
                     autocast.within(inner_batch),

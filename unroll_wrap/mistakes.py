@@ -1,44 +1,19 @@
 """What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
 
-import inspect
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .cuts import NOT_THE_USERS
+from .described import described
+from .frames import users_line
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
 _OF_LOGITS = [*minimax, *non_saturating, *relativistic]
-
-
-def described(value: Any) -> str:
-    """What was given, in a line: most of it has a representation of a page."""
-    name = type(value).__name__
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, Tensor):
-        return f"a {name} of shape {tuple(value.shape)}"
-    if isinstance(value, (nn.Module, torch.optim.Optimizer)):
-        return f"an instance of {name}"
-    if isinstance(value, Mapping) and value:
-        return f"a {name} of {len(value)}, the first {described(next(iter(value.values())))}"
-    if isinstance(value, (list, tuple)) and value:
-        return f"a {name} of {len(value)}, the first {described(value[0])}"
-    return f"{value!r:.100}"
-
-
-def users_line() -> int:
-    """The ``stacklevel`` of whoever called, past this package and the frames that torch puts around."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
@@ -152,36 +127,6 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
     if not torch.is_grad_enabled():
         raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
     check_order(unrolled.d_loss, batch)
-
-
-def misfit(
-    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
-) -> TypeError | None:
-    """A better error where a loss does not fit the arguments of the call."""
-    try:
-        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
-    except ValueError:  # of a builtin nothing is known
-        return None
-    except TypeError as cause:
-        batch = ", ".join(described(x) for x in given[1:]) or "nothing"
-        remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
-        if isinstance(loss, nn.modules.loss._Loss):
-            remedy = (
-                f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
-            )
-        elif isinstance(given[-1], int):
-            remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
-        return TypeError(
-            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
-            f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
-        )
-    unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
-    if unknown:
-        return TypeError(
-            f"{name} passed the keyword {unknown[0]!r} on, and it was not taken: {error}. Keywords of a call go to the "
-            "losses, but for d_loss, g_loss, resample and steps."
-        )
-    return None
 
 
 def check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[Tensor]]) -> None:

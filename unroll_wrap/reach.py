@@ -34,13 +34,14 @@ class Reach(NamedTuple):
         leaves: its leaves, but for those left out and those behind a graph made before the mark.
         captured: whether there are any of the latter.
         once: names of the functions in it that are marked ``once_differentiable``.
-        twice: whether a penalty has differentiated through an operator whose next derivative torch lacks or gets wrong.
+        third_order: whether a penalty has differentiated through an operator whose next derivative torch lacks or has
+            wrong.
     """
 
     leaves: list[Tensor]
     captured: bool
     once: list[str]
-    twice: bool
+    third_order: bool
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> Reach:

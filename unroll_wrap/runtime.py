@@ -20,18 +20,18 @@ _noticed: WeakSet[Any] = WeakSet()
 
 
 @contextmanager
-def runtime(swap: Swap, losses: Sequence[Any], twice: bool, compiled: bool) -> Iterator[None]:
+def runtime(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool) -> Iterator[None]:
     """Unrolled tensors in D for the duration, and D run so that it can be differentiated as often as needed.
 
     Args:
         swap: what is put into D.
         losses: the user's.
-        twice: whether gradients of D's are differentiated again, which fused attention and cuDNN's RNNs cannot be.
+        second_order: whether gradients of D's are differentiated, which fused attention and cuDNN's RNNs do not stand.
         compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
             versions silently.
     """
     settings: list[Setting] = []
-    if twice:
+    if second_order:
         settings.append(math_attention)
         if any(isinstance(m, nn.RNNBase) for m in swap.modules):
             settings.append(no_cudnn)

@@ -22,13 +22,13 @@ _KNOWN = ("torch.distributed.algorithms._checkpoint.",)
 _PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.", "megatron.", "colossalai.", "horovod.")
 
 
-def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], twice: bool) -> None:
+def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], second_order: bool) -> None:
     """Nothing of D is where an unroll cannot reach it.
 
     Args:
         modules: of the discriminator, wrappers included.
         params: of the discriminator.
-        twice: whether its gradients are differentiated.
+        second_order: whether its gradients are differentiated.
 
     Raises:
         TypeError: a wrapper that shards or replaces parameters, or one of a kind that is not known; or statistics that
@@ -54,7 +54,7 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], twice
                     "the statistics of each one's part of a batch. An unroll runs on the first device alone. Use "
                     "DistributedDataParallel, or GroupNorm."
                 )
-        if twice and isinstance(module, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+        if second_order and isinstance(module, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
             raise TypeError(
                 "The discriminator has SyncBatchNorm, whose backward pass cannot be differentiated. Use BatchNorm, "
                 "with statistics of each rank's own batch, or GroupNorm; or pass stop_gradient=True or "

@@ -35,7 +35,7 @@ class Compiled:
     The first call takes ten seconds to two minutes, more where D has convolutions. Memory is that of ``Recompute()``.
     """
 
-    twice = True
+    second_order = True
     _programs: dict[Any, Program | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     _reported: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 

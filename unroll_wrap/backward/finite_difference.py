@@ -39,7 +39,7 @@ class FiniteDifference:
 
     eps: float | None = None
     central: bool = False
-    twice = False
+    second_order = False
 
     def __post_init__(self) -> None:
         if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps > 0):

@@ -26,7 +26,7 @@ class Recompute:
     """
 
     every: int = 1
-    twice = True
+    second_order = True
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:

@@ -11,7 +11,7 @@ from .sweep import Tape
 class Store:
     """The default: about three plain gradients' time a step, and the activations of all K steps in memory."""
 
-    twice = True
+    second_order = True
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A stack of the steps that are differentiated."""

@@ -31,7 +31,7 @@ class Backward(Protocol):
     """How the second term of Eq. 12 is computed."""
 
     @property
-    def twice(self) -> bool:
+    def second_order(self) -> bool:
         """Whether gradients of D's are differentiated."""
         ...
 

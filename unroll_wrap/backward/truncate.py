@@ -28,9 +28,9 @@ class Truncate:
             raise TypeError(f"Truncate(backward={self.backward!r:.200}). Pass an instance, such as Recompute().")
 
     @property
-    def twice(self) -> bool:
+    def second_order(self) -> bool:
         """Whether gradients of D's are differentiated."""
-        return self.backward.twice
+        return self.backward.second_order
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """The inner tape, which differentiates the last steps."""
