@@ -112,7 +112,7 @@ def test_torchs_own_would_not_do(name, monkeypatch):
 def with_torchs_own(post_init):
     def replaced(self):
         post_init(self)
-        self._thrice = True
+        self._third_order = True
 
     return replaced
 
