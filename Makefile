@@ -60,7 +60,7 @@ test-on:
 	@test -d $(ON) || $(PYTHON) -m venv $(ON)
 	@$(ON)/bin/python -m pip install --quiet $(TORCH)
 	@$(ON)/bin/python -m pip freeze --exclude-editable | awk -F== '{name = tolower($$1); gsub(/[-_.]+/, "-", name)} \
-	    NR == FNR || !(name in seen); {seen[name]}' - constraints.txt > $(ON)/constraints.txt
+	    NR == FNR {installed[name]} NR == FNR || !(name in installed)' - constraints.txt > $(ON)/constraints.txt
 	@$(ON)/bin/python -m pip install --quiet --constraint $(ON)/constraints.txt --editable '.[dev,examples]'
 	@$(ON)/bin/python -m unroll_wrap doctor
 	@$(ON)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -626,7 +626,11 @@ def fabric(rank, size):
     assert_all_close(found, trained())
 
 
-@case(argument=(False,), rerun=(True,))
+# On a CPU torch 2.6 cannot shard.
+SHARDS = hasattr(torch.cpu.Stream, "record_event")
+
+
+@case(sizes=(2, 4) if SHARDS else (), argument=(False,), rerun=(True,))
 def a_sharded_generator(rerun, rank, size):
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -914,7 +918,10 @@ def of_rank(rank, folder, only):
                 problem = traceback.format_exc()
             results[name, size] = (problem, time.monotonic() - began)
         torch.save(results, folder / f"{rank}.pt")
-        dist.destroy_process_group()
+        if size > 2:
+            dist.destroy_process_group()
+    # Without taking the last group down, for which torch 2.6 waits for a rank that has ended.
+    os._exit(0)
 
 
 def main(folder, only=""):

@@ -21,6 +21,7 @@ def test_every_case_on_every_rank(tmp_path, subtests):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=900,
     )
     assert process.returncode == 0, process.stdout
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]

@@ -69,7 +69,7 @@ def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) ->
         return OneProcess()
     try:
         dist.get_backend(group)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # the second in torch 2.6
         raise RuntimeError(
             "The process group that average_gradients was given is gone, or is of other processes. Build "
             f"UnrolledGeneratorLoss after init_process_group, on the ranks of the group. Torch said: {error}"
