@@ -121,6 +121,15 @@ def test_weight_normalization(dim):
     assert_same(derivatives(lambda v, g: weight_norm(v, g, dim), [v, g], 3), derivatives(written_out, [v, g], 3))
 
 
+def test_an_empty_batch_of_images():
+    images = torch.randn(0, 3, 8, 8, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
+    out = conv2d(images, weight, None, 2, 1)
+    first = torch.autograd.grad(out.sum(), [images, weight], create_graph=True)
+    assert [g.shape for g in first] == [images.shape, weight.shape]
+    assert torch.autograd.grad(first[0].square().sum(), weight)[0].shape == weight.shape
+
+
 def test_an_empty_batch():
     """Batch norm of nothing is nothing, as torch has it, and no error of a kernel."""
     x = torch.zeros(0, 3, 4, 4, dtype=torch.float64, requires_grad=True)

@@ -11,6 +11,7 @@ from test_exact import unrolled_of
 from torch import nn
 
 from unroll_wrap import Recompute, Store, evaluate
+from unroll_wrap.loss import SecondTermMissing
 
 # Their eps is large, so that twice three digits of differences are left after dividing by a variance of six points.
 NORMS = {
@@ -77,6 +78,18 @@ def test_a_penalty_whose_gradient_is_taken_in_another_thread(name):
     """Threads number their functions each for itself, so these look older than the call."""
     world = world_with(name, penalised_elsewhere)
     assert_exact_in(MODES, world, unrolled_of(world, steps=3), expect(world, steps=3), gap=1e-3)
+
+
+def test_a_penalty_in_another_thread_captures_nothing():
+    """A detached fake is still told, also where D's first operation is not linear in what the penalty differentiates by."""
+
+    def d_loss(D, real, fake):
+        return penalised_elsewhere(D, real, fake.detach())
+
+    world = world_with("layer", d_loss)
+    world.discriminator.insert(0, nn.SiLU())
+    with pytest.warns(SecondTermMissing):
+        unrolled_of(world, steps=2)(*world.batch())
 
 
 def test_statistics_after_a_penalty():

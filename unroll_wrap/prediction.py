@@ -84,10 +84,6 @@ def predict(
         raise ValueError(NOTHING)
     state = EveryState([*inputs.tensors, *owned], inputs.captured)
 
-    # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
-    seen = copy.copy(unrolled)
-    seen.backward = _seen(unrolled.backward)
-
     def gradient(k: int, unrolled: UnrolledGeneratorLoss = unrolled) -> Any:
         with state.replayed():
             loss = unrolled(
@@ -102,6 +98,9 @@ def predict(
 
     device = owned[0].device
     gradient(short[0])  # The first call of all pays for what later ones find ready.
+    # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
+    seen = copy.copy(unrolled)
+    seen.backward = _seen(unrolled.backward)
     # Interleaved, and the faster of two: whatever else runs only ever adds.
     rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short] for _ in range(2)]
     times = [min(times) for times in zip(*rounds, strict=True)]
@@ -121,7 +120,7 @@ def predict(
 def _seen(backward: Any) -> Any:
     if isinstance(backward, Truncate):
         return replace(backward, backward=_seen(backward.backward))
-    return Recompute() if isinstance(backward, Compiled) else backward
+    return Recompute() if isinstance(backward, Compiled) and backward.in_use else backward
 
 
 def _short(backward: Any) -> tuple[int, int]:

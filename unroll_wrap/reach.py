@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
@@ -53,8 +53,8 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         since: a mark from ``now``.
     """
     leaves: dict[int, Tensor] = {}
+    behind: dict[int, Tensor] = {}
     once: list[str] = []
-    captured = False
     kinds: set[tuple[type, bool]] = set()
     seen: set[Node | None] = {None}
     stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
@@ -63,21 +63,21 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         kind = type(node)
         if kind is _LEAF:
             if id(node.variable) not in own:
-                captured |= early
-                if not early:
-                    leaves[id(node.variable)] = node.variable
+                (behind if early else leaves)[id(node.variable)] = node.variable
             continue
         if node in seen:
             continue
         seen.add(node)
         # Each thread counts for itself: what a penalty's backward pass makes in that of a GPU looks early, but ends at
-        # leaves of our own.
+        # leaves of the loss's own.
         early = node._sequence_nr() < since
         if (kind, early) not in kinds:
             kinds.add((kind, early))
             if not early and issubclass(kind, BackwardCFunction) and _is_marked(node):
                 once.append(node.name())
         stack += [(next_node, early) for next_node, _ in node.next_functions]
+    # What a penalty differentiates by is a leaf that is reached both ways.
+    captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
     return Reach(list(leaves.values()), captured, once, any(kind.__name__ in _TWICE for kind, _ in kinds))
 
 

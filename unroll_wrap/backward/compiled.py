@@ -37,6 +37,7 @@ class Compiled:
 
     second_order = True
     _programs: dict[Any, Program | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _alive: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _reported: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> Any:
@@ -53,7 +54,10 @@ class Compiled:
         try:
             key = _key(unroll, point, batch)
             if key not in self._programs:
+                # Whose identities stand in the key.
+                self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
                 if len(self._programs) >= _MOST:
+                    del self._alive[key]
                     key = None
                     raise ValueError(
                         f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction"
@@ -82,6 +86,11 @@ class Compiled:
             self._give_up(_key(unroll, point, batch), reason)
         return right
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anything has been compiled."""
+        return any(self._programs.values())
+
     def _give_up(self, key: Any, reason: str) -> None:
         """Run this loss by ``Store()`` from now on, and say each reason once."""
         if reason not in self._reported:
@@ -103,7 +112,12 @@ def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
         tuple(evaluate.autocast.dtypes.items()),
         tuple((id(m), m.training) for m in evaluate.swap.modules),
         tuple((type(rule), rule.switches()) for rule in rules),
-        tuple(b.index for b in point.blocks),
+        tuple(b.index for b in point.blocks if whole),
+        tuple(
+            id(hook)
+            for m in evaluate.swap.modules
+            for hook in (*m._backward_hooks.values(), *m._backward_pre_hooks.values())
+        ),
         tuple(
             (t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in (*moving, *point.buffers, *batch.tensors)
         ),

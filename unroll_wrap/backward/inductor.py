@@ -1,6 +1,7 @@
 """A function of plain tensors as kernels: traced with the derivatives taken inside it, then compiled."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,16 @@ def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]
     with torch.enable_grad():
         traced = _trace(function, inputs)
     with torch.no_grad():
-        return torch._inductor.compile(traced, inputs)  # pyright: ignore[reportArgumentType, reportReturnType]
+        compiled: Any = torch._inductor.compile(traced, inputs)  # pyright: ignore[reportArgumentType]
+    # Compiled code is for the strides that it was made with, and a cotangent has what strides it has.
+    strides = [t.stride() for t in inputs]
+    return lambda *tensors: compiled(*map(_with_strides, tensors, strides))
+
+
+def _with_strides(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if tensor.stride() == stride:
+        return tensor
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:

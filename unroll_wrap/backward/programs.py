@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import distinct, mapped, tensors_in
+from ..precision import length
 from ..ranks import OneProcess
 from ..rules.block import Block, each, layout, regroup, values_of
 from ..rules.closed import ClosedRule, tensors_of
@@ -100,23 +101,25 @@ class Program:
     """
 
     def __init__(self, unroll: Unroll, point: Point, batch: Batch) -> None:
+        if unroll.evaluate.autocast.active:
+            raise ValueError("autocast is on, in whose 16 bits compiled code rounds otherwise")
         if unroll.evaluate.hooks:
             raise ValueError("D's parameters have gradient hooks. Pass what they do as grad_transform")
         positional = batch.arguments[0]
         evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False)
         if not evaluation.loss.isfinite().all():
             raise FloatingPointError("d_loss is not finite, and nothing can be compared with it")
-        self._used = [g is not None for g in unroll.gradients(evaluation)[0]]
+        grads = unroll.gradients(evaluation)[0]
+        self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
         start = self._start(point)
         # Plain leaves, made by an operator: to the tracer one made without is a constant.
         plain_leaves = replace(unroll.evaluate, leaf=lambda p: p.detach().requires_grad_())
-        # Whose identities stand in the key.
-        self._alive = unroll.d_loss, unroll.evaluate.swap.modules
         own, traced = _Functions(unroll, start, batch), _Functions(replace(unroll, evaluate=plain_leaves), start, batch)
-        # From a state of ones, where every rule is smooth.
-        ones = [b._replace(state=each(b, torch.ones_like).state) for b in start.blocks]
-        inputs = _inputs(start._replace(blocks=ones), batch)
+        # From a state as large as the gradient, where every rule is smooth and an error in the gradient shows.
+        size = length(grads) / sum(g.numel() for g in grads if g is not None) ** 0.5 or 1.0
+        smooth = [b._replace(state=each(b, lambda t: torch.full_like(t, size)).state) for b in start.blocks]
+        inputs = _inputs(start._replace(blocks=smooth), batch)
         self._step = compile_function(traced.step, inputs)
         results = _same(self._step, own.step, inputs)
         if unroll.evaluate.second_order:
@@ -314,7 +317,7 @@ def _same(
         else:
             # Of what is small beside the rest, as a gradient by fake often is, rounding is a larger part.
             eps = torch.finfo(one.dtype).eps
-            right = (one - other).norm() <= 100 * eps**0.75 * other.norm() + 100 * eps * longest
+            right = (one - other).norm() <= 100 * eps**0.75 * other.norm() + 10 * eps * longest
         if not right:
             raise ValueError("its compiled derivatives are not its own")
     return expected

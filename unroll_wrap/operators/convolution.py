@@ -141,10 +141,11 @@ def _input_gradient(to_y: Tensor, weight: Tensor, size: Sequence[int], s: int, p
 
 def _woven(phases: Tensor, s: int) -> Tensor:
     """``F.pixel_shuffle``, which takes two to four times as long."""
-    n, _, height, width = phases.shape
-    of = phases.view(n, -1, s, s, height, width)
+    n, channels, height, width = phases.shape
+    inputs = channels // (s * s)
+    of = phases.view(n, inputs, s, s, height, width)
     rows = [torch.stack([of[:, :, i, j] for j in range(s)], -1) for i in range(s)]
-    return torch.stack(rows, 3).view(n, -1, s * height, s * width)
+    return torch.stack(rows, 3).view(n, inputs, s * height, s * width)
 
 
 def _weight_gradient(to_y: Tensor, x: Tensor, weight: Tensor, s: int, p: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..autocast import autocast_dtypes
 from .batch_norm import batch_norm as by_statistics
 
 
@@ -61,10 +62,11 @@ def batch_norm(
 
 
 def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    # In 16 bits as torch's kernels do it: in 32.
+    # In 16 bits as torch's kernels do it: in 32. Under autocast the result stays there.
     wide = x.float() if x.itemsize == 2 else x
     centred = wide - wide.mean(dims, keepdim=True)
-    return (centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()).to(x.dtype)
+    out = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return out if autocast_dtypes([x.device.type]) else out.to(x.dtype)
 
 
 def _affine(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
