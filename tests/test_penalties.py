@@ -81,7 +81,7 @@ def test_a_penalty_whose_gradient_is_taken_in_another_thread(name):
 
 
 def test_a_penalty_in_another_thread_captures_nothing():
-    """A detached fake is still told, also where D's first operation is not linear in what the penalty differentiates by."""
+    """A detached fake is still told, also where D begins with what is not linear in the penalty's own leaf."""
 
     def d_loss(D, real, fake):
         return penalised_elsewhere(D, real, fake.detach())
