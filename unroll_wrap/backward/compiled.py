@@ -54,14 +54,13 @@ class Compiled:
         try:
             key = _key(unroll, point, batch)
             if key not in self._programs:
-                # Whose identities stand in the key.
-                self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
                 if len(self._programs) >= _MOST:
-                    del self._alive[key]
                     key = None
                     raise ValueError(
                         f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction"
                     )
+                # Whose identities stand in the key.
+                self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
                 logger.info(
                     "d_loss is compiled, which takes a while: kind %d of loss and batch.", len(self._programs) + 1
                 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arguments import distinct, mapped, tensors_in
 from ..precision import length
 from ..ranks import OneProcess
-from ..rules.block import Block, each, layout, regroup, values_of
+from ..rules.block import Block, each, layout, pairs, regroup, values_of
 from ..rules.closed import ClosedRule, tensors_of
 from ..rules.rule import Pullback, UpdateRule
 from ..rules.update import Update
@@ -166,11 +166,11 @@ class Program:
 
     def _back(self, unroll: Unroll, taken: Taken, cotangent: list[Block]) -> list[Block]:
         """By the function alone."""
-        pairs = _pairs(taken.start.blocks, cotangent)
-        if all(bar is None for _, bar in pairs):
+        given = pairs(taken.start.blocks, cotangent)
+        if all(bar is None for _, bar in given):
             return cotangent
         with torch.no_grad():
-            bars = [torch.zeros_like(t) if bar is None else bar for t, bar in pairs]
+            bars = [torch.zeros_like(t) if bar is None else bar for t, bar in given]
             rest = iter(self._pullback(*taken.inputs, *bars))
         found = [each(b, lambda _: next(rest)) for b in taken.start.blocks]
         of_batch = [next(rest) if there else None for there in self._found]
@@ -218,8 +218,8 @@ class _Functions:
         bars = [each(b, lambda _: next(rest)) for b in self._start.blocks]
         found = unroll.pullback(step, regroup(bars, layout(following.blocks)), first=False)
         assert found is not None
-        pairs = _pairs(self._start.blocks, regroup(found, layout(self._start.blocks)))
-        of_old = [torch.zeros_like(t) if bar is None else bar for t, bar in pairs]
+        of_start = pairs(self._start.blocks, regroup(found, layout(self._start.blocks)))
+        of_old = [torch.zeros_like(t) if bar is None else bar for t, bar in of_start]
         of = {id(t): bar for t, bar in unroll.sensitivity.pairs()}
         self.found = [id(leaf) in of for leaf in leaves]
         return [*of_old, *(of[id(leaf)] for leaf in leaves if id(leaf) in of)]
@@ -286,16 +286,6 @@ def _inputs(point: Point, batch: Batch) -> list[Tensor]:
         *(t for b in point.blocks for t in tensors_of(values_of(b))),
         *(b.detach() for b in point.buffers),
         *batch.detached,
-    ]
-
-
-def _pairs(blocks: Sequence[Block], cotangent: Sequence[Block]) -> list[tuple[Tensor, Tensor | None]]:
-    """Each tensor with its cotangent."""
-    return [
-        (t, bar)
-        for b, bars in zip(blocks, cotangent, strict=True)
-        for t, bar in zip(values_of(b), values_of(bars), strict=True)
-        if isinstance(t, Tensor)
     ]
 
 

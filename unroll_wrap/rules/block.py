@@ -66,6 +66,16 @@ def each(block: Block, function: Callable[[Tensor], Tensor | None]) -> Block:
     return block._replace(params=on(block.params), state=type(block.state)(*map(on, block.state)))
 
 
+def pairs(blocks: Sequence[Block], cotangent: Sequence[Block]) -> list[tuple[Tensor, Tensor | None]]:
+    """Each tensor with its cotangent."""
+    return [
+        (t, bar)
+        for b, bars in zip(blocks, cotangent, strict=True)
+        for t, bar in zip(values_of(b), values_of(bars), strict=True)
+        if isinstance(t, Tensor)
+    ]
+
+
 def layout(blocks: Sequence[Block]) -> Layout:
     """Which parameters each block holds."""
     return [b.index for b in blocks]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .block import Block, Layout, each, layout, pack, regroup, split, unpack, values_of
+from .block import Block, Layout, each, layout, pack, pairs, regroup, split, unpack, values_of
 from .rule import Pullback
 
 GradTransform = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -38,16 +38,11 @@ class Update(NamedTuple):
         """From the cotangent of (θ', state') to that of every g, None for zero, and that of (θ, state)."""
         if self.closed:
             return self._by_closed_form(self.closed, cotangent)
-        pairs = [
-            (out, bar)
-            for block, bars in zip(self.new, cotangent, strict=True)
-            for out, bar in zip(values_of(block), values_of(bars), strict=True)
-            if isinstance(out, Tensor) and isinstance(bar, Tensor) and out.requires_grad
-        ]
+        moved = [(out, bar) for out, bar in pairs(self.new, cotangent) if bar is not None and out.requires_grad]
         inputs = [g for g in self.grads if g is not None]
         inputs += [t for b in self.old for t in values_of(b) if isinstance(t, Tensor)]
-        outputs, bars = [out for out, _ in pairs], [bar for _, bar in pairs]
-        found = iter(torch.autograd.grad(outputs, inputs, bars, allow_unused=True) if pairs else [None] * len(inputs))
+        outputs, bars = [out for out, _ in moved], [bar for _, bar in moved]
+        found = iter(torch.autograd.grad(outputs, inputs, bars, allow_unused=True) if moved else [None] * len(inputs))
         of_grads = [None if g is None else next(found) for g in self.grads]
         return of_grads, [each(b, lambda _: next(found)) for b in self.old]
 
@@ -59,7 +54,7 @@ class Update(NamedTuple):
         of_grads: list[Tensor | None] = [None] * len(self.grads)
         of_old = []
         for old, new, bars, back in zip(self.old, self.new, cotangent, closed, strict=True):
-            given = [bar for t, bar in zip(values_of(new), values_of(bars), strict=True) if isinstance(t, Tensor)]
+            given = [bar for _, bar in pairs([new], [bars])]
             grad = _packed(old, self.grads)
             if back is None or grad is None or all(bar is None for bar in given):
                 of_old.append(bars if back is None else each(old, lambda _: None))
