@@ -387,29 +387,6 @@ def test_a_whole_training_step_for_a_loss():
     refused(world, lambda: unrolled_of(world, steps=2)(*world.batch(), d_loss=train), "d_loss", "calls backward")
 
 
-class Holding(torch.nn.Module):
-    """Uses a parameter by way of a dict that nn.Module does not know."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.last = torch.nn.Parameter(torch.randn(2, 5)), torch.nn.Linear(5, 1)
-        self.held = {"weight": self.weight}
-
-    def forward(self, x):
-        return self.last(torch.tanh(x @ self.held["weight"]))
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_parameter_that_is_not_reached_through_its_module(frozen):
-    """It would stay where it is in silence; also where the loop has switched D's flags off."""
-    world = warm_world()
-    world.discriminator = Holding().double()
-    world.optimizer = torch.optim.Adam(world.discriminator.parameters(), lr=0.02)
-    unrolled = unrolled_of(world, steps=2)
-    world.discriminator.requires_grad_(not frozen)
-    refused(world, lambda: call(world, unrolled), r"\(2, 5\)", "not through the discriminator's modules")
-
-
 @pytest.mark.parametrize("other", ["parameter", "buffer"])
 def test_two_tensors_in_the_same_memory(other):
     """A real step moves both."""
@@ -476,22 +453,6 @@ def test_a_warning_points_at_the_users_line():
     with pytest.warns(UserWarning, match="second term") as caught:
         unrolled(real, fake, d_loss=lambda D, real, fake: world.d_loss(D, real, fake.detach()))
     assert [one.filename for one in caught] == [__file__]
-
-
-@pytest.mark.parametrize("captured", [False, True])
-def test_parameters_that_a_loss_holds_in_a_list(captured):
-    """They are the live ones, whichever way the fake comes."""
-    world = warm_world()
-    live, (real, fake) = list(world.discriminator.parameters()), world.batch()
-
-    def decayed(D, real, fake):
-        return world.d_loss(D, real, fake) + 1e-3 * sum(p.square().sum() for p in live)
-
-    losses = {"d_loss": decayed, "g_loss": world.g_loss}
-    if captured:
-        losses = {name: lambda D, real, loss=loss: loss(D, real, fake) for name, loss in losses.items()}
-    unrolled = unrolled_of(world, steps=2)
-    refused(world, lambda: unrolled(*((real,) if captured else (real, fake)), **losses), "not through", "modules")
 
 
 def test_a_discriminator_that_is_nan_whatever_the_backward():

@@ -5,7 +5,6 @@ that is after the call, in the user's own ``backward()``, when D holds its live 
 silently another one, and D's buffers would move.
 """
 
-import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -91,7 +90,7 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
 
     Run again for the first time it moves D's buffers once more, as in a real step; later it starts from the same ones.
     """
-    params, buffers = swap.params(), copies(swap.buffers())
+    params, buffers = swap.inside(), copies(swap.buffers())
     around = [*_current.settings, *(getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes())]
     unrolling = guards.is_unrolling()
     ran = False
@@ -106,10 +105,10 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
             for context in around:
                 if context not in active:
                     stack.enter_context(context)
-            if first and swap.holds(params):
+            if first and swap.inside() is params:
                 buffers = copies(swap.buffers())
             else:
-                stack.enter_context(copy.copy(swap)).put(params, buffers)
+                stack.enter_context(swap.holding(params, buffers))
             function(*args)
 
     return run

@@ -107,11 +107,13 @@ def diagnose(
     """
     check_examined(unrolled, "diagnose", batch)
     d_loss, g_loss = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
-    steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
+    steps, batches = unrolled.plan(options.pop("steps", None), options.pop("resample", None))
     if steps == 0:
         raise ValueError("steps is 0: nothing is unrolled. Pass diagnose(..., steps=5), say.")
     modules, _, owned = unrolled.parts()
-    inputs = Inputs(wrt, (d_loss, g_loss), batch, options, [batches(k) for k in range(steps)], modules)
+    inputs = Inputs(
+        wrt, (d_loss, g_loss), batch, options, [batches(k) for k in range(steps)] if batches else [], modules
+    )
     if not inputs.tensors:
         raise ValueError(NOTHING)
     state = EveryState([*inputs.tensors, *owned], inputs.captured)

@@ -17,7 +17,7 @@ from .described import described
 from .operators import thrice_differentiable, twice_differentiable
 from .reach import now, reach
 from .replay import RandomState
-from .swap import Swap, UnrolledParameter
+from .swap import Swap
 
 NO_SECOND_DERIVATIVE = (
     "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, pass "
@@ -68,7 +68,7 @@ class Evaluator:
         kwargs: for every loss.
         autocast: the caller's autocast.
         second_order: whether their second derivatives will be asked for.
-        leaf: makes what stands in for a parameter.
+        leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
     """
 
@@ -78,7 +78,7 @@ class Evaluator:
     kwargs: dict[str, Any]
     autocast: Autocast
     second_order: bool
-    leaf: Callable[[Tensor], Tensor] = UnrolledParameter
+    leaf: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self._start = now()
@@ -94,11 +94,13 @@ class Evaluator:
         buffers: Sequence[Tensor],
         batch: tuple[Any, ...],
         walk: bool = True,
+        contents: Any = None,
     ) -> Evaluation:
         """``loss(D, *batch, **kwargs)`` with fresh leaves over ``params``, and clones of ``buffers``, in D."""
-        leaves = [self.leaf(p) for p in params]
+        # Through .data: parameters are views of one vector, and autograd would take a write to one for a write to all.
+        leaves = [p.data.requires_grad_() for p in params] if self.leaf is None else [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
-        self.swap.put(leaves, buffers)
+        self.put(leaves, buffers, contents)
         random = RandomState(self.owned) if walk else None
         try:
             value = self._run(name, loss, arguments)
@@ -106,31 +108,34 @@ class Evaluator:
             if sys.version_info >= (3, 11):
                 error.add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
             raise
-        if any(leaf.grad is not None for leaf in (*leaves, *arguments.leaves)):
+        own = self.swap.handles(leaves)
+        if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
             raise ValueError(
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
+        for mine, param in zip(own, params, strict=True):
+            # The loss has given a parameter other memory, with `p.data = ...`; the update reads the old one.
+            if mine.data_ptr() != param.data_ptr() and self.leaf is None:
+                param.data.copy_(mine.detach())
         value = one_element(name, value)
         if random is None:
             return Evaluation(name, value, leaves, arguments, [], False, [])
-        outside, captured, once, third_order = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
+        outside, captured, once, third_order = reach(value, {id(t) for t in (*own, *arguments.aliases)}, self._start)
         if third_order and not self._third_order:
             # Once more, with operators that can be differentiated a third time; from now on these are used.
             self._third_order, self._operators = True, thrice_differentiable()
             with random.replayed():
-                return self(name, loss, params, buffers, batch)
-        if outside and (shapes := self._bypassed(outside)):
-            raise ValueError(
-                f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
-                "discriminator's modules. Reach them through the module that owns them."
-            )
+                return self(name, loss, params, buffers, batch, contents=contents)
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
         return Evaluation(name, value, leaves, arguments, [] if captured else outside, captured, once)
 
-    def _bypassed(self, outside: list[Tensor]) -> list[tuple[int, ...]]:
-        live = {id(t) for t in outside}
-        return [tuple(p.shape) for p in self.owned if id(p) in live]
+    def put(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
+        """Let D hold these."""
+        if self.leaf is None:
+            self.swap.put(leaves, buffers, contents)
+        else:
+            self.swap.put_in_slots(leaves, buffers)
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         try:

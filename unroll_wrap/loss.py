@@ -2,7 +2,8 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
 from .rules.from_torch import read, rule_of
+from .rules.transforms import Transforms
 from .runtime import refuse_inference_mode, runtime
-from .swap import Swap, UnrolledParameter, all_modules, all_parameters, aside
+from .swap import Swap, all_modules, all_parameters
 from .unroll import Point, Unroll
 from .wrappers import check_wrappers
 
@@ -87,8 +89,10 @@ class UnrolledGeneratorLoss:
         average: the mean of ``g_loss`` over θ^1..θ^K instead of its value at θ^K (Appendix B.2).
         backward: how the second term is computed.
         grad_transform: differentiable ``list of gradients -> list of gradients`` before each inner update, for
-            loops that clip gradients.
-        param_transform: differentiable ``parameter -> parameter`` after it, for loops that clip weights.
+            loops that clip gradients. A function that takes ``names`` is given those of their parameters too. D holds
+            the parameters of the step meanwhile.
+        param_transform: differentiable ``parameter -> parameter`` after it, for loops that clip weights. A function
+            that takes ``name`` is given that too.
         average_gradients: False: every process looks ahead on its own. A process group: inner gradients are averaged
             over it, so that N ranks unroll what one process would on their joined batch, and each returns its share
             of the value. G's own averaging (DDP) completes it. See ``docs/distributed.md``.
@@ -110,8 +114,8 @@ class UnrolledGeneratorLoss:
         stop_gradient: bool = False,
         average: bool = False,
         backward: Backward = Store(),  # noqa: B008
-        grad_transform: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
-        param_transform: Callable[[Tensor], Tensor] | None = None,
+        grad_transform: Callable[..., Sequence[Tensor]] | None = None,
+        param_transform: Callable[..., Tensor] | None = None,
         average_gradients: "dist.ProcessGroup | bool" = False,
     ) -> None:
         self.discriminator = discriminator
@@ -201,14 +205,14 @@ class UnrolledGeneratorLoss:
         steps: Steps | None,
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, list[Tensor]]:
-        steps, inner_batch = self.plan(batch, steps, resample)
+        steps, inner_batch = self.plan(steps, resample)
         modules = all_modules(_modules(self.discriminator))
         check_logits((d_loss, g_loss), modules)
         with alone(modules):
             optimizers = self._optimizers()
             owned = self._owned(modules, optimizers)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
-            swap, compiled = Swap(modules, owned), not self.backward.second_order
+            swap, compiled = Swap(modules, owned, self.average or self.backward.rewinds), not self.backward.second_order
             if steps == 0:
                 with runtime(swap, (g_loss,), second_order=False, compiled=compiled):
                     return self._plain(g_loss, swap, owned, batch, kwargs), []
@@ -216,15 +220,14 @@ class UnrolledGeneratorLoss:
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
             setting = runtime(swap, (d_loss, g_loss), second_order, compiled)
-            with setting, aside(owned), autocast.outside(), torch.enable_grad():
+            with setting, autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
                     Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=second_order),
                     d_loss,
                     g_loss,
-                    autocast.within(inner_batch),
+                    inner_batch and autocast.within(inner_batch),
                     batch,
-                    self.grad_transform,
-                    self.param_transform,
+                    self.transforms(owned),
                     differentiate,
                     self.stop_gradient,
                     ranks,
@@ -250,17 +253,28 @@ class UnrolledGeneratorLoss:
         return self.d_loss if d_loss is None else d_loss, self.g_loss if g_loss is None else g_loss
 
     def plan(
-        self, batch: tuple[Any, ...], steps: Steps | None, resample: Resample | None
-    ) -> tuple[int, Callable[[int], tuple[Any, ...]]]:
-        """K, and the batch of each inner step; None stands for what the constructor was given."""
+        self, steps: Steps | None, resample: Resample | None
+    ) -> tuple[int, Callable[[int], tuple[Any, ...]] | None]:
+        """K, and ``k -> batch`` if inner steps have batches of their own.
+
+        None stands for what the constructor was given.
+        """
         steps = self.steps if steps is None else steps
         count = _count(steps() if callable(steps) else steps)
-        return count, _batches(self.resample if resample is None else resample, batch, count)
+        return count, _batches(self.resample if resample is None else resample, count)
 
     def parts(self) -> tuple[list[nn.Module], list[torch.optim.Optimizer], list[Tensor]]:
         """The user's modules, plain optimizers, and the parameters that these move, as they are now."""
         modules, optimizers = all_modules(_modules(self.discriminator)), self._optimizers()
         return modules, optimizers, self._owned(modules, optimizers)
+
+    def transforms(self, owned: Sequence[Tensor]) -> Transforms:
+        """The user's, and the names of the parameters that they may ask for."""
+        transforms = Transforms(self.grad_transform, self.param_transform)
+        if not transforms:
+            return transforms
+        name_of = {id(p): name for name, p in _named_parameters(self.discriminator)}
+        return replace(transforms, names=[name_of[id(p)] for p in owned])
 
     def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
         """What processes that average their gradients must have in common."""
@@ -285,9 +299,10 @@ class UnrolledGeneratorLoss:
         self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients, values and buffers out of it."""
-        swap.put([UnrolledParameter(p.detach().clone()) for p in owned], swap.originals())
+        swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
         try:
-            value = g_loss(self.discriminator, *batch, **kwargs)
+            with swap.shielded():
+                value = g_loss(self.discriminator, *batch, **kwargs)
         except TypeError as error:
             if told := misfit("g_loss", g_loss, (self.discriminator, *batch), kwargs, error):
                 raise told from error
@@ -355,6 +370,15 @@ def _modules(discriminator: Any) -> list[nn.Module]:
     return found
 
 
+def _named_parameters(discriminator: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(discriminator, nn.Module):
+        yield from discriminator.named_parameters()
+        return
+    parts = discriminator.items() if isinstance(discriminator, Mapping) else enumerate(discriminator)
+    for key, module in parts:
+        yield from ((f"{key}.{name}", p) for name, p in module.named_parameters())
+
+
 def _is_live(optimizer: Any) -> bool:
     return isinstance(optimizer, (torch.optim.Optimizer, list, tuple)) or hasattr(optimizer, "optimizer")
 
@@ -408,10 +432,10 @@ def _count(steps: Any) -> int:
     return count
 
 
-def _batches(resample: Resample | None, batch: tuple[Any, ...], steps: int) -> Callable[[int], tuple[Any, ...]]:
-    """``k -> batch`` for the inner steps."""
+def _batches(resample: Resample | None, steps: int) -> Callable[[int], tuple[Any, ...]] | None:
+    """``k -> batch`` for the inner steps; None for the call's own."""
     if resample is None:
-        return lambda k: batch
+        return None
     if not callable(resample):
         if not isinstance(resample, Iterable):
             raise TypeError(

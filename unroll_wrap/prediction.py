@@ -75,11 +75,11 @@ def predict(
     """
     check_examined(unrolled, "predict", batch)
     losses = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
-    count, _ = unrolled.plan(batch, steps, None)
+    count, _ = unrolled.plan(steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
-    _, batches = unrolled.plan(batch, short[1], options.pop("resample", None))
+    _, batches = unrolled.plan(short[1], options.pop("resample", None))
     modules, _, owned = unrolled.parts()
-    inputs = Inputs(wrt, losses, batch, options, [batches(k) for k in range(short[1])], modules)
+    inputs = Inputs(wrt, losses, batch, options, [batches(k) for k in range(short[1])] if batches else [], modules)
     if not inputs.tensors:
         raise ValueError(NOTHING)
     state = EveryState([*inputs.tensors, *owned], inputs.captured)
@@ -87,7 +87,12 @@ def predict(
     def gradient(k: int, unrolled: UnrolledGeneratorLoss = unrolled) -> Any:
         with state.replayed():
             loss = unrolled(
-                *inputs.batch, d_loss=losses[0], g_loss=losses[1], steps=k, resample=inputs.inner[:k], **inputs.kwargs
+                *inputs.batch,
+                d_loss=losses[0],
+                g_loss=losses[1],
+                steps=k,
+                resample=inputs.inner[:k] or None,
+                **inputs.kwargs,
             )
             return inputs.gradient(loss)
 

@@ -1,11 +1,12 @@
-"""Tensors in and out of the user's own modules.
+"""Tensors in and out of the user's own objects.
 
-A loss reaches the discriminator in many ways: as an argument, through ``self.netD``, a loss object, a DataParallel
-wrapper, a method. All of them end at the same modules, so the unrolled tensors are put there while a loss runs, and
-the originals are put back whatever happens. No other file touches the internals of ``nn.Module``.
+A loss reaches the discriminator in many ways: as an argument, through ``self.netD``, a loss object, a closure over one
+of its parameters. A parameter's class, its attributes and its identity may count as well. So the user's own tensor
+objects stay where they are, and for the time of an unroll they exchange what they hold with tensors of the unroll's:
+``torch.utils.swap_tensors`` does the same. The exchange is undone whatever happens.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
@@ -13,28 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-# The kinds of a module's attributes, nearly all of them, that are no tensors and no lists of any.
-_NO_TENSORS = {bool, int, float, str, type(None), tuple, set, dict, OrderedDict}
+from .belongings import Belongings
+
+_exchange = torch._C._swap_tensor_impl
 
 
-class UnrolledParameter(nn.Parameter):
-    """A leaf that stands in for a parameter during an unroll, and always requires grad.
+class Shielded(nn.Parameter):
+    """A parameter while ``g_loss`` runs, which always requires grad.
 
     Most loops switch D's ``requires_grad`` off around the generator's step, some from within the loss. An unroll
-    differentiates through D all the same, so these switches have no effect here.
+    differentiates through D all the same, so these switches have no effect there.
     """
 
-    def __new__(  # pyright: ignore[reportInconsistentConstructor]
-        cls, data: Tensor, requires_grad: bool = True
-    ) -> "UnrolledParameter":
-        """A fresh leaf over the memory of ``data``; copy.deepcopy passes the flag."""
-        # Through .data: parameters are views of one vector, and autograd would take a write to one for a write to all.
-        return torch.Tensor._make_subclass(cls, data.data, True)
-
-    def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, requires_grad: bool = True
-    ) -> "UnrolledParameter":
+    def requires_grad_(self, requires_grad: bool = True) -> "Shielded":  # noqa: ARG002
         """Leave the flag on, whatever is asked."""
         return self
 
@@ -47,145 +41,266 @@ class UnrolledParameter(nn.Parameter):
     def requires_grad(self, value: bool) -> None:
         pass
 
-    @property
-    def data(self) -> Tensor:
-        """The values, outside autograd."""
-        return super().data
-
-    @data.setter
-    def data(self, value: Tensor) -> None:
-        # The optimizer's part of the step reads the memory that this is a leaf over.
-        super().data.copy_(value)
-
 
 class Swap:
-    """Where the moving tensors of some modules live, and how those modules looked before.
+    """What the moving tensors of some modules hold, and how those modules looked before.
 
-    A context: on leaving it, every parameter, buffer, attribute, flag and entry of a list of tensors is what it was.
+    A context: on leaving it, every parameter, buffer, attribute, flag and entry of a container is what it was.
 
     Args:
         modules: all modules that hold the tensors, submodules included.
         params: the parameters that the inner optimizer moves, each once.
+        rewinds: whether steps run in another order than that of training, so that what a forward pass leaves in
+            containers has to be put back before each of them.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:
         self.modules = modules
-        self._param_slots: list[tuple[Any, Any, int]] = []
-        self._buffer_slots: list[tuple[Any, Any, int]] = []
-        self._originals: list[Tensor] = []
+        self._params = list(params)
+        self._rewinds = rewinds
+        # The unroll's tensors with which the user's have exchanged what they hold: for parameters, and for the others.
+        self._inside: Sequence[Tensor] = ()
+        self._clones: Sequence[Tensor] = ()
+        self._in_slots = False
         self._live: list[Tensor] = []
-        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._carried: list[Tensor] = []
+        self._places: list[tuple[dict[str, Any], str, int]] = []
+        self._slots: list[tuple[Any, Any, int]] = []
+        index: dict[int, int] = {}
         moved = {id(p): i for i, p in enumerate(params)}
-        carried: dict[int, int] = {}
+
+        def carry(tensor: Tensor, container: Any, key: Any) -> None:
+            i = index.setdefault(id(tensor), len(self._carried))
+            if i == len(self._carried):
+                self._carried.append(tensor)
+            if type(container) in (dict, OrderedDict):
+                self._places.append((container, key, i))
+
         for module in modules:
             for name, p in module._parameters.items():
                 if (i := moved.get(id(p))) is not None:
-                    self._param_slots.append((module._parameters, name, i))
+                    self._slots.append((module._parameters, name, i))
                 elif p is None:
                     continue
                 elif p.requires_grad:
                     self._live.append(p)
                 else:
                     # Some spectral norms keep u and v as parameters that no optimizer ever moves.
-                    self._carry(module._parameters, name, p, carried)
+                    carry(p, module._parameters, name)
             for name, b in module._buffers.items():
-                if b is not None:
-                    self._carry(module._buffers, name, b, carried)
-            for name, value in vars(module).items():
-                if type(value) in _NO_TENSORS:
-                    continue
-                # RNNs call their kernels with a list of their parameters, and keep another of weak references. Other
-                # lists a forward pass may append to.
-                if isinstance(value, list):
-                    self._lists.append((value, list(value)))
-                    self._param_slots += [(value, i, moved[id(v)]) for i, v in enumerate(value) if id(v) in moved]
-                elif isinstance(value, Tensor) and value.is_leaf and not value.requires_grad:
-                    # A buffer that nobody registered.
-                    self._carry(vars(module), name, value, carried)
-
-    def _carry(self, container: dict[str, Any], name: str, tensor: Tensor, carried: dict[int, int]) -> None:
-        if id(tensor) not in carried:
-            carried[id(tensor)] = len(self._originals)
-            self._originals.append(tensor)
-        self._buffer_slots.append((container, name, carried[id(tensor)]))
+                # One with a graph is a generator's, and its gradient goes there.
+                if b is not None and not b.requires_grad:
+                    carry(b, module._buffers, name)
+        self._belongings = Belongings(modules)
+        for tensor, container, key in self._belongings.places:
+            if (i := moved.get(id(tensor))) is not None:
+                # RNNs call their kernels with a list of their parameters.
+                self._slots += [(container, key, i)] if container is not None else []
+            elif tensor.is_leaf and not tensor.requires_grad:
+                carry(tensor, container, key)
+        self._copied = list(range(len(self._carried)))
+        self._unwritten: list[tuple[Tensor, Tensor]] = []
+        self._learned = not any(isinstance(t, nn.Parameter) for t in self._carried)
 
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
+        self._homes = [t._cdata for t in (*self._params, *self._carried)]
         self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self.modules]
+        self._contents = self._belongings.contents()
         self._flags = [(p, p.requires_grad) for p in self._live]
+        self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
+        self._handles = RemovableHandle.next_id
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put every original back where it was."""
+        """Put everything back as it was; to do so twice does no harm."""
+        self._home()
+        self._after_exchange()
+        self._unshield()
         for module, attributes, params, buffers in self._before:
             _refill(module._parameters, params)
             _refill(module._buffers, buffers)
-            now = vars(module)
-            if len(now) != len(attributes) or not all(map(is_, now.values(), attributes.values())):
-                _restore(now, attributes)
-        for values, items in self._lists:
-            values[:] = items
+            _restore(vars(module), attributes)
+        self._belongings.refill(self._contents)
         for p, flag in self._flags:
             p.requires_grad_(flag)
-        del self._before, self._flags
+        self._inside = self._clones = ()
+        self.written_after_all()
 
     def originals(self) -> tuple[Tensor, ...]:
         """The live buffers, and the parameters that nothing trains."""
-        return tuple(self._originals)
+        return tuple(self._carried)
 
-    def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+    def contents(self) -> Any:
+        """What attributes and containers hold now, if that will be asked for."""
+        return ([vars(m).copy() for m in self.modules], self._belongings.contents()) if self._rewinds else None
+
+    def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Let the modules use ``params`` and clones of ``buffers``.
 
         Clones, afresh for every evaluation: an in-place update, or one through ``.data`` that autograd cannot
         see, would otherwise change what an earlier step has saved for its backward pass.
         """
-        for container, key, i in self._param_slots:
+        self.out()
+        if contents is not None:
+            for module, attributes in zip(self.modules, contents[0], strict=True):
+                _restore(vars(module), attributes)
+            self._belongings.refill(contents[1])
+        clones = copies(buffers[i] for i in self._copied)
+        self._inside, self._clones = params, clones
+        try:
+            self._exchange_all()
+        except RuntimeError:
+            self._home()
+            self._exchange_all()
+        for container, key, i in self._places:
+            if container.get(key) is not self._carried[i] and isinstance(container.get(key), Tensor):
+                container[key] = self._carried[i]
+
+    def out(self) -> None:
+        """Let the user's tensors hold what is their own."""
+        if self._in_slots:
+            self._fill_slots(self._params, self._carried)
+            self._in_slots = False
+        if self._inside or self._clones:
+            if self._hooks or self._handles != RemovableHandle.next_id:
+                for p in self._params:
+                    p._backward_hooks = None
+            try:
+                self._exchange_all()
+            except RuntimeError:
+                self._home()
+            self._inside = self._clones = ()
+            self._after_exchange()
+
+    def _home(self) -> None:
+        """Whatever has been exchanged so far, in the middle of it too, goes back."""
+        if torch.is_autocast_cache_enabled():
+            # Autocast remembers the weights that it has cast by references to them, which stand in the way.
+            torch.clear_autocast_cache()
+        lent = {t._cdata: t for t in (*self._inside, *self._clones, *(clone for _, clone in self._unwritten))}
+        for mine, home in zip((*self._params, *self._carried), self._homes, strict=True):
+            if mine._cdata != home:
+                _exchange(mine, lent[home])
+
+    def _exchange_all(self) -> None:
+        # In C from end to end, so that no interrupt comes between two.
+        deque(map(_exchange, self._params, self._inside), 0)
+        deque(map(_exchange, map(self._carried.__getitem__, self._copied), self._clones), 0)
+        for p, _ in self._hooks:
+            p._backward_hooks = None
+
+    def _after_exchange(self) -> None:
+        for p, hooks in self._hooks:
+            p._backward_hooks = hooks
+
+    def put_in_slots(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        """The same for tensors that a tracer knows by their objects: these are put where the user's are."""
+        self.out()
+        self._in_slots = True
+        self._fill_slots(params, copies(buffers))
+
+    def _fill_slots(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        for container, key, i in self._slots:
             container[key] = params[i]
-        clones = copies(buffers)
-        for container, key, i in self._buffer_slots:
-            container[key] = clones[i]
+        for container, key, i in self._places:
+            container[key] = buffers[i]
 
-    def params(self) -> list[Tensor]:
-        """What the moving parameters are now."""
-        now = {i: container[key] for container, key, i in self._param_slots}
-        return [now[i] for i in range(len(now))]
+    def inside(self) -> Sequence[Tensor]:
+        """What the unroll has put in last."""
+        return self._inside
 
-    def holds(self, params: Sequence[Tensor]) -> bool:
-        """Whether D has these very parameters in it."""
-        return all(container[key] is params[i] for container, key, i in self._param_slots)
+    def handles(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The objects that hold what the unroll made as ``params``: the user's own while D has these in it."""
+        return self._params if params is self._inside else params
+
+    @contextmanager
+    def holding(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
+        """For a while ``params`` and clones of ``buffers``, and then what was there before."""
+        before, inside = (self._inside, self._clones), bool(self._inside)
+        try:
+            if inside:
+                self.put(params, buffers)
+                yield
+            else:
+                with self:
+                    self.put(params, buffers)
+                    yield
+        finally:
+            if inside:
+                self.out()
+                self._inside, self._clones = before
+                self._exchange_all()
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Parameters require grad whatever a loss asks of them.
+
+        Raises:
+            ValueError: one of a class of its own was switched off.
+        """
+        try:
+            for p in self._params:
+                if type(p) is nn.Parameter:
+                    p.__class__ = Shielded
+            yield
+        finally:
+            self._unshield()
+        off = [type(p).__name__ for p in self._params if not p.requires_grad]
+        if off:
+            raise ValueError(
+                f"g_loss switches requires_grad off for {len(off)} parameters of D, the first of them a {off[0]}: no "
+                "derivative would pass through D's steps. Leave that to the training loop."
+            )
+
+    def _unshield(self) -> None:
+        for p in self._params:
+            if type(p) is Shielded:
+                p.__class__ = nn.Parameter
 
     def buffers(self) -> tuple[Tensor, ...]:
         """What the buffers are now, after a loss has run."""
-        now = list(self._originals)
-        for container, key, i in self._buffer_slots:
-            if isinstance(value := container.get(key), Tensor):
+        now = list(self._carried)
+        for i in () if self._in_slots else self._copied:
+            now[i] = now[i].detach()
+        for container, key, i in self._places:
+            value = container.get(key)
+            if value is not self._carried[i] and isinstance(value, Tensor):
                 now[i] = value
+        if not (self._learned or self._in_slots):
+            self._learn(now)
         return tuple(now)
+
+    def _learn(self, now: list[Tensor]) -> None:
+        """Which frozen parameters a first loss has left alone: these are not copied again, they may be large."""
+        self._learned = True
+        pairs = dict(zip(self._copied, self._clones, strict=True))
+        for i, clone in pairs.items():
+            # The user's object holds the clone, and the other way round.
+            mine = self._carried[i]
+            if isinstance(mine, nn.Parameter) and mine._version == 0 and _equal(mine, clone):
+                self._unwritten.append((mine, clone))
+                _exchange(mine, clone)
+                now[i] = mine
+        unwritten = {id(mine) for mine, _ in self._unwritten}
+        self._copied = [i for i in pairs if id(self._carried[i]) not in unwritten]
+        self._clones = [pairs[i] for i in self._copied]
+
+    def written_after_all(self) -> list[Tensor]:
+        """What a later loss has written to, put back as it was."""
+        changed = [(mine, clone) for mine, clone in self._unwritten if not _equal(mine, clone)]
+        for mine, clone in changed:
+            mine.data.copy_(clone)
+        return [mine for mine, _ in changed]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | (one != one)).all())
 
 
 def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors of the same kinds with the same content."""
-    return [
-        nn.Parameter(b.clone(), requires_grad=False) if isinstance(b, nn.Parameter) else b.detach().clone()
-        for b in buffers
-    ]
-
-
-@contextmanager
-def aside(params: Sequence[Tensor]) -> Iterator[None]:
-    """Live parameters require grad meanwhile, and have none.
-
-    A loss that reaches one itself, not its stand-in, then shows by its graph, whatever the user's flags say; and one
-    that calls ``zero_grad()`` of the optimizer clears nothing.
-    """
-    before = [(p.requires_grad, p.grad) for p in params]
-    try:
-        for p in params:
-            p.requires_grad_(True).grad = None
-        yield
-    finally:
-        for p, (flag, grad) in zip(params, before, strict=True):
-            p.requires_grad_(flag).grad = grad
+    """Tensors with the same content."""
+    return [b.detach().clone() for b in buffers]
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
@@ -193,9 +308,10 @@ def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
 
     A layer that initialises itself from its first batch notes that it has, and here it has not.
     """
-    for name in [n for n in now if n not in before]:
-        del now[name]
-    now.update(before)
+    if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
+        for name in [n for n in now if n not in before]:
+            del now[name]
+        now.update(before)
 
 
 def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:

@@ -10,18 +10,20 @@ Fresh leaves, because a θ^k that stays attached to the graph is also differenti
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import tensors_in
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
 from .operators import parameters_only
 from .ranks import Grads, OneProcess
-from .rules.block import Block, unpack
-from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
-from .swap import UnrolledParameter
+from .reach import reach
+from .rules.block import Block
+from .rules.transforms import Transforms
+from .rules.update import Update, add, params_of, update, zero_cotangent
 
 
 class Point(NamedTuple):
@@ -29,13 +31,11 @@ class Point(NamedTuple):
 
     blocks: list[Block]
     buffers: tuple[Tensor, ...]
+    contents: Any = None
 
     def params(self) -> list[Tensor]:
         """θ^k, parameter by parameter."""
-        found: dict[int, Tensor] = {}
-        for block in self.blocks:
-            found.update(zip(block.index, unpack(block.params, block.shapes), strict=True))
-        return [found[i] for i in range(len(found))]
+        return params_of(self.blocks)
 
 
 class Step(NamedTuple):
@@ -98,10 +98,9 @@ class Unroll:
         evaluate: runs a loss with given tensors in D.
         d_loss: ``(D, *batch, **kwargs) -> scalar``.
         g_loss: the same.
-        inner_batch: ``k -> batch`` for inner step k.
+        inner_batch: ``k -> batch`` for inner step k; None for ``batch`` in all of them.
         batch: the call's own, for ``g_loss``.
-        grad_transform: before the rule, see ``rules.update``.
-        param_transform: after the rule.
+        transforms: of gradients before the rule, and of parameters after it.
         differentiate: whether the caller wants a gradient at all.
         stop_gradient: whether it is to be the first term of Eq. 12 alone.
         ranks: whom gradients are averaged with.
@@ -112,10 +111,9 @@ class Unroll:
     evaluate: Evaluator
     d_loss: Callable[..., Tensor]
     g_loss: Callable[..., Tensor]
-    inner_batch: Callable[[int], tuple[Any, ...]]
+    inner_batch: Callable[[int], tuple[Any, ...]] | None
     batch: tuple[Any, ...]
-    grad_transform: GradTransform | None
-    param_transform: ParamTransform | None
+    transforms: Transforms
     differentiate: bool
     stop_gradient: bool
     ranks: OneProcess = field(default_factory=OneProcess)
@@ -145,19 +143,40 @@ class Unroll:
             )
         grads, _ = self.gradients(evaluation, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
-        update = self.update(point, averages or grads, differentiable)
-        return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, averages, update)
+        update, following = self.update(point, averages or grads, differentiable)
+        return following, Step(point, evaluation, grads, averages, update)
 
     def advance(self, point: Point, k: int) -> Point:
         """θ^k → θ^{k+1} on the step's own batch, never to be differentiated."""
-        return self.step(point, k, self.inner_batch(k), differentiable=False)[0]
+        return self.step(*self.draw(point, k), differentiable=False)[0]
+
+    def draw(self, point: Point, k: int) -> tuple[Point, int, tuple[Any, ...]]:
+        """The batch of inner step k, drawn while D is at θ^k; and the point, whose buffers drawing may move.
+
+        Raises:
+            ValueError: the batch depends on θ^k by a graph, which a step cannot differentiate.
+        """
+        if self.inner_batch is None:
+            return point, k, self.batch
+        swap = self.evaluate.swap
+        self.evaluate.put([p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
+        batch = self.inner_batch(k)
+        made = [t for t in tensors_in(batch) if t.grad_fn is not None]
+        own = {id(p) for p in self.evaluate.owned}
+        if any(id(leaf) in own for t in made for leaf in reach(t, set(), 0).leaves):
+            raise ValueError(
+                f"The batch that resample gave for inner step {k} has a graph that leads to D's parameters. Detach what "
+                "D returns there, or compute it inside d_loss."
+            )
+        return point._replace(buffers=swap.buffers(), contents=swap.contents()), k, batch
 
     def evaluate_d(
         self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True
     ) -> Evaluation:
         """``d_loss`` of inner step k, at the point's parameters or others."""
         params = point.params() if params is None else params
-        evaluation = self.evaluate(f"d_loss at inner step {k}", self.d_loss, params, point.buffers, batch, walk)
+        name = f"d_loss at inner step {k}"
+        evaluation = self.evaluate(name, self.d_loss, params, point.buffers, batch, walk, point.contents)
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
         return evaluation
@@ -166,11 +185,12 @@ class Unroll:
         self, evaluation: Evaluation, also: Sequence[Tensor] = (), **options: Any
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """What the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
-        name, loss, params = evaluation.name, evaluation.loss, evaluation.params
+        name, loss = evaluation.name, evaluation.loss
+        params = self.evaluate.swap.handles(evaluation.params)
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
         # The operators tell parameters by their class, which a tracer's leaves do not have.
-        skip = not also and all(type(p) is UnrolledParameter for p in params)
+        skip = not also and self.evaluate.leaf is None
         with parameters_only() if skip else nullcontext():
             found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
         grads = found[: len(params)]
@@ -192,9 +212,16 @@ class Unroll:
                 grads[i] = g if changed is None else changed
         return grads, found[len(params) :]
 
-    def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> Update:
-        """The optimizer's part of a step."""
-        return update(point.blocks, grads, self.grad_transform, self.param_transform, differentiable)
+    def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
+        """The optimizer's part of a step, and where it ends; D is as its loss has left it."""
+        swap = self.evaluate.swap
+        carried = swap.buffers(), swap.contents()
+        if any(b.rule.joint for b in point.blocks):
+            # The live optimizer is about to step the live parameters.
+            swap.out()
+        transforms = self.transforms and replace(self.transforms, holding=lambda p: swap.holding(p, carried[0]))
+        done = update(point.blocks, grads, transforms, differentiable)
+        return done, Point(done.following(), *carried)
 
     def pullback(self, step: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
         """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way.
@@ -208,9 +235,9 @@ class Unroll:
             for g, bar in zip(step.grads, bars, strict=True)
             if g is not None and bar is not None and g.requires_grad
         ]
-        inner = [] if first else evaluation.params
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
-        self.evaluate.swap.put(evaluation.params, step.start.buffers)
+        self.evaluate.put(evaluation.params, step.start.buffers, step.start.contents)
+        inner = [] if first else self.evaluate.swap.handles(evaluation.params)
         found = differentiate(
             evaluation.name,
             [g for g, _ in pairs],
@@ -228,12 +255,15 @@ class Unroll:
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
-        evaluation = self.evaluate("g_loss", self.g_loss, point.params(), point.buffers, self.batch)
+        with self.evaluate.swap.shielded():
+            evaluation = self.evaluate(
+                "g_loss", self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents
+            )
         value = evaluation.loss * weight if weight != 1 else evaluation.loss
         cotangent = zero_cotangent(point.blocks)
         if not (self.differentiate and value.requires_grad):
             return value.detach(), cotangent
-        params = [] if self.stop_gradient else evaluation.params
+        params = [] if self.stop_gradient else self.evaluate.swap.handles(evaluation.params)
         keep = evaluation.captured or bool(evaluation.outside)
         factor = self.evaluate.autocast.first
         found = differentiate("g_loss", [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)

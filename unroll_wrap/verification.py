@@ -13,10 +13,11 @@ from torch import Tensor
 from .backward import FiniteDifference, Truncate
 from .cuts import Cuts, Diverged
 from .inputs import NOTHING, Inputs
+from .live import Snapshot
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .mistakes import check_examined
 from .precision import precision
-from .rehearsal import Rehearsal
+from .real_steps import RealSteps
 from .replay import EveryState
 from .slopes import Around, Line, Shift, Slope, along, directions
 
@@ -109,32 +110,34 @@ def examined(
     """What ``verify`` prints, in silence."""
     options = dict(options or {})
     d_loss, g_loss = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
-    steps, batches = unrolled.plan(batch, options.pop("steps", None), options.pop("resample", None))
+    steps, batches = unrolled.plan(options.pop("steps", None), options.pop("resample", None))
     # Drawn once: a loader gives other batches the next time.
-    drawn = [batches(k) for k in range(steps)]
+    drawn = [batches(k) for k in range(steps)] if batches else []
     try:
         modules, _, owned = unrolled.parts()
     except ValueError as error:
         return Verification(_NAN, _NAN, 0.0, problems=[str(error)])
     inputs = Inputs(wrt, (d_loss, g_loss), batch, options, drawn, modules)
     notes, constant, allowed = _by_choice(unrolled, steps)
-    rehearsal = Rehearsal(unrolled, d_loss, g_loss, inputs.batch, inputs.inner, inputs.kwargs, constant)
+    inner = inputs.inner or [inputs.batch] * steps
+    steps_taken = RealSteps(unrolled, d_loss, g_loss, inputs.batch, inner, inputs.kwargs, constant)
     state = EveryState([*inputs.tensors, *owned], inputs.captured)
     given: dict[str, Any] = {"d_loss": d_loss, "g_loss": g_loss, "steps": steps, **inputs.kwargs}
     given["resample"] = inputs.inner or None
 
     def surrogate(one: UnrolledGeneratorLoss = unrolled) -> tuple[Tensor, list[Tensor]]:
-        with state.replayed():
+        # What the losses keep of their own is put back after real steps too.
+        with state.replayed(), Snapshot([d_loss, g_loss]):
             loss = one(*inputs.batch, **given)
             return loss.detach(), inputs.gradient(loss)
 
     def real(shifted: Shift = nullcontext, around: Around = nullcontext) -> float:
         with state.replayed():
-            return rehearsal.run(shifted, around)
+            return steps_taken.run(shifted, around)
 
     # First of all, and unguarded: what fails here fails in the user's training too.
     expected = real()
-    values = rehearsal.values
+    values = steps_taken.values
     unit = precision([*owned, *inputs.tensors])
     tolerance = 100 * unit * max(1.0, abs(expected)) * max(1, steps)
     report = partial(Verification, real_value=expected, tolerance=tolerance, notes=notes)
@@ -158,7 +161,7 @@ def examined(
     cuts = Cuts()
     real(around=cuts.watched)
     noise = tolerance if loss.is_cuda else 0.0
-    changed = _changed(values, rehearsal.values, noise)
+    changed = _changed(values, steps_taken.values, noise)
     if changed or not right:
         return report(value, slopes=found, problems=[*problems, changed or _VALUE])
     if all(abs(s.difference) <= s.uncertainty for s in found):

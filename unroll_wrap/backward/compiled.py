@@ -36,6 +36,7 @@ class Compiled:
     """
 
     second_order = True
+    rewinds = True
     _programs: dict[Any, Program | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     _alive: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _reported: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -134,7 +135,8 @@ class _Stack:
         self._program: Program | None = None
 
     def step(self, point: Point, k: int) -> Point:
-        unroll, keep, given = self._unroll, k >= self.first, self._unroll.inner_batch(k)
+        unroll, keep = self._unroll, k >= self.first
+        point, _, given = unroll.draw(point, k)
         if self._batch is None or given is not self._batch.arguments[0]:
             self._batch = Batch.of(given, unroll.evaluate.kwargs)
             self._program = self._settings._program(unroll, point, self._batch)

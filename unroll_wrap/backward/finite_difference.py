@@ -40,6 +40,7 @@ class FiniteDifference:
     eps: float | None = None
     central: bool = False
     second_order = False
+    rewinds = True
 
     def __post_init__(self) -> None:
         if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps > 0):
@@ -76,15 +77,16 @@ class _Stack:
         unroll = self._unroll
         if k < self.first:
             return unroll.advance(point, k)
-        batch, random = unroll.inner_batch(k), RandomState(unroll.evaluate.owned)
+        point, _, batch = unroll.draw(point, k)
+        random = RandomState(unroll.evaluate.owned)
         pieces = Pieces()
         with pieces.noted() if self._hold else nullcontext():
             evaluation = unroll.evaluate_d(point, k, batch)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         grads = [None if g is None else g.detach() for g in found]
-        update = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
+        update, following = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, pieces, evaluation, grads, outer, update))
-        return Point(update.following(), unroll.evaluate.swap.buffers())
+        return following
 
     def _check(self, taken: _Taken) -> None:
         """The same again, once a call: of a loss that gives another value here, differences mean nothing."""

@@ -18,6 +18,7 @@ from ..ranks import OneProcess
 from ..rules.block import Block, each, layout, pairs, regroup, values_of
 from ..rules.closed import ClosedRule, tensors_of
 from ..rules.rule import Pullback, UpdateRule
+from ..rules.transforms import Transforms
 from ..rules.update import Update
 from ..unroll import Point, Sensitivity, Step, Unroll
 from .inductor import compile_function
@@ -146,7 +147,7 @@ class Program:
             return Point([_followed(b) for b in blocks], buffers), Taken(self, start, batch, inputs, None)
         grads = [b.params if used else None for b, used in zip(blocks, self._used, strict=True)]
         grads = unroll.ranks.gradients(grads, batch.arguments[0]) or grads
-        update = unroll.update(point, grads, differentiable)
+        update, _ = unroll.update(point, grads, differentiable)
         return Point(update.following(), buffers), Taken(self, start, batch, inputs, update)
 
     def pullback(self, unroll: Unroll, taken: Taken, cotangent: list[Block]) -> list[Block]:
@@ -184,7 +185,7 @@ def in_closed_form(unroll: Unroll, point: Point) -> bool:
     And in 32 bits at least: the numbers of a rule are tensors of its parameters' precision there, and in 16 bits 0.999
     is 1.
     """
-    alone = type(unroll.ranks) is OneProcess and not (unroll.grad_transform or unroll.param_transform)
+    alone = type(unroll.ranks) is OneProcess and not unroll.transforms
     return alone and all(isinstance(b.rule, ClosedRule) and b.params.itemsize > 2 for b in point.blocks)
 
 
@@ -199,7 +200,7 @@ class _Functions:
     """
 
     def __init__(self, unroll: Unroll, start: Point, batch: Batch) -> None:
-        self._unroll = replace(unroll, grad_transform=None, param_transform=None, ranks=OneProcess())
+        self._unroll = replace(unroll, transforms=Transforms(), ranks=OneProcess())
         self._start = start
         self._batch = batch
         self.found: list[bool] = []

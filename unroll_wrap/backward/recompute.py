@@ -27,6 +27,7 @@ class Recompute:
 
     every: int = 1
     second_order = True
+    rewinds = True
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
@@ -58,9 +59,9 @@ class _Segments:
     def step(self, point: Point, k: int) -> Point:
         if k < self.first:
             return self._unroll.advance(point, k)
+        point, _, batch = self._unroll.draw(point, k)
         if (k - self.first) % self._every == 0:
             self._segments.append((point, []))
-        batch = self._unroll.inner_batch(k)
         random = RandomState(self._unroll.evaluate.owned)
         point, step = self._unroll.step(point, k, batch, differentiable=False)
         self._segments[-1][1].append(_Recorded(k, batch, random, step.evaluation.loss.detach(), step.averages))

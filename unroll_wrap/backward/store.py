@@ -12,6 +12,7 @@ class Store:
     """The default: about three plain gradients' time a step, and the activations of all K steps in memory."""
 
     second_order = True
+    rewinds = False
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A stack of the steps that are differentiated."""
@@ -26,7 +27,7 @@ class _Stack:
 
     def step(self, point: Point, k: int) -> Point:
         keep = k >= self.first
-        point, step = self._unroll.step(point, k, self._unroll.inner_batch(k), differentiable=keep)
+        point, step = self._unroll.step(*self._unroll.draw(point, k), differentiable=keep)
         if keep:
             self._steps.append(step)
         return point

@@ -35,6 +35,11 @@ class Backward(Protocol):
         """Whether gradients of D's are differentiated."""
         ...
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether losses run at points that training has passed already."""
+        ...
+
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A fresh tape for all K = ``steps`` inner steps, of which those from ``first`` on are differentiated."""
         ...

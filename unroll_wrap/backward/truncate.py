@@ -32,6 +32,11 @@ class Truncate:
         """Whether gradients of D's are differentiated."""
         return self.backward.second_order
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether losses run at points that training has passed already."""
+        return self.backward.rewinds
+
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """The inner tape, which differentiates the last steps."""
         if self.steps > steps:

@@ -1,16 +1,14 @@
 """One optimizer step on every block, and its pullback. Knows gradients, not where they come from."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .block import Block, Layout, each, layout, pack, pairs, regroup, split, unpack, values_of
 from .rule import Pullback
-
-GradTransform = Callable[[list[Tensor]], Sequence[Tensor]]
-ParamTransform = Callable[[Tensor], Tensor]
+from .transforms import Transforms
 
 
 class Update(NamedTuple):
@@ -81,8 +79,7 @@ class Update(NamedTuple):
 def update(
     blocks: Sequence[Block],
     grads: Sequence[Tensor | None],
-    grad_transform: GradTransform | None,
-    param_transform: ParamTransform | None,
+    transforms: Transforms,
     differentiable: bool,
 ) -> Update:
     """Step every parameter that has a gradient; as in torch, one without is left alone, its step count too.
@@ -90,12 +87,11 @@ def update(
     Args:
         blocks: θ and state.
         grads: one for each parameter, or None. Their own graph, if any, plays no part.
-        grad_transform: from the list of the gradients there are to a list of the same length, before the rule.
-        param_transform: from an updated parameter to a parameter, after the rule.
+        transforms: of gradients before the rule, and of parameters after it.
         differentiable: keep what the pullback needs.
     """
     old = split(blocks, [g is not None for g in grads])
-    if not (grad_transform or param_transform):
+    if not transforms:
         closed = _in_closed_form(old, grads, layout(blocks))
         if closed is not None:
             return closed
@@ -103,17 +99,20 @@ def update(
     old = [each(b, leaf) for b in old]
     leaves = [None if g is None else leaf(g) for g in grads]
     with torch.set_grad_enabled(differentiable):
-        given = _transformed(leaves, grad_transform) if grad_transform else leaves
+        given: Sequence[Tensor | None] = leaves
+        if transforms.gradients:
+            with transforms.holding(params_of(old)):
+                given = transforms.of_gradients(leaves)
         new = []
         for block in old:
             g = _packed(block, given)
             if g is not None:
                 params, state = block.rule.update(block.params, g, block.state)
                 block = block._replace(params=params, state=state)
-            if param_transform:
-                params = [_moved(p, param_transform) for p in unpack(block.params, block.shapes)]
-                block = block._replace(params=pack(params))
             new.append(block)
+        if transforms.parameter:
+            with transforms.holding(params_of(new)):
+                new = [_transformed(b, transforms) for b in new]
     return Update(old, new, leaves, layout(blocks), None)
 
 
@@ -137,31 +136,19 @@ def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Lay
     return Update(old, new, list(grads), entry, closed)
 
 
-# Both transforms get copies, which they may change in place.
+def _transformed(block: Block, transforms: Transforms) -> Block:
+    params = unpack(block.params, block.shapes)
+    return block._replace(
+        params=pack([transforms.of_parameter(p, i) for i, p in zip(block.index, params, strict=True)])
+    )
 
 
-def _transformed(grads: Sequence[Tensor | None], transform: GradTransform) -> list[Tensor | None]:
-    present = [g.clone() for g in grads if g is not None]
-    shapes = [g.shape for g in present]
-    changed = transform(present)
-    found = list(changed) if isinstance(changed, Iterable) and not isinstance(changed, Tensor) else [changed]
-    if [getattr(g, "shape", None) for g in found] != shapes:
-        raise ValueError(
-            f"grad_transform got {len(shapes)} gradients and returned {changed!r:.200}. Return a list with one "
-            "gradient for each, in order and of the same shape."
-        )
-    new = iter(found)
-    return [None if g is None else next(new) for g in grads]
-
-
-def _moved(param: Tensor, transform: ParamTransform) -> Tensor:
-    found: Any = transform(param.clone())
-    if getattr(found, "shape", None) != param.shape:
-        raise ValueError(
-            f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. Return the "
-            "new parameter, of the same shape."
-        )
-    return found
+def params_of(blocks: Sequence[Block]) -> list[Tensor]:
+    """Every parameter, in the order of their indices."""
+    found: dict[int, Tensor] = {}
+    for block in blocks:
+        found.update(zip(block.index, unpack(block.params, block.shapes), strict=True))
+    return [found[i] for i in range(len(found))]
 
 
 def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:

@@ -1,25 +1,26 @@
-"""K real steps of the real optimizer, on clones that stand in D while they are taken."""
+"""K real steps: the user's own discriminator, stepped by their own optimizer, and everything put back."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import guards
 from .arguments import cut
 from .checkpoints import in_place
-from .loss import UnrolledGeneratorLoss
-from .rules.replica import parameters, put_together, take_apart
-from .swap import Swap, aside
+from .live import Snapshot
+from .swap import Swap
 
 
-class Rehearsal:
-    """``g_loss`` after K steps of replicas of the user's optimizers; nothing of the user's is written to.
+class RealSteps:
+    """``g_loss`` after K steps of the live optimizers on the live parameters.
+
+    No tensor, optimizer or module here is a copy: hooks, wrappers and attributes do what they do in training.
 
     Args:
-        unrolled: the loss, for D, optimizers and transforms.
+        unrolled: the loss, for D, its optimizers and transforms.
         d_loss: of this call.
         g_loss: the same.
         batch: of this call, for ``g_loss``.
@@ -33,13 +34,13 @@ class Rehearsal:
 
     def __init__(
         self,
-        unrolled: UnrolledGeneratorLoss,
+        unrolled: Any,
         d_loss: Callable[..., Tensor],
         g_loss: Callable[..., Tensor],
         batch: tuple[Any, ...],
         inner: Sequence[tuple[Any, ...]],
         kwargs: dict[str, Any],
-        constant: int,
+        constant: int = 0,
     ) -> None:
         self.modules, self.optimizers, self.owned = unrolled.parts()
         self.values: list[tuple[str, float]] = []
@@ -62,19 +63,21 @@ class Rehearsal:
             shifted: moves what is differentiated with respect to.
             around: a context for each evaluation of a loss, which is named.
         """
-        self.values = []
-        swap, values = Swap(self.modules, self.owned), []
+        self.values, values = [], []
         # What a checkpoint runs again has to be in that context too.
-        again = nullcontext() if around is nullcontext else in_place(swap, ())
-        with swap, aside(self.owned), guards.unrolling(), again:
-            clone_of = {id(p): nn.Parameter(p.detach().clone()) for o in self.optimizers for p in parameters(o)}
-            clones = [clone_of[id(p)] for p in self.owned]
-            replicas = [_replica(o, [clone_of[id(p)] for p in parameters(o)]) for o in self.optimizers]
-            swap.put(clones, swap.originals())
+        again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []), ())
+        with Snapshot([*self.modules, *self.optimizers, self._d_loss, self._g_loss]), guards.unrolling(), again:
+            # A gradient of zeros is what zero_grad(set_to_none=False) leaves, and what it will leave again.
+            zeros = [p.grad is not None and not p.grad.any() for p in self.owned]
+            for p in self.owned:
+                p.requires_grad_(True)
             for k, batch in enumerate(self._inner):
+                for p, zero in zip(self.owned, zeros, strict=True):
+                    p.grad = torch.zeros_like(p) if zero else None
                 with nullcontext() if k < self._constant else shifted():
                     loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
-                    self._step(replicas, clones, loss)
+                    loss.backward(inputs=self.owned)
+                    self._step()
                 if self._unrolled.average or k == len(self._inner) - 1:
                     values.append(self._g(shifted, around))
             return sum(values) / len(values) if values else self._g(shifted, around)
@@ -91,26 +94,13 @@ class Rehearsal:
         self.values.append((name, value.item()))
         return value
 
-    def _step(self, optimizers: Sequence[torch.optim.Optimizer], clones: Sequence[nn.Parameter], loss: Tensor) -> None:
-        grads = list(torch.autograd.grad(loss, clones, allow_unused=True))
-        for i, live in enumerate(self.owned):
-            for hook in (live._backward_hooks or {}).values():
-                if (g := grads[i]) is not None:
-                    grads[i] = g if (changed := hook(g)) is None else changed
-        present = [i for i, g in enumerate(grads) if g is not None]
-        if self._unrolled.grad_transform:
-            for i, g in zip(present, self._unrolled.grad_transform([grads[i] for i in present]), strict=True):
-                grads[i] = g
-        for p, g in zip(clones, grads, strict=True):
-            p.grad = None if g is None else g.detach()
-        for optimizer in optimizers:
+    def _step(self) -> None:
+        if transforms := self._unrolled.transforms(self.owned):
+            for p, g in zip(self.owned, transforms.of_gradients([p.grad for p in self.owned]), strict=True):
+                p.grad = None if g is None else g.detach()
+        for optimizer in self.optimizers:
             optimizer.step()
-        if self._unrolled.param_transform:
+        if transforms.parameter:
             with torch.no_grad():
-                for p in clones:
-                    p.copy_(self._unrolled.param_transform(p))
-
-
-def _replica(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-    frozen, tensors = take_apart(optimizer, parameters(optimizer))
-    return put_together(optimizer, frozen, params, [t.clone() for t in tensors])
+                for i, p in enumerate(self.owned):
+                    p.copy_(transforms.of_parameter(p, i))
