@@ -36,15 +36,21 @@ class Place(NamedTuple):
 class Belongings:
     """The tensors that some modules keep outside of their registers, and every container that may change.
 
+    Args:
+        modules: each for itself, whatever is in it.
+        attributes: those of their parameters.
+
     Attributes:
         places: of tensors, parameters among them.
         containers: dicts, lists, deques and sets.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
         self.places: list[Place] = []
         self.containers: list[Any] = []
         self._seen: set[int] = set()
+        for own in attributes:
+            self._visit(own, None, None, 0)
         for module in modules:
             own = vars(module)
             for name, value in own.items():

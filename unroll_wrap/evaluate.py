@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ class Evaluation(NamedTuple):
         outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
         captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
         once: functions in it that cannot be differentiated twice, though autograd does not say so.
+        stale: whether that graph leads to D as it was before the call, by ``D(real)`` in a closure, say.
+        behind: what else it leads to, in that case.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Evaluation(NamedTuple):
     outside: list[Tensor]
     captured: bool
     once: list[str]
+    stale: bool = False
+    behind: Sequence[Tensor] = ()
 
     @property
     def users(self) -> list[Tensor]:
@@ -70,6 +75,8 @@ class Evaluator:
         second_order: whether their second derivatives will be asked for.
         leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
+        left: what the loop has left in ``.grad``, the same way.
+        rewrote: whether the last loss has given a parameter a value of its own, as layers do that initialise themselves.
     """
 
     discriminator: Any
@@ -84,6 +91,8 @@ class Evaluator:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in (p._backward_hooks or {}).values()]
+        self.rewrote = False
+        self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
         self._third_order = not self.second_order
 
     def __call__(
@@ -114,21 +123,37 @@ class Evaluator:
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
+        self.rewrote = False
         for mine, param in zip(own, params, strict=True):
             # The loss has given a parameter other memory, with `p.data = ...`; the update reads the old one.
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
+                self.rewrote = True
         value = one_element(name, value)
         if random is None:
             return Evaluation(name, value, leaves, arguments, [], False, [])
-        outside, captured, once, third_order = reach(value, {id(t) for t in (*own, *arguments.aliases)}, self._start)
+        outside, behind, captured, once, third_order = reach(
+            value, {id(t) for t in (*own, *arguments.aliases)}, self._start
+        )
+        # The objects that the user's have exchanged with hold the live tensors now: of D as it was before the call.
+        lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
+        stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
+        behind = [t for t in behind if id(t) not in lent] if stale else []
         if third_order and not self._third_order:
             # Once more, with operators that can be differentiated a third time; from now on these are used.
             self._third_order, self._operators = True, thrice_differentiable()
             with random.replayed():
                 return self(name, loss, params, buffers, batch, contents=contents)
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
-        return Evaluation(name, value, leaves, arguments, [] if captured else outside, captured, once)
+        return Evaluation(name, value, leaves, arguments, [] if captured else outside, captured, once, stale, behind)
+
+    @cached_property
+    def zeroed(self) -> list[int]:
+        """Positions of the parameters whose gradient is one of zeros, as ``zero_grad(set_to_none=False)`` leaves it.
+
+        The loop's next step then finds zeros where ``d_loss`` does not reach, and momentum and decay go on.
+        """
+        return [i for i, grad in self.left if not grad.is_sparse and not grad.any()]
 
     def put(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Let D hold these."""

@@ -98,8 +98,8 @@ class Snapshot:
             todo += one
         elif isinstance(one, (tuple, frozenset)):
             todo += one
-        elif isinstance(one, types.MethodType):
-            todo += (one.__self__, one.__func__)
+        elif isinstance(one, (types.MethodType, types.BuiltinMethodType)):
+            todo += (one.__self__, getattr(one, "__func__", None))
         elif isinstance(one, types.FunctionType):
             if _shut(one.__globals__.get("__name__", "")):
                 return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .alone import alone
 from .arguments import tensors_in
@@ -17,14 +18,15 @@ from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, misfit, one_element
 from .mistakes import (
     check_finite,
+    check_gradient_hooks,
     check_logits,
     check_losses,
-    check_memory,
     check_modules,
     check_options,
     check_order,
     described,
     users_line,
+    without_steps,
 )
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
@@ -140,13 +142,13 @@ class UnrolledGeneratorLoss:
         params = all_parameters(modules)
         check_modules(modules)
         check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
-        check_memory(modules)
         trained = [p for p in params if p.requires_grad]
         self._frozen = [p for p in params if not p.requires_grad] if trained else []
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
         for one in self._optimizers():
             rule_of(one)
-        self._owned(modules, self._optimizers())
+        self._hooks = -1
+        self._memory = Swap(modules, self._owned(modules, self._optimizers())).check_memory()
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -211,16 +213,19 @@ class UnrolledGeneratorLoss:
         with alone(modules):
             optimizers = self._optimizers()
             owned = self._owned(modules, optimizers)
+            self._check_hooks(owned)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
             swap, compiled = Swap(modules, owned, self.average or self.backward.rewinds), not self.backward.second_order
+            self._memory = swap.check_memory(self._memory)
             if steps == 0:
                 with runtime(swap, (g_loss,), second_order=False, compiled=compiled):
                     return self._plain(g_loss, swap, owned, batch, kwargs), []
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
+            blocks = read(optimizers, owned)
             setting = runtime(swap, (d_loss, g_loss), second_order, compiled)
-            with setting, autocast.outside(), torch.enable_grad():
+            with without_steps(optimizers), setting, autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
                     Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=second_order),
                     d_loss,
@@ -232,13 +237,19 @@ class UnrolledGeneratorLoss:
                     self.stop_gradient,
                     ranks,
                 )
-                start = Point(read(optimizers, owned), swap.originals())
+                start = Point(blocks, swap.originals(), swap.contents())
                 value = sweep(unroll, start, steps, self.average, self.backward)
         check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
         if not unroll.differentiate:
             return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity), unroll.d_losses
+
+    def _check_hooks(self, owned: Sequence[Tensor]) -> None:
+        # Whoever registers a hook anywhere moves this number.
+        if self._hooks != RemovableHandle.next_id:
+            check_gradient_hooks(owned)
+            self._hooks = RemovableHandle.next_id
 
     def __repr__(self) -> str:
         """What is unrolled, how far and how."""
@@ -336,7 +347,9 @@ class UnrolledGeneratorLoss:
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
         self._frozen = [p for p in self._frozen if not p.requires_grad]
-        frozen = {id(p) for p in self._frozen}
+        # An optimizer that has state for a parameter has moved it, whatever its flag was when this was built.
+        stepped = {id(p) for o in optimizers for p, state in o.state.items() if state}
+        frozen = {id(p) for p in self._frozen} - stepped
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:
             raise ValueError(

@@ -1,7 +1,8 @@
 """What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from .described import described
 from .frames import users_line
+from .guards import is_unrolling
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .rules.from_torch import rule_of
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
 _OF_LOGITS = [*minimax, *non_saturating, *relativistic]
@@ -93,22 +96,45 @@ def check_modules(modules: Sequence[nn.Module]) -> None:
             )
 
 
-def check_memory(modules: Sequence[nn.Module]) -> None:
-    """No parameter lies in the memory of another tensor of the discriminator, where a real step would move both.
+def check_gradient_hooks(params: Iterable[Tensor]) -> None:
+    """No hook on the node that adds to a parameter's ``.grad``, which in an unroll never runs.
 
     Raises:
-        ValueError: one does.
+        ValueError: there is one.
     """
-    tensors = {id(t): t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
-    first_at: dict[int, Tensor] = {}
-    for tensor in tensors.values():
-        other = first_at.setdefault(tensor.data_ptr(), tensor) if tensor.numel() else tensor
-        if tensor.data_ptr() and other is not tensor and (other.requires_grad or tensor.requires_grad):
-            raise ValueError(
-                f"Two tensors of the discriminator, of shapes {tuple(other.shape)} and {tuple(tensor.shape)}, lie in "
-                "the same memory: a real step moves both, and an unroll would move them apart. Share the parameter "
-                "itself (b.weight = a.weight), or give each a copy (.clone())."
-            )
+    for p in params:
+        # Without such a node there is no hook on it, and a node would be one more who uses the tensor.
+        if not p.requires_grad or p._use_count() == 1:
+            continue
+        node = torch.autograd.graph.get_gradient_edge(p).node
+        for register in (node.register_hook, node.register_prehook):
+            handle = register(lambda *_: None)
+            others = len(handle.hooks_dict_ref()) - 1
+            handle.remove()
+            if others:
+                raise ValueError(
+                    f"A parameter of shape {tuple(p.shape)} has a hook on its AccumulateGrad node, which in an unroll "
+                    "never runs. Remove the hook, and pass what it does as grad_transform=, or use p.register_hook."
+                )
+
+
+@contextmanager
+def without_steps(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
+    """A loss that steps the discriminator's optimizer itself is stopped before anything has moved."""
+    handles = [o.register_step_pre_hook(_refuse_step) for o in optimizers if rule_of(o) is not None]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if is_unrolling():
+        raise ValueError(
+            f"A loss (d_loss or g_loss) calls backward() and step() of the {type(optimizer).__name__} itself. Return "
+            "the sum of all terms instead: the unroll takes the steps."
+        )
 
 
 def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:

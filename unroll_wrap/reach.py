@@ -32,13 +32,15 @@ class Reach(NamedTuple):
 
     Attributes:
         leaves: its leaves, but for those left out and those behind a graph made before the mark.
-        captured: whether there are any of the latter.
+        behind: those behind such a graph.
+        captured: whether such a graph leads to anything of the user's.
         once: names of the functions in it that are marked ``once_differentiable``.
         third_order: whether a penalty has differentiated through an operator whose next derivative torch lacks or has
             wrong.
     """
 
     leaves: list[Tensor]
+    behind: list[Tensor]
     captured: bool
     once: list[str]
     third_order: bool
@@ -78,7 +80,9 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         stack += [(next_node, early) for next_node, _ in node.next_functions]
     # What a penalty differentiates by is a leaf that is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
-    return Reach(list(leaves.values()), captured, once, any(kind.__name__ in _TWICE for kind, _ in kinds))
+    return Reach(
+        list(leaves.values()), list(behind.values()), captured, once, any(kind.__name__ in _TWICE for kind, _ in kinds)
+    )
 
 
 def _is_marked(node: Node) -> bool:

@@ -76,7 +76,7 @@ class RealSteps:
                     p.grad = torch.zeros_like(p) if zero else None
                 with nullcontext() if k < self._constant else shifted():
                     loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
-                    loss.backward(inputs=self.owned)
+                    loss.backward(inputs=[p for p in self.owned if p.requires_grad])
                     self._step()
                 if self._unrolled.average or k == len(self._inner) - 1:
                     values.append(self._g(shifted, around))

@@ -9,6 +9,7 @@ objects stay where they are, and for the time of an unroll they exchange what th
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .arguments import distinct
 from .belongings import Belongings
 
 _exchange = torch._C._swap_tensor_impl
@@ -91,7 +93,8 @@ class Swap:
                 # One with a graph is a generator's, and its gradient goes there.
                 if b is not None and not b.requires_grad:
                     carry(b, module._buffers, name)
-        self._belongings = Belongings(modules)
+        self._attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
+        self._belongings = Belongings(modules, self._attributes)
         for tensor, container, key in self._belongings.places:
             if (i := moved.get(id(tensor))) is not None:
                 # RNNs call their kernels with a list of their parameters.
@@ -100,7 +103,9 @@ class Swap:
                 carry(tensor, container, key)
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
-        self._learned = not any(isinstance(t, nn.Parameter) for t in self._carried)
+        self._learned = False
+        # Pairs that lie in the same memory, which their clones do not.
+        self._shared: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
@@ -126,6 +131,33 @@ class Swap:
             p.requires_grad_(flag)
         self._inside = self._clones = ()
         self.written_after_all()
+
+    def check_memory(self, checked: Any = None) -> Any:
+        """No parameter that moves lies in the memory of another tensor of D's, where a real step would move both.
+
+        Args:
+            checked: what an earlier check has returned; nothing need be done if all lies as it did.
+
+        Raises:
+            ValueError: one does.
+        """
+        others = distinct([*self._live, *self._carried, *(t for t, _, _ in self._belongings.places)])
+        others = [t for t in others if not any(t is p for p in self._params)] if len(others) else others
+        tensors = [*self._params, *others]
+        where = tuple(map(Tensor.data_ptr, tensors))
+        if checked is not None and checked[0] == where:
+            self._shared = checked[1]
+            return checked
+        moving = {id(p) for p in self._params}
+        for one, other in overlapping(tensors):
+            if id(one) in moving or id(other) in moving:
+                raise ValueError(
+                    f"Two tensors of the discriminator, of shapes {tuple(one.shape)} and {tuple(other.shape)}, lie in "
+                    "the same memory: a real step moves both, and an unroll would move them apart. Share the "
+                    "parameter itself (b.weight = a.weight), or give each a copy (.clone())."
+                )
+            self._shared.append((one, other))
+        return where, self._shared
 
     def originals(self) -> tuple[Tensor, ...]:
         """The live buffers, and the parameters that nothing trains."""
@@ -268,17 +300,32 @@ class Swap:
             if value is not self._carried[i] and isinstance(value, Tensor):
                 now[i] = value
         if not (self._learned or self._in_slots):
+            self._learned = True
             self._learn(now)
         return tuple(now)
 
     def _learn(self, now: list[Tensor]) -> None:
-        """Which frozen parameters a first loss has left alone: these are not copied again, they may be large."""
-        self._learned = True
+        """Which frozen parameters a first loss has left alone: these are not copied again, they may be large.
+
+        Raises:
+            ValueError: it has written to one of two tensors in the same memory.
+        """
         pairs = dict(zip(self._copied, self._clones, strict=True))
+        together = {id(t) for pair in self._shared for t in pair}
         for i, clone in pairs.items():
             # The user's object holds the clone, and the other way round.
             mine = self._carried[i]
-            if isinstance(mine, nn.Parameter) and mine._version == 0 and _equal(mine, clone):
+            frozen = isinstance(mine, nn.Parameter) and mine._version == 0
+            if not (frozen or id(mine) in together):
+                continue
+            if not _equal(mine, clone):
+                if id(mine) in together:
+                    raise ValueError(
+                        f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in the "
+                        "same memory as another: a real step changes both, and an unroll would change one. Give each a "
+                        "copy (.clone())."
+                    )
+            elif frozen:
                 self._unwritten.append((mine, clone))
                 _exchange(mine, clone)
                 now[i] = mine
@@ -296,6 +343,19 @@ class Swap:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one != one)).all())
+
+
+def overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs that lie in the same memory."""
+    spans: list[tuple[int, int, Tensor]] = []
+    for t in tensors:
+        if t.layout is torch.strided and t.numel() and (start := t.data_ptr()):
+            entries = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+            spans.append((start, start + entries * t.itemsize, t))
+    spans.sort(key=lambda span: span[:2])
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end and one is not other:
+            yield one, other
 
 
 def copies(buffers: Iterable[Tensor]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from .ranks import Grads, OneProcess
 from .reach import reach
 from .rules.block import Block
 from .rules.transforms import Transforms
-from .rules.update import Update, add, params_of, update, zero_cotangent
+from .rules.update import Update, add, check_left, params_of, update, zero_cotangent
 
 
 class Point(NamedTuple):
@@ -85,6 +85,17 @@ class Sensitivity:
                 self._sums[id(tensor)] = tensor, grad if so_far is None else so_far[1] + grad
         return reached
 
+    def through(self, surrogate: Tensor, evaluation: Evaluation) -> None:
+        """Add what a scalar depends on by graphs made before the call.
+
+        The user's backward pass goes through them later, and leaves gradients wherever they end. If that is D as well,
+        which is not to have any, the ends that are meant get theirs now.
+        """
+        if not evaluation.stale:
+            self.surrogates.append(surrogate)
+        elif ends := [t for t in evaluation.behind if t.requires_grad]:
+            self.add(ends, torch.autograd.grad(surrogate, ends, allow_unused=True, retain_graph=True))
+
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tensors of the user's with the gradient of each."""
         return iter(self._sums.values())
@@ -105,6 +116,7 @@ class Unroll:
         stop_gradient: whether it is to be the first term of Eq. 12 alone.
         ranks: whom gradients are averaged with.
         d_losses: of the inner steps so far, without graph.
+        moved: positions of the parameters that ``d_loss`` has not frozen in some step so far.
         sensitivity: what the sweep has found so far.
     """
 
@@ -118,6 +130,7 @@ class Unroll:
     stop_gradient: bool
     ranks: OneProcess = field(default_factory=OneProcess)
     d_losses: list[Tensor] = field(default_factory=list)
+    moved: set[int] = field(default_factory=set)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
 
     def step(
@@ -179,7 +192,23 @@ class Unroll:
         evaluation = self.evaluate(name, self.d_loss, params, point.buffers, batch, walk, point.contents)
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
+            self._check_frozen(evaluation)
         return evaluation
+
+    def _check_frozen(self, evaluation: Evaluation) -> None:
+        """What ``d_loss`` freezes has been frozen from the first step on: then it depends on nothing that moves.
+
+        Raises:
+            ValueError: an earlier step has moved it.
+        """
+        params = self.evaluate.swap.handles(evaluation.params)
+        frozen = [i for i, p in enumerate(params) if not p.requires_grad]
+        if wrong := [tuple(params[i].shape) for i in frozen if i in self.moved]:
+            raise ValueError(
+                f"{evaluation.name} switches requires_grad off for parameters of shapes {wrong[:4]}, which an earlier "
+                "inner step has moved. Freeze the same parameters in every step, or with stop_gradient=True."
+            )
+        self.moved.update(set(range(len(params))) - set(frozen))
 
     def gradients(
         self, evaluation: Evaluation, also: Sequence[Tensor] = (), **options: Any
@@ -189,11 +218,16 @@ class Unroll:
         params = self.evaluate.swap.handles(evaluation.params)
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
+        # A loss may freeze layers itself: the optimizer finds no gradient there.
+        moving = [i for i, p in enumerate(params) if p.requires_grad]
         # The operators tell parameters by their class, which a tracer's leaves do not have.
         skip = not also and self.evaluate.leaf is None
         with parameters_only() if skip else nullcontext():
-            found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
-        grads = found[: len(params)]
+            asked = [*(params[i] for i in moving), *also]
+            found = differentiate(name, [loss], asked, factor=self.evaluate.autocast.first, **options)
+        grads: list[Tensor | None] = [None] * len(params)
+        for i, g in zip(moving, found, strict=False):
+            grads[i] = g
         if all(g is None for g in grads):
             raise ValueError(
                 f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
@@ -210,12 +244,17 @@ class Unroll:
             if (g := grads[i]) is not None:
                 changed = hook(g)
                 grads[i] = g if changed is None else changed
-        return grads, found[len(params) :]
+        if any(g is None for g in grads):
+            for i in self.evaluate.zeroed:
+                grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
+        return grads, found[len(moving) :]
 
     def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
         """The optimizer's part of a step, and where it ends; D is as its loss has left it."""
         swap = self.evaluate.swap
         carried = swap.buffers(), swap.contents()
+        if None in grads and self.evaluate.left:
+            check_left(point.blocks, grads, self.evaluate.left)
         if any(b.rule.joint for b in point.blocks):
             # The live optimizer is about to step the live parameters.
             swap.out()
@@ -237,7 +276,8 @@ class Unroll:
         ]
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         self.evaluate.put(evaluation.params, step.start.buffers, step.start.contents)
-        inner = [] if first else self.evaluate.swap.handles(evaluation.params)
+        params = [] if first else self.evaluate.swap.handles(evaluation.params)
+        inner = [p for p in params if p.requires_grad]
         found = differentiate(
             evaluation.name,
             [g for g, _ in pairs],
@@ -250,8 +290,12 @@ class Unroll:
         self.sensitivity.second_term |= reached or evaluation.captured
         if evaluation.captured and pairs:
             where = pairs[0][0].device
-            self.sensitivity.surrogates.append(torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum())
-        return None if first else step.update.cotangent(of_old, found[: len(inner)])
+            surrogate = torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum()
+            self.sensitivity.through(surrogate, evaluation)
+        if first:
+            return None
+        of_params = iter(found)
+        return step.update.cotangent(of_old, [next(of_params) if p.requires_grad else None for p in params])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
@@ -272,5 +316,5 @@ class Unroll:
         self.sensitivity.through_d |= any(g is not None for g in found[:n])
         self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured
         if evaluation.captured:
-            self.sensitivity.surrogates.append(value)
+            self.sensitivity.through(value, evaluation)
         return value.detach(), add(cotangent, found[:n]) if params else cotangent

@@ -60,6 +60,15 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], secon
                 "with statistics of each rank's own batch, or GroupNorm; or pass stop_gradient=True or "
                 "backward=FiniteDifference()."
             )
+    for p in params:
+        # A DTensor has a message of its own.
+        own = type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        if own and not type(p).__module__.startswith("torch.distributed."):
+            raise TypeError(
+                f"A parameter of the discriminator is a {type(p).__name__}, of shape {tuple(p.shape)}, a class with a "
+                "__torch_dispatch__ of its own: what it holds is not plain memory, which an unroll puts in its place. "
+                "Use an nn.Parameter, or a subclass without __torch_dispatch__."
+            )
     if (tensor := sys.modules.get("torch.distributed.tensor")) is not None:
         sharded: list[Any] = [p for p in params if isinstance(p, tensor.DTensor)]
         if sharded:

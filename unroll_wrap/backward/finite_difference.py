@@ -82,6 +82,9 @@ class _Stack:
         pieces = Pieces()
         with pieces.noted() if self._hold else nullcontext():
             evaluation = unroll.evaluate_d(point, k, batch)
+        if unroll.evaluate.rewrote:
+            # Once more it would overwrite the shift.
+            point = point._replace(contents=unroll.evaluate.swap.contents())
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
         grads = [None if g is None else g.detach() for g in found]
         update, following = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
@@ -124,7 +127,7 @@ class _Stack:
             scaled = [None if g is None else g * sign for g in outer]
             sensitivity.second_term |= sensitivity.add(evaluation.users, scaled) or evaluation.captured
             if evaluation.captured:
-                sensitivity.surrogates.append(evaluation.loss.reshape(()) * sign)
+                sensitivity.through(evaluation.loss.reshape(()) * sign, evaluation)
         return [
             None if a is None or b is None else (a - b.detach()) / width
             for a, b in zip(ahead.params, behind.params, strict=True)

@@ -136,6 +136,40 @@ def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Lay
     return Update(old, new, list(grads), entry, closed)
 
 
+# More than a backward pass or two, clipping and a GradScaler write to a gradient in one step.
+_KEPT = 8
+
+
+def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Sequence[tuple[int, Tensor]]) -> None:
+    """Whether it is clear what the optimizer does to a parameter that ``d_loss`` does not reach.
+
+    Args:
+        blocks: θ and state.
+        grads: of the loss; a gradient of zeros has been put where the loop leaves one.
+        left: positions of parameters with what the loop has left in ``.grad``.
+
+    Raises:
+        ValueError: it would move by a gradient of zeros, and not by None.
+    """
+    # What set_to_none=False keeps has been written to in place, once and again in every step.
+    unclear = {i for i, grad in left if grads[i] is None and grad._version > _KEPT}
+    if not unclear:
+        return
+    parts = [part for b in blocks for part in ([b.index] if b.rule.joint else [(i,) for i in b.index])]
+    for block in regroup(blocks, parts):
+        if unclear.isdisjoint(block.index):
+            continue
+        still = not block.rule.joint and torch.equal(
+            block.rule.update(block.params, torch.zeros_like(block.params), block.state)[0], block.params
+        )
+        if not still:
+            raise ValueError(
+                f"d_loss does not reach a parameter of shape {tuple(block.shapes[0])}, whose .grad is kept from step to "
+                "step, by zero_grad(set_to_none=False) as it seems: momentum and decay then move it all the same. Call "
+                "zero_grad() as the loop does before this call, so that it can be seen."
+            )
+
+
 def _transformed(block: Block, transforms: Transforms) -> Block:
     params = unpack(block.params, block.shapes)
     return block._replace(
