@@ -1,0 +1,117 @@
+"""One thing as it was, and how it is put back: a tensor, a container, a field, a source of random numbers."""
+
+import functools
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ABSENT = object()
+
+
+class Was(NamedTuple):
+    """A tensor as it was: its memory, what that held, and its flags."""
+
+    tensor: Tensor
+    alias: Tensor
+    memory: Tensor
+    value: Tensor
+    leaf: bool
+    grad: Tensor | None
+    flag: bool
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Was":
+        """The tensor as it is now."""
+        alias = memory = tensor.data
+        if tensor.layout is torch.strided and not tensor.is_contiguous():
+            overlap: Callable[[Tensor], int] = torch._debug_has_internal_overlap  # pyright: ignore[reportPrivateImportUsage]
+            # Expanded: a copy into it would be refused, one into the whole of its memory is not.
+            memory = alias.new_empty(0).set_(alias.untyped_storage()) if overlap(alias) else alias
+        leaf, version = tensor.is_leaf, -1 if tensor.is_inference() else tensor._version
+        grad = tensor.grad if leaf else None
+        return cls(tensor, alias, memory, memory.clone(), leaf, grad, tensor.requires_grad, version)
+
+    def put_back(self) -> None:
+        """Write everything but the version."""
+        tensor, alias = self.tensor, self.alias
+        if tensor.layout is torch.strided:
+            now = tensor.data
+            if now.data_ptr() != alias.data_ptr() or now.shape != alias.shape or now.stride() != alias.stride():
+                tensor.data = alias
+        self.memory.copy_(self.value)
+        if not self.leaf:
+            return
+        if not tensor.is_leaf:
+            tensor.detach_()
+        if tensor.requires_grad is not self.flag:
+            tensor.requires_grad_(self.flag)
+        if tensor.grad is not self.grad:
+            tensor.grad = self.grad
+
+
+def holds(container: Any, before: Any) -> bool:
+    """Whether a container holds what it did, in the same order."""
+    if len(container) != len(before) or not all(map(is_, container, before)):
+        return False
+    return not isinstance(container, dict) or all(map(is_, container.values(), before.values()))
+
+
+def refill(container: Any, before: Any) -> None:
+    """Give a container its content again."""
+    # By the base classes: a user's own container may count, check or refuse.
+    bases: Any = OrderedDict, dict, list, set, deque, bytearray
+    base = next(c for c in bases if isinstance(container, c))
+    base.clear(container)
+    if isinstance(container, dict):
+        for key, value in before.items():
+            base.__setitem__(container, key, value)
+    else:
+        (base.update if base is set else base.extend)(container, before)
+
+
+def put_back(owner: Any, name: str, before: Any) -> None:
+    """Give a field its value again."""
+    if getattr(owner, name, ABSENT) is before:
+        return
+    if before is ABSENT:
+        object.__delattr__(owner, name)
+    else:
+        object.__setattr__(owner, name, before)
+
+
+def source(one: Any) -> Callable[[], Any] | None:
+    """Puts back a source of random numbers, or an array of numpy's; None for anything else."""
+    if isinstance(one, torch.Generator):
+        return functools.partial(one.set_state, one.get_state())
+    if isinstance(one, random.Random):
+        return functools.partial(one.setstate, one.getstate())
+    if (numpy := sys.modules.get("numpy")) is None:
+        return None
+    if isinstance(one, numpy.random.RandomState):
+        return functools.partial(one.set_state, one.get_state())
+    if isinstance(one, numpy.random.Generator):
+        one = one.bit_generator
+    if isinstance(one, numpy.random.BitGenerator):
+        return functools.partial(setattr, one, "state", one.state)
+    writeable = isinstance(one, numpy.ndarray) and one.flags.writeable
+    return functools.partial(numpy.copyto, one, one.copy()) if writeable else None
+
+
+def set_versions(changed: list[Was]) -> None:
+    """Autograd's count of writes to each tensor: what a graph has saved is here again, so it may be used."""
+    if not changed:
+        return
+    put: Any = torch._C._autograd._unsafe_set_version_counter  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        put(tuple(w.tensor for w in changed), tuple(w.version for w in changed))
+    except TypeError:
+        # Older versions of torch take one at a time.
+        for was in changed:
+            put(was.tensor, was.version)
