@@ -1,22 +1,23 @@
-"""K real steps of the real optimizer, on clones that stand in D while they are taken."""
+"""K real steps of the real optimizer, all of which is put back afterwards."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import guards
 from .arguments import cut
 from .checkpoints import in_place
+from .live import Snapshot
 from .loss import UnrolledGeneratorLoss
-from .rules.replica import parameters, put_together, take_apart
+from .rules.state import stepped
 from .swap import Swap, aside
 
 
 class Rehearsal:
-    """``g_loss`` after K steps of replicas of the user's optimizers; nothing of the user's is written to.
+    """``g_loss`` after K steps of the user's own optimizers, and everything as it was before.
 
     Args:
         unrolled: the loss, for D, optimizers and transforms.
@@ -66,15 +67,15 @@ class Rehearsal:
         swap, values = Swap(self.modules, self.owned), []
         # What a checkpoint runs again has to be in that context too.
         again = nullcontext() if around is nullcontext else in_place(swap, ())
-        with swap, aside(self.owned), guards.unrolling(), again:
-            clone_of = {id(p): nn.Parameter(p.detach().clone()) for o in self.optimizers for p in parameters(o)}
-            clones = [clone_of[id(p)] for p in self.owned]
-            replicas = [_replica(o, [clone_of[id(p)] for p in parameters(o)]) for o in self.optimizers]
-            swap.put(clones, swap.originals())
+        stepped_by = [p for o in self.optimizers for p in stepped(o)]
+        with Snapshot([*self.optimizers, *self.owned]), swap, aside(self.owned), guards.unrolling(), again:
+            for p in stepped_by:
+                p.grad = None
+            swap.put(self.owned, swap.originals())
             for k, batch in enumerate(self._inner):
                 with nullcontext() if k < self._constant else shifted():
                     loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
-                    self._step(replicas, clones, loss)
+                    self._step(loss)
                 if self._unrolled.average or k == len(self._inner) - 1:
                     values.append(self._g(shifted, around))
             return sum(values) / len(values) if values else self._g(shifted, around)
@@ -91,26 +92,17 @@ class Rehearsal:
         self.values.append((name, value.item()))
         return value
 
-    def _step(self, optimizers: Sequence[torch.optim.Optimizer], clones: Sequence[nn.Parameter], loss: Tensor) -> None:
-        grads = list(torch.autograd.grad(loss, clones, allow_unused=True))
-        for i, live in enumerate(self.owned):
-            for hook in (live._backward_hooks or {}).values():
-                if (g := grads[i]) is not None:
-                    grads[i] = g if (changed := hook(g)) is None else changed
+    def _step(self, loss: Tensor) -> None:
+        grads = list(torch.autograd.grad(loss, self.owned, allow_unused=True))
         present = [i for i, g in enumerate(grads) if g is not None]
         if self._unrolled.grad_transform:
             for i, g in zip(present, self._unrolled.grad_transform([grads[i] for i in present]), strict=True):
                 grads[i] = g
-        for p, g in zip(clones, grads, strict=True):
+        for p, g in zip(self.owned, grads, strict=True):
             p.grad = None if g is None else g.detach()
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         if self._unrolled.param_transform:
             with torch.no_grad():
-                for p in clones:
+                for p in self.owned:
                     p.copy_(self._unrolled.param_transform(p))
-
-
-def _replica(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> torch.optim.Optimizer:
-    frozen, tensors = take_apart(optimizer, parameters(optimizer))
-    return put_together(optimizer, frozen, params, [t.clone() for t in tensors])
