@@ -12,9 +12,9 @@ from test_every_optimizer import wrapped
 from test_exact import unrolled_of
 from torch_table import world_of
 
-import unroll_wrap.rules.traced
 from unroll_wrap.rules.adam import Adam as AdamRule
 from unroll_wrap.rules.from_torch import rule_of
+from unroll_wrap.rules.recording import Recorder
 
 STEPS = 2
 
@@ -102,13 +102,13 @@ class NamedAdam(torch.optim.Adam):
 @pytest.fixture
 def traces(monkeypatch):
     """Every trace that is made, in order."""
-    made, record = [], unroll_wrap.rules.traced._record
+    made, record = [], Recorder.record
 
     def counted(*arguments):
         made.append(arguments)
         return record(*arguments)
 
-    monkeypatch.setattr(unroll_wrap.rules.traced, "_record", counted)
+    monkeypatch.setattr(Recorder, "record", counted)
     return made
 
 

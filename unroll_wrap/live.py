@@ -5,10 +5,11 @@ would not do what the live objects do: an optimizer may go by a parameter's attr
 and counts on itself, and sit in a wrapper with a step of its own.
 """
 
+import contextlib
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from .was import ABSENT, Was, holds, put_back, refill, set_versions, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
-_ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
+ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
 # Where classes come from whose instances are not looked into: a log, a lock, a position in a file is not turned back.
 _SHUT = (
     *("asyncio", "concurrent", "enum", "io", "logging", "multiprocessing", "queue", "socket", "subprocess"),
@@ -37,10 +38,12 @@ class Snapshot:
     Args:
         roots: optimizers, wrappers, modules, functions.
         names: follow the global names that a function uses, too.
+        bare: the ids of tensors whose values are not kept, because somebody else writes them.
     """
 
-    def __init__(self, roots: Iterable[Any], names: bool = False) -> None:
+    def __init__(self, roots: Iterable[Any], names: bool = False, bare: Collection[int] = ()) -> None:
         self._names = names
+        self._bare = bare
         # Kept alive: what comes and goes would lend its id to another.
         self._seen: dict[int, Any] = {}
         self._containers: list[tuple[Any, Any]] = []
@@ -52,7 +55,7 @@ class Snapshot:
             todo = list(roots)
             while todo:
                 one = todo.pop()
-                if type(one) not in _ATOMS and id(one) not in self._seen:
+                if type(one) not in ATOMS and id(one) not in self._seen:
                     self._seen[id(one)] = one
                     self._visit(one, todo)
 
@@ -85,43 +88,41 @@ class Snapshot:
                 was.put_back()
             set_versions([w for w in self._tensors if w.version >= 0 and w.tensor._version != w.version])
 
+    def objects(self) -> list[Any]:
+        """All that it has seen."""
+        return list(self._seen.values())
+
+    def let_go(self, others: "Snapshot") -> None:
+        """Of the tensors without values, keep no memory either, unless another snapshot has seen them, too."""
+        for i, was in enumerate(self._tensors):
+            if was.value is None and id(was.tensor) not in others._seen:
+                was.tensor.data = nothing = was.alias.new_empty(0)
+                self._tensors[i] = was._replace(alias=nothing, memory=nothing)
+
     def _visit(self, one: Any, todo: list[Any]) -> None:
         """Note what an object is like; what it leads to goes on the list."""
         if isinstance(one, Tensor):
             self._visit_tensor(one, todo)
         elif isinstance(one, dict):
             self._containers.append((one, dict(one)))
-            todo += one.values()
-            todo += [key for key in one if type(key) not in _ATOMS]
         elif isinstance(one, (list, set, deque, bytearray)):
             self._containers.append((one, list(one)))
-            todo += one
-        elif isinstance(one, (tuple, frozenset)):
-            todo += one
-        elif isinstance(one, (types.MethodType, types.BuiltinMethodType)):
-            todo += (one.__self__, getattr(one, "__func__", None))
         elif isinstance(one, types.FunctionType):
-            if _shut(one.__globals__.get("__name__", "")):
-                return
             self._visit_function(one, todo)
-        elif isinstance(one, functools.partial):
-            todo += (one.func, one.args, one.keywords)
         elif state := source(one):
             self._states.append(state)
-        elif (slots := _slots_of(type(one))) is None:
-            return
-        else:
-            if isinstance(one, torch.jit.ScriptModule):
-                todo += (*one.parameters(), *one.buffers())
+        elif slots := _slots_of(type(one)):
             self._fields += [(one, slot, getattr(one, slot, ABSENT)) for slot in slots]
-            todo += [getattr(one, slot, None) for slot in slots]
+        children = parts(one)
+        if children is None:
+            return
+        todo += children
         attributes = getattr(one, "__dict__", None)
         if type(attributes) is dict:
             self._fields.append((one, "__dict__", attributes))
-            todo.append(attributes)
 
     def _visit_tensor(self, tensor: Tensor, todo: list[Any]) -> None:
-        was = Was.of(tensor)
+        was = Was.of(tensor, id(tensor) not in self._bare)
         self._tensors.append(was)
         todo.append(was.grad)
         if was.leaf and was.flag:
@@ -129,20 +130,51 @@ class Snapshot:
             todo.append(tensor._backward_hooks)
 
     def _visit_function(self, function: types.FunctionType, todo: list[Any]) -> None:
-        for cell in function.__closure__ or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:
-                # A name that is not bound yet.
-                continue
-            self._fields.append((cell, "cell_contents", content))
-            todo.append(content)
-        todo += (function.__defaults__, function.__kwdefaults__)
+        self._fields += [(cell, "cell_contents", content) for cell, content in _cells(function)]
         scope = function.__globals__
         if self._names and not str(scope.get("__name__")).startswith("torch."):
             for name in _names_in(function.__code__) & scope.keys():
                 self._globals.append((scope, name, scope[name]))
                 todo.append(scope[name])
+
+
+def parts(one: Any) -> list[Any] | None:
+    """What an object leads to, in an order that its content alone decides; None where it is not looked into."""
+    if isinstance(one, dict):
+        found = [x for item in one.items() for x in item]
+    elif isinstance(one, (list, tuple, set, frozenset, deque, bytearray)):
+        found = list(one)
+    elif isinstance(one, types.BuiltinMethodType):
+        found = [one.__self__]
+    elif isinstance(one, types.MethodType):
+        return [one.__self__, one.__func__]
+    elif isinstance(one, types.FunctionType):
+        if _shut(one.__globals__.get("__name__", "")):
+            return None
+        found = [*(content for _, content in _cells(one)), one.__defaults__, one.__kwdefaults__]
+    elif isinstance(one, functools.partial):
+        found = [one.func, one.args, one.keywords]
+    elif isinstance(one, Tensor):
+        found = []
+    elif (slots := _slots_of(type(one))) is None:
+        return None
+    else:
+        found = [getattr(one, slot, None) for slot in slots]
+        if isinstance(one, torch.jit.ScriptModule):
+            found += (*one.parameters(), *one.buffers())
+    attributes = getattr(one, "__dict__", None)
+    if type(attributes) is dict:
+        found.append(attributes)
+    return found
+
+
+def _cells(function: types.FunctionType) -> list[tuple[Any, Any]]:
+    """The variables that a function shares with others, but for those that are not bound yet."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            found.append((cell, cell.cell_contents))
+    return found
 
 
 def _names_in(code: types.CodeType) -> set[str]:

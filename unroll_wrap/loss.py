@@ -31,7 +31,9 @@ from .mistakes import (
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
-from .rules.from_torch import read, rule_of
+from .rules.from_torch import Traces, read, rule_of
+from .rules.plain import is_hosted
+from .rules.state import stepped
 from .rules.transforms import Transforms
 from .runtime import refuse_inference_mode, runtime
 from .swap import Swap, all_modules, all_parameters
@@ -144,6 +146,7 @@ class UnrolledGeneratorLoss:
         check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
         trained = [p for p in params if p.requires_grad]
         self._frozen = [p for p in params if not p.requires_grad] if trained else []
+        self._traces = Traces()
         self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
         for one in self._optimizers():
             rule_of(one)
@@ -223,7 +226,7 @@ class UnrolledGeneratorLoss:
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
-            blocks = read(optimizers, owned)
+            blocks = read(optimizers, owned, self._traces)
             setting = runtime(swap, (d_loss, g_loss), second_order, compiled)
             with without_steps(optimizers), setting, autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
@@ -300,7 +303,7 @@ class UnrolledGeneratorLoss:
             **{
                 f"{type(o).__name__}'s {option} (group {i})": value
                 for o in optimizers
-                for i, group in enumerate(o.param_groups)
+                for i, group in enumerate(getattr(o, "param_groups", ()))
                 for option, value in group.items()
                 if option != "params"
             },
@@ -326,7 +329,7 @@ class UnrolledGeneratorLoss:
 
     def _owned(self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
         """The parameters that the optimizers move, in D's order."""
-        listed = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        listed = [p for o in optimizers for p in stepped(o)]
         held = {id(p) for p in listed}
         mine = {id(p): p for p in all_parameters(modules)}
         if len(listed) > len(held):
@@ -348,8 +351,8 @@ class UnrolledGeneratorLoss:
             )
         self._frozen = [p for p in self._frozen if not p.requires_grad]
         # An optimizer that has state for a parameter has moved it, whatever its flag was when this was built.
-        stepped = {id(p) for o in optimizers for p, state in o.state.items() if state}
-        frozen = {id(p) for p in self._frozen} - stepped
+        trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
+        frozen = {id(p) for p in self._frozen} - trained
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:
             raise ValueError(
@@ -393,16 +396,19 @@ def _named_parameters(discriminator: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_live(optimizer: Any) -> bool:
-    return isinstance(optimizer, (torch.optim.Optimizer, list, tuple)) or hasattr(optimizer, "optimizer")
+    if isinstance(optimizer, (torch.optim.Optimizer, list, tuple)) or hasattr(optimizer, "optimizer"):
+        return True
+    return hasattr(optimizer, "step") and not isinstance(optimizer, type)
 
 
-def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
+def _unwrapped(optimizer: Any) -> list[Any]:
+    """The optimizers inside known hosts' wrappers, and whatever else has a step of its own as it is."""
     found = []
     for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
         inner = one
-        while hasattr(inner, "optimizer") and not _steps_itself(inner):
+        while hasattr(inner, "optimizer") and (is_hosted(inner) or not _steps_itself(inner)):
             inner = inner.optimizer
-        if not isinstance(inner, torch.optim.Optimizer):
+        if not _steps_itself(inner):
             raise TypeError(
                 f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps the discriminator, a "
                 "list of them, or a callable params -> Optimizer."
@@ -412,14 +418,12 @@ def _unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
 
 
 def _steps_itself(optimizer: Any) -> bool:
-    """Whether what holds an optimizer does more than to call it: Lookahead does, Accelerate's wrapper does not."""
-    wrappers = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
-    return isinstance(optimizer, torch.optim.Optimizer) and not any(
-        cls.__module__.split(".")[0] in wrappers for cls in type(optimizer).__mro__
-    )
+    """Whether it does more than to pass ``step`` on by ``__getattr__`` to what it holds."""
+    own = hasattr(type(optimizer), "step") or "step" in getattr(optimizer, "__dict__", ())
+    return own and not isinstance(optimizer, type)
 
 
-def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[torch.optim.Optimizer]:
+def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[Any]:
     if isinstance(spec, type):
         raise TypeError(
             f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps the discriminator, or, for "

@@ -1,5 +1,6 @@
 """The same again: random draws, and the buffers of modules that are not the discriminator's."""
 
+import pickle
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,12 @@ class EveryState(RandomState):
         super().__init__(tensors)
         self._others = _others()
         self._buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
+
+    def is_now(self) -> bool:
+        """Whether nothing has been drawn since."""
+        cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
+        torchs = all(map(torch.equal, [self._cpu, *self._cuda], [torch.get_rng_state(), *cuda]))
+        return torchs and pickle.dumps(self._others) == pickle.dumps(_others())
 
     @contextmanager
     def replayed(self) -> Iterator[None]:

@@ -20,15 +20,15 @@ class Was(NamedTuple):
     tensor: Tensor
     alias: Tensor
     memory: Tensor
-    value: Tensor
+    value: Tensor | None
     leaf: bool
     grad: Tensor | None
     flag: bool
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Was":
-        """The tensor as it is now."""
+    def of(cls, tensor: Tensor, valued: bool) -> "Was":
+        """The tensor as it is now; its value only where it is asked for."""
         alias = memory = tensor.data
         if tensor.layout is torch.strided and not tensor.is_contiguous():
             overlap: Callable[[Tensor], int] = torch._debug_has_internal_overlap  # pyright: ignore[reportPrivateImportUsage]
@@ -36,7 +36,7 @@ class Was(NamedTuple):
             memory = alias.new_empty(0).set_(alias.untyped_storage()) if overlap(alias) else alias
         leaf, version = tensor.is_leaf, -1 if tensor.is_inference() else tensor._version
         grad = tensor.grad if leaf else None
-        return cls(tensor, alias, memory, memory.clone(), leaf, grad, tensor.requires_grad, version)
+        return cls(tensor, alias, memory, memory.clone() if valued else None, leaf, grad, tensor.requires_grad, version)
 
     def put_back(self) -> None:
         """Write everything but the version."""
@@ -45,7 +45,8 @@ class Was(NamedTuple):
             now = tensor.data
             if now.data_ptr() != alias.data_ptr() or now.shape != alias.shape or now.stride() != alias.stride():
                 tensor.data = alias
-        self.memory.copy_(self.value)
+        if self.value is not None:
+            self.memory.copy_(self.value)
         if not self.leaf:
             return
         if not tensor.is_leaf:
@@ -88,20 +89,35 @@ def put_back(owner: Any, name: str, before: Any) -> None:
 
 def source(one: Any) -> Callable[[], Any] | None:
     """Puts back a source of random numbers, or an array of numpy's; None for anything else."""
+    found = _state(one)
+    return None if found is None else functools.partial(found[0], found[1])
+
+
+def contents(one: Any) -> Any:
+    """What such an object holds, to compare by; None for anything else."""
+    if (found := _state(one)) is None:
+        return None
+    state = found[1]
+    if isinstance(state, Tensor):
+        return state.numpy().tobytes()
+    return (state.dtype, state.shape, state.tobytes()) if hasattr(state, "tobytes") else repr(state)
+
+
+def _state(one: Any) -> tuple[Callable[[Any], Any], Any] | None:
     if isinstance(one, torch.Generator):
-        return functools.partial(one.set_state, one.get_state())
+        return one.set_state, one.get_state()
     if isinstance(one, random.Random):
-        return functools.partial(one.setstate, one.getstate())
+        return one.setstate, one.getstate()
     if (numpy := sys.modules.get("numpy")) is None:
         return None
     if isinstance(one, numpy.random.RandomState):
-        return functools.partial(one.set_state, one.get_state())
+        return one.set_state, one.get_state()
     if isinstance(one, numpy.random.Generator):
         one = one.bit_generator
     if isinstance(one, numpy.random.BitGenerator):
-        return functools.partial(setattr, one, "state", one.state)
+        return functools.partial(setattr, one, "state"), one.state
     writeable = isinstance(one, numpy.ndarray) and one.flags.writeable
-    return functools.partial(numpy.copyto, one, one.copy()) if writeable else None
+    return (functools.partial(numpy.copyto, one), one.copy()) if writeable else None
 
 
 def set_versions(changed: list[Was]) -> None:

@@ -1,12 +1,11 @@
 """Adopt a live optimizer: its hyperparameters and state as they are now, as rules and blocks."""
 
-import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -21,12 +20,14 @@ from .asgd import ASGD
 from .block import Block, join
 from .muon import Muon
 from .nadam import NAdam
+from .plain import path as _path
+from .plain import plain_rule
 from .radam import RAdam
-from .replica import parameters
 from .rmsprop import RMSprop
 from .rprop import Rprop
 from .rule import Scalar, UpdateRule
 from .sgd import SGD
+from .state import family, stepped
 from .traced import Traced
 
 RULES: dict[str, Any] = {
@@ -60,15 +61,26 @@ REFUSED = {
 
 logger = logging.getLogger("unroll_wrap")
 
-_TRACED: WeakKeyDictionary[torch.optim.Optimizer, Traced] = WeakKeyDictionary()
+_said: WeakSet[Any] = WeakSet()
 
 
-def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) -> list[Block]:
+class Traces(dict[int, Traced]):
+    """Of each optimizer without a rule, by its id, for as long as whoever unrolls with it; a copy starts empty."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Traces":
+        return Traces()
+
+    def __reduce__(self) -> Any:
+        return Traces, ()
+
+
+def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | None = None) -> list[Block]:
     """Where an unroll starts: copies of ``params``, and the state that the optimizers hold for them.
 
     Args:
         optimizers: each moves some of the parameters.
         params: the parameters to unroll; every one belongs to some optimizer.
+        traces: what earlier calls have recorded.
 
     Returns:
         Blocks; the index of a block counts in ``params``.
@@ -81,7 +93,7 @@ def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) 
     for optimizer in optimizers:
         kind = rule_of(optimizer)
         if kind is None:
-            blocks.append(_traced(optimizer, position))
+            blocks.append(_traced(optimizer, position, Traces() if traces is None else traces))
             continue
         names = [f.name for f in fields(kind)]
         required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
@@ -107,69 +119,56 @@ def read(optimizers: Sequence[torch.optim.Optimizer], params: Sequence[Tensor]) 
     return blocks
 
 
-def _traced(optimizer: torch.optim.Optimizer, position: dict[int, int]) -> Block:
-    live = parameters(optimizer)
+def _traced(stepper: Any, position: dict[int, int], traced: "Traces") -> Block:
+    live = stepped(stepper)
     moved = [id(p) in position for p in live]
-    rule = _TRACED.get(optimizer)
-    if rule is None or rule.moved != moved or not all(map(is_, rule.live, live)):
-        rule = _TRACED[optimizer] = Traced(optimizer, moved)
-        logger.info(
-            "%s has no update rule of its own: its step() is traced, anew for each step count that it sees.",
-            type(optimizer).__name__,
-        )
+    rule = traced.get(id(stepper))
+    if rule is None or rule.stepper is not stepper or rule.moved != moved or not all(map(is_, rule.live, live)):
+        rule = traced[id(stepper)] = Traced(stepper, live, moved)
+        if stepper not in _said:
+            logger.info(
+                "%s has no update rule of its own: its step() is traced, anew for each step count that it sees.",
+                type(stepper).__name__,
+            )
+            _said.add(stepper)
     params = [p for p, m in zip(live, moved, strict=True) if m]
     return rule.block(tuple(position[id(p)] for p in params), params)
 
 
-def rule_of(optimizer: torch.optim.Optimizer) -> Any:
-    """The rule, a dataclass, that does what the optimizer's ``step`` does; None if that is to be traced.
+def rule_of(stepper: Any) -> Any:
+    """The rule, a dataclass, that does what ``step`` does; None if that is to be traced.
+
+    Args:
+        stepper: an optimizer, or an object with a step of its own that holds some.
 
     Raises:
-        TypeError: the optimizer cannot be unrolled.
+        TypeError: it cannot be unrolled.
         ValueError: an option that no rule honours.
     """
-    kind = type(optimizer)
-    name = kind.__name__
-    if (reason := REFUSED.get(_path(kind))) is not None:
-        raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
-    # Lookahead never calls Optimizer.__init__.
-    if any(getattr(optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post")):
-        raise TypeError(
-            f"This {name} has step hooks, which an unroll cannot differentiate. Remove them, and pass what they do as "
-            "grad_transform= (before the step) or param_transform= (after it)."
+    for one in family(stepper):
+        name = type(one).__name__
+        if (reason := REFUSED.get(_path(type(one)))) is not None:
+            raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
+        for group in getattr(one, "param_groups", ()):
+            _check_group(name, group)
+    return plain_rule(stepper, RULES)
+
+
+def _check_group(name: str, group: dict[str, Any]) -> None:
+    learned = [k for k, v in group.items() if isinstance(v, Tensor) and v.requires_grad]
+    if learned:
+        raise ValueError(
+            f"{name} has {learned} that require grad; an unroll treats hyperparameters as constants. Detach them."
         )
-    own = vars(optimizer).get("step")
-    if own is not None and _bare(own) is not _bare(kind.step):
-        raise TypeError(
-            f"This {name} has a step() of its own, put on it from outside, which an unroll would leave out. Pass what "
-            "it adds as grad_transform= or param_transform=, or override step() in a subclass, which is traced."
-        )
-    for group in optimizer.param_groups:
-        learned = [k for k, v in group.items() if isinstance(v, Tensor) and v.requires_grad]
-        if learned:
+    for p in group["params"]:
+        if p.is_complex():
+            raise ValueError(f"{name} owns a complex parameter of shape {tuple(p.shape)}; only real ones are unrolled.")
+        if getattr(p, "_post_accumulate_grad_hooks", None):
             raise ValueError(
-                f"{name} has {learned} that require grad; an unroll treats hyperparameters as constants. Detach them."
+                f"{name} owns a parameter of shape {tuple(p.shape)} with a hook that runs once its .grad is there "
+                "(register_post_accumulate_grad_hook), which in an unroll it never is. Remove the hook, and pass "
+                "what it does as grad_transform=, or use register_hook."
             )
-        for p in group["params"]:
-            if p.is_complex():
-                raise ValueError(
-                    f"{name} owns a complex parameter of shape {tuple(p.shape)}; only real ones are unrolled."
-                )
-            if getattr(p, "_post_accumulate_grad_hooks", None):
-                raise ValueError(
-                    f"{name} owns a parameter of shape {tuple(p.shape)} with a hook that runs once its .grad is there "
-                    "(register_post_accumulate_grad_hook), which in an unroll it never is. Remove the hook, and pass "
-                    "what it does as grad_transform=, or use register_hook."
-                )
-    # A subclass that leaves step() alone is what it inherits from.
-    known = (cls for cls in kind.__mro__ if _path(cls) in RULES)
-    return next((RULES[_path(cls)] for cls in known if _bare(cls.step) is _bare(kind.step)), None)
-
-
-def _bare(step: Any) -> Any:
-    """The function itself: torch's profiler, its schedulers and torch.compile wrap it."""
-    step = inspect.unwrap(step)
-    return getattr(step, "__func__", step)
 
 
 def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]) -> None:
@@ -187,10 +186,6 @@ def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]
     if not (isinstance(rule, type) and issubclass(rule, UpdateRule) and is_dataclass(rule)):
         raise TypeError(f"rule is {rule!r}. Pass a class, a frozen dataclass that derives from UpdateRule.")
     RULES[_path(optimizer)] = rule
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor) -> Any:

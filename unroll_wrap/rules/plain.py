@@ -1,0 +1,115 @@
+"""Whether a live optimizer's step is what its class, as torch ships it, does, so that a rule written for it holds."""
+
+import inspect
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.optim import optimizer as torchs
+
+# Their wrappers leave what a step does as it is.
+HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")
+
+Optimizer = torch.optim.Optimizer
+
+
+class _Known(NamedTuple):
+    """What was found out about a class, and the functions that it holds for."""
+
+    rule: Any
+    names: tuple[str, ...]
+    functions: tuple[Any, ...]
+    calls: frozenset[str]
+
+
+_known: WeakKeyDictionary[type, _Known] = WeakKeyDictionary()
+
+
+def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
+    """The rule for the optimizer; None if its step is another than that of the class that the rule is for.
+
+    A step that somebody has overridden, wrapped or put on the class or the instance, and step hooks, are not in a rule.
+    Torch's own wrappers (schedulers, profilers, torch.compile) and those of known hosts change nothing.
+    """
+    kind = type(optimizer)
+    known = _known.get(kind)
+    if known is None or any(getattr(kind, n, None) is not f for n, f in zip(known.names, known.functions, strict=True)):
+        known = _known[kind] = _looked_up(kind, rules)
+    rule = known.rule and rules.get(known.rule)
+    if rule is None:
+        return None
+    if torchs._global_optimizer_pre_hooks or torchs._global_optimizer_post_hooks:
+        return None
+    own = vars(optimizer)
+    if own.get("_optimizer_step_pre_hooks") or own.get("_optimizer_step_post_hooks"):
+        return None
+    for name in own.keys() & known.calls:
+        if not (name == "step" and _leads_to(own[name], kind.step, kind)):
+            return None
+    return rule
+
+
+def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
+    """The path of the rule for a class, if what its step calls on itself is that of the class with the rule."""
+    home = next((cls for cls in kind.__mro__ if path(cls) in rules), None)
+    if home is None:
+        return _Known(None, (), (), frozenset())
+    names = tuple(sorted(_called(home)))
+    functions = tuple(getattr(kind, n, None) for n in names)
+    untouched = all(inspect.getattr_static(kind, n, None) is inspect.getattr_static(home, n, None) for n in names)
+    allowed = all(_is_ours(f, home) for f in functions if callable(f))
+    calls = frozenset(n for n, f in zip(names, functions, strict=True) if callable(f))
+    return _Known(path(home) if untouched and allowed else None, names, functions, calls)
+
+
+def _called(home: Any) -> set[str]:
+    """The names on itself that a class's step may use, directly or by way of each other."""
+    found: set[str] = set()
+    todo = ["step"]
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        for function in _chain(getattr(home, name, None)):
+            names = function.__code__.co_names
+            todo += [n for n in names if n not in found and isinstance(getattr(home, n, None), types.FunctionType)]
+    # A subclass may make properties of these.
+    return found | {"param_groups", "state"}
+
+
+def _chain(step: Any) -> Iterator[types.FunctionType]:
+    """A function, what it wraps, and so on."""
+    while step is not None:
+        step = getattr(step, "__func__", step)
+        if not isinstance(step, types.FunctionType):
+            return
+        yield step
+        step = getattr(step, "__wrapped__", None)
+
+
+def _is_ours(function: Any, home: type) -> bool:
+    """Whether all wrappers around a function are torch's, a known host's, or of the file of the class itself."""
+    modules = [f.__globals__.get("__name__", "") for f in _chain(function)]
+    return bool(modules) and all(m == home.__module__ or _root(m) in ("torch", *HOSTS) for m in modules)
+
+
+def _leads_to(step: Any, end: Any, kind: type) -> bool:
+    chain, known = list(_chain(step)), list(_chain(end))
+    return bool(chain) and chain[-1] is known[-1] and _is_ours(step, kind)
+
+
+def is_hosted(wrapper: Any) -> bool:
+    """Whether what is called as ``step`` is a known host's, or torch's own, and steps the ``.optimizer`` inside."""
+    chain = list(_chain(getattr(wrapper, "step", None)))
+    root = _root(chain[-1].__globals__.get("__name__", "")) if chain else ""
+    return root in HOSTS or (root == "torch" and not isinstance(wrapper, Optimizer))
+
+
+def _root(module: str) -> str:
+    return module.split(".")[0]
+
+
+def path(kind: type) -> str:
+    """Where a class is defined."""
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,312 @@
+"""One live step as a function: recorded on the live objects, freed of in-place operations, and put to the test.
+
+The live optimizer, or whatever the user steps in its place, is brought into the state that is asked for, stepped under
+``make_fx``, and everything is put back. The function that comes out has to do what the step does where it was recorded,
+and nearby: a number that was read out of a tensor is frozen in it, and shows there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+
+from ..live import Snapshot
+from ..replay import EveryState
+from .asked import Asked, is_recorded, rename
+from .rule import sqrt
+from .state import Seen, look
+
+
+class State(NamedTuple):
+    """Where an optimizer stands: what was seen of it, and how to bring it there, if it is not there anyway."""
+
+    seen: Seen
+    snapshot: Snapshot | None
+
+
+class Trace(NamedTuple):
+    """A step as a function.
+
+    Attributes:
+        function: parameters, gradients, holes → parameters and holes after the step, then what it decided by.
+        decisions: how it decided when it was recorded.
+        after: the state after it.
+    """
+
+    function: Callable[..., Sequence[Tensor]]
+    decisions: list[bool]
+    after: State
+
+    def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
+        """What the step moved, and how it would have decided with these inputs."""
+        outputs = list(self.function(*inputs))
+        n = len(outputs) - len(self.decisions)
+        return outputs[:n], [bool(t) for t in outputs[n:]]
+
+
+class Depends(Exception):
+    """Numbers that a step keeps as tensors depend on gradients: they are no constants."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(f"{paths} depend on gradients")
+        self.paths = paths
+
+
+class Recorder(NamedTuple):
+    """How to step an optimizer from any state, and look at what it did.
+
+    Attributes:
+        stepper: the live object.
+        params: all that it steps.
+        moved: which of them are unrolled.
+        used: which of the unrolled ones have a gradient.
+        promoted: paths of numbers that are no constants.
+    """
+
+    stepper: Any
+    params: Sequence[Tensor]
+    moved: Sequence[bool]
+    used: Sequence[bool]
+    promoted: frozenset[str]
+
+    def record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
+        """The step from a state as a function.
+
+        Args:
+            state: where it starts.
+            inputs: the values of parameters (all of them, the unrolled ones first), gradients and holes.
+
+        Raises:
+            Depends: some constants are none.
+            RuntimeError: the step cannot be recorded.
+        """
+        # At the start of an unroll they lie in the memory of what is about to be stepped.
+        inputs = [t.detach().clone() for t in inputs]
+        with self.put_back(state) as live:
+            start = state if state.snapshot else state._replace(snapshot=live)
+            left: list[Any] = []
+            asked, random = Asked(), EveryState(self.params, ())
+            # Modules that are compiled when they first run, which these never do: torch keeps the source of any.
+            with _use_lazy_graph_module(True):
+                graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
+                if not random.is_now():
+                    raise RuntimeError("it draws random numbers, and a trace would draw others.")
+                function = _compiled(_differentiable(make_fx(torch.func.functionalize(_compiled(graph)))(*inputs)))
+            values, seen, snapshot = left
+            with torch.no_grad():
+                found = list(function(*inputs))
+            if not all(map(_same, found, values)):
+                raise RuntimeError("the recorded step gives another result than step() itself.")
+            trace = Trace(function, asked.values, State(seen, snapshot))
+            self._check_nearby(trace, start, inputs, asked.rewritten)
+        snapshot.let_go(live)
+        return trace
+
+    def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
+        """What a state looks like where other numbers count as constants."""
+        with self.put_back(state) as live:
+            self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
+            return look(self.stepper, self.params, self.promoted)
+
+    @contextmanager
+    def put_back(self, state: State) -> Iterator[Snapshot]:
+        """Whatever happens, everything is as it was before: the live objects, and those of a recorded state."""
+        recorded = Snapshot(state.snapshot.objects() if state.snapshot else ())
+        live = Snapshot([self.stepper, *self.params])
+        with EveryState(self.params, ()).replayed(), recorded, live:
+            yield live
+
+    def _place(self, state: State, inputs: Sequence[Tensor]) -> None:
+        """Bring the live objects into a state."""
+        assert state.snapshot is not None
+        state.snapshot.restore()
+        params, grads, holes = self._divided(inputs)
+        with torch.no_grad():
+            for hole, value in zip(state.seen.holes, holes, strict=True):
+                if hole.shape == value.shape:
+                    hole.data.copy_(value)
+                else:
+                    hole.data = value.detach().clone()
+            for view in state.seen.views:
+                if view.tensor.shape != view.place[0]:
+                    view.tensor.data = view.of(view.base.data)
+            # After what they may be views of.
+            for live, value in zip(self._ordered(), params, strict=True):
+                live.data.copy_(value)
+        for p in self.params:
+            p.grad = None
+        for p, g in zip(self._with_gradient(), grads, strict=True):
+            p.grad = g.detach().clone()
+
+    def _run(self, state: State, given: Sequence[Tensor], asked: Asked, left: list[Any]) -> list[Tensor]:
+        """Under trace: the live step from a state, whose tensors are these."""
+        with disable_proxy_modes_tracing():
+            self._place(state, given)
+        self._name(state, given)
+        with asked, torch.enable_grad():
+            self.stepper.step()
+        with disable_proxy_modes_tracing():
+            seen, snapshot = self._look()
+        out = [*self._unrolled(), *seen.holes]
+        known = list(map(is_recorded, out))
+        with disable_proxy_modes_tracing():
+            # What the graph does not know is the same whatever it is given.
+            out = [t if k else t.detach().clone() for t, k in zip(out, known, strict=True)]
+            left[:] = [t.detach().clone() for t in (*out, *asked.tensors)], seen, snapshot
+        return [*out, *asked.tensors]
+
+    def _name(self, state: State, given: Sequence[Tensor]) -> None:
+        """Tell the graph what the live tensors are in it."""
+        params, grads, holes = self._divided(given)
+        lying = {id(v.tensor) for v in state.seen.views}
+        with torch.no_grad():
+            pairs = [*zip(self._ordered(), params, strict=True), *zip(state.seen.holes, holes, strict=True)]
+            for live, value in pairs:
+                if id(live) not in lying:
+                    rename(live, value.clone())
+            values = {id(live): value for live, value in pairs}
+            for view in state.seen.views:
+                stand_in = view.of(view.base)
+                if (value := values.get(id(view.tensor))) is not None:
+                    stand_in.copy_(value)
+                rename(view.tensor, stand_in)
+            for live, value in zip(self._with_gradient(), grads, strict=True):
+                assert live.grad is not None
+                rename(live.grad, value.clone())
+            for live in state.seen.constants:
+                with disable_proxy_modes_tracing():
+                    number = live.item()
+                # Of this form make_fx knows the value, so that a step may read it out.
+                rename(live, torch.tensor(number, dtype=live.dtype, device=live.device).reshape(live.shape))
+
+    def _look(self) -> tuple[Seen, Snapshot]:
+        """The state that a step has left."""
+        for p in self.params:
+            p.grad = None
+        seen = look(self.stepper, self.params, self.promoted)
+        tensors = (*self.params, *seen.holes, *(v.tensor for v in seen.views))
+        return seen, Snapshot([self.stepper, *self.params], bare={id(t) for t in tensors})
+
+    def _check_nearby(self, trace: Trace, state: State, inputs: Sequence[Tensor], rewritten: bool) -> None:
+        """The live step, from other numbers that it decides on as it did, has to do what the function does."""
+        for scale in (1e-3, 1e-6):
+            varied = _varied(inputs, scale)
+            with torch.no_grad():
+                outputs, decisions = trace.run(varied)
+            if decisions == trace.decisions:
+                break
+        else:
+            return
+        # Where an operator was put in another form, the two agree to the last bit only if the live step does so, too.
+        for mode in (Asked(), nullcontext()) if rewritten else (nullcontext(),):
+            self._place(state, varied)
+            with mode, torch.enable_grad():
+                self.stepper.step()
+            for p in self.params:
+                p.grad = None
+            seen = look(self.stepper, self.params, self.promoted)
+            self._compare(trace.after.seen, seen)
+            found = [*self._unrolled(), *seen.holes]
+            equal = _close if rewritten and not isinstance(mode, Asked) else _same
+            if not all(map(equal, outputs, found)):
+                raise RuntimeError(
+                    "it computes with numbers that it reads out of tensors, with .item(), .tolist(), .numpy() or in "
+                    "code of its own, and these would be constants."
+                )
+
+    def _compare(self, recorded: Seen, again: Seen) -> None:
+        """What a step leaves besides tensors may not depend on the numbers in them."""
+        if recorded.key == again.key:
+            return
+        if depending := recorded.other_counts(again):
+            raise Depends(depending)
+        raise RuntimeError(
+            f"{recorded.difference(again)} is not the same for other gradients, and a trace would take it for constant."
+        )
+
+    def _divided(self, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        n, m = len(self.params), sum(self.used)
+        return inputs[:n], inputs[n : n + m], inputs[n + m :]
+
+    def _unrolled(self) -> list[Tensor]:
+        return [p for p, m in zip(self.params, self.moved, strict=True) if m]
+
+    def _ordered(self) -> list[Tensor]:
+        """The unrolled parameters, then those that keep still."""
+        return self._unrolled() + [p for p, m in zip(self.params, self.moved, strict=True) if not m]
+
+    def _with_gradient(self) -> list[Tensor]:
+        return [p for p, used in zip(self._unrolled(), self.used, strict=True) if used]
+
+
+def _varied(inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """Other numbers nearby, always the same."""
+    generator = torch.Generator().manual_seed(0)
+
+    def one(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        factor = 1 + scale * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        return tensor * factor.to(tensor)
+
+    return list(map(one, inputs))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """To the last bit; NaN is NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Up to the order in which numbers are added."""
+    if not one.is_floating_point() or one.numel() == 0:
+        return _same(one, other)
+    tolerance = torch.finfo(one.dtype).eps ** 0.6
+    size = other.detach().abs().max().nan_to_num().item()
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+
+def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
+    """The function of a graph. Torch's own way to it keeps the source of every graph for as long as the process."""
+    code = graph.graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<a recorded step>", "exec"), scope)
+    return partial(scope["forward"], graph)
+
+
+def _differentiable(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same graph without the nodes that cut autograd, and with a square root that is safe at 0."""
+    aten, profiled = torch.ops.aten, []
+    for node in graph.graph.nodes:
+        if node.target in (aten.detach.default, aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+        elif getattr(node.target, "namespace", "") == "profiler":
+            profiled.append(node)
+        elif node.target == aten.as_strided_scatter.default:
+            node.target = _strided_scatter
+        elif node.target == aten.copy.default:
+            node.target = _copy
+        elif node.target == aten.sqrt.default or (node.target == aten.pow.Tensor_Scalar and node.args[1] == 0.5):
+            node.target, node.args = sqrt, node.args[:1]
+    for node in reversed(profiled):
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def _strided_scatter(to: Tensor, source: Tensor, *place: Any) -> Tensor:
+    """Torch's own passes the gradient of what is overwritten on to what was there."""
+    out = to.clone()
+    out.as_strided(*place).copy_(source)
+    return out
+
+
+def _copy(to: Tensor, source: Tensor) -> Tensor:
+    return source.to(to).expand_as(to)
