@@ -18,9 +18,9 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 # What belongs to a framework is not the discriminator's: its trainer, its loggers.
 _FRAMEWORKS = frozenset(
-    "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric logging "
-    "multiprocessing numpy pathlib pytorch_lightning queue re threading torch torchvision tqdm types typing wandb "
-    "weakref".split()
+    "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric "
+    "logging multiprocessing numpy pathlib pytorch_lightning queue re threading torch torchvision tqdm types typing "
+    "wandb weakref".split()
 )
 _DEEPEST = 6
 
@@ -42,12 +42,14 @@ class Belongings:
 
     Attributes:
         places: of tensors, parameters among them.
+        objects: of classes of the user's.
         containers: dicts, lists, deques and sets.
     """
 
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
         self.places: list[Place] = []
         self.containers: list[Any] = []
+        self.objects: list[Any] = []
         self._seen: set[int] = set()
         for own in attributes:
             self._visit(own, None, None, 0)
@@ -93,6 +95,7 @@ class Belongings:
         elif isinstance(value, types.MethodType):
             self._visit(value.__self__, None, None, depth)
         elif type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
+            self.objects.append(value)
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
             for slot in _slots(type(value)):
                 self._visit(getattr(value, slot, None), None, None, depth)

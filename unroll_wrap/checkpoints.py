@@ -18,6 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from . import guards
 from .settings import Setting
 from .swap import Swap, copies
+from .undo import Undo
 
 
 class _Current(threading.local):
@@ -30,21 +31,37 @@ _current = _Current()
 _PARTS = ("_CheckpointFrame", "CheckpointFunction")
 
 
-@contextmanager
-def in_place(swap: Swap, settings: Sequence[Setting]) -> Iterator[None]:
-    """What is checkpointed in here is run again with the tensors that ``swap`` had put into D by then.
+def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
+    """From here on what is checkpointed is run again with the tensors that ``swap`` had put into D by then.
 
     Args:
         swap: of this call.
         settings: of this call, which hold again then.
+        undo: ends it.
     """
     before = _current.swap, _current.settings
-    _current.swap, _current.settings = swap, settings
-    try:
-        with _watched if all(hasattr(torch_checkpoint, name) for name in _PARTS) else _refused():
-            yield
-    finally:
+
+    def put_back() -> None:
         _current.swap, _current.settings = before
+
+    undo.later(put_back)
+    _current.swap, _current.settings = swap, settings
+    if all(hasattr(torch_checkpoint, name) for name in _PARTS):
+        _watched.hold(undo)
+    else:
+        # Torch has no other way to forbid it.
+        hooks = _refused()
+        undo.later(lambda: hooks.__exit__(None, None, None))
+        hooks.__enter__()
+
+
+@contextmanager
+def in_place(swap: Swap) -> Iterator[None]:
+    """The same within a context."""
+    undo = Undo()
+    with undo, undo:
+        rerun_in_place(swap, (), undo)
+        yield
 
 
 def _refused() -> AbstractContextManager[object]:
@@ -54,15 +71,13 @@ def _refused() -> AbstractContextManager[object]:
     )
 
 
-def _watch() -> Callable[[], Any]:
-    originals = tuple(getattr(torch_checkpoint, name) for name in _PARTS)
+def _parts() -> tuple[Any, ...]:
+    return tuple(getattr(torch_checkpoint, name) for name in _PARTS)
 
-    def put(parts: Sequence[Any]) -> None:
-        for name, part in zip(_PARTS, parts, strict=True):
-            setattr(torch_checkpoint, name, part)
 
-    put(_watched_parts(*originals))
-    return lambda: put(originals)
+def _put_parts(parts: Sequence[Any]) -> None:
+    for name, part in zip(_PARTS, parts, strict=True):
+        setattr(torch_checkpoint, name, part)
 
 
 @cache
@@ -90,15 +105,18 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
 
     Run again for the first time it moves D's buffers once more, as in a real step; later it starts from the same ones.
     """
-    params, buffers = swap.inside(), copies(swap.buffers())
-    around = [*_current.settings, *(getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes())]
+    params, buffers, settings = swap.inside(), copies(swap.buffers()), _current.settings
+    around = [getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes()]
     unrolling = guards.is_unrolling()
     ran = False
 
     def run(*args: Any) -> None:
         nonlocal ran, buffers
         first, ran = not ran, True
-        with ExitStack() as stack:
+        undo = Undo()
+        with undo, undo, ExitStack() as stack:
+            for setting in settings:
+                setting.hold(undo)
             if unrolling:
                 stack.enter_context(guards.unrolling())
             active = _own_modes()
@@ -120,4 +138,4 @@ def _own_modes() -> list[Any]:
     return [m for m in _get_current_function_mode_stack() if type(m).__module__.split(".")[0] == own]
 
 
-_watched = Setting(_watch)
+_watched = Setting(_parts, _put_parts, lambda parts: _watched_parts(*parts))

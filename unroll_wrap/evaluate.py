@@ -18,6 +18,7 @@ from .described import described
 from .operators import thrice_differentiable, twice_differentiable
 from .reach import now, reach
 from .replay import RandomState
+from .settings import Setting
 from .swap import Swap
 
 NO_SECOND_DERIVATIVE = (
@@ -73,10 +74,11 @@ class Evaluator:
         kwargs: for every loss.
         autocast: the caller's autocast.
         second_order: whether their second derivatives will be asked for.
+        settings: of torch's, in force whenever a loss runs.
         leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
         left: what the loop has left in ``.grad``, the same way.
-        rewrote: whether the last loss has given a parameter a value of its own, as layers do that initialise themselves.
+        rewrote: whether the last loss has given a parameter a value itself, as layers do that initialise themselves.
     """
 
     discriminator: Any
@@ -85,6 +87,7 @@ class Evaluator:
     kwargs: dict[str, Any]
     autocast: Autocast
     second_order: bool
+    settings: Sequence[Setting] = ()
     leaf: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -163,6 +166,8 @@ class Evaluator:
             self.swap.put_in_slots(leaves, buffers)
 
     def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
+        for setting in self.settings:
+            setting.ensure()
         try:
             with guards.unrolling(), self._operators, self.autocast.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)

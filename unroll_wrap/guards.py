@@ -35,6 +35,16 @@ def no_grad() -> AbstractContextManager[object]:
     return nullcontext() if is_unrolling() else torch.no_grad()
 
 
+def depth() -> int:
+    """How many such spans this thread is in."""
+    return _unrolling.depth
+
+
+def back_to(depth: int) -> None:
+    """Leave those that an interrupt has left open."""
+    _unrolling.depth = depth
+
+
 @contextmanager
 def unrolling() -> Iterator[None]:
     """The span that ``is_unrolling`` reports; nests."""

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .alone import alone
 from .arguments import tensors_in
 from .autocast import Autocast
 from .backward import Backward, Store, sweep
 from .evaluate import Evaluator, misfit, one_element
+from .exclusive import exclude_others
 from .mistakes import (
     check_finite,
     check_gradient_hooks,
@@ -25,18 +25,20 @@ from .mistakes import (
     check_options,
     check_order,
     described,
+    refuse_steps,
     users_line,
-    without_steps,
 )
 from .objectives import minimax
+from .proof import Proof, guesses
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
 from .rules.from_torch import Traces, read, rule_of
 from .rules.plain import is_hosted
 from .rules.state import stepped
 from .rules.transforms import Transforms
-from .runtime import refuse_inference_mode, runtime
+from .runtime import prepare, refuse_inference_mode
 from .swap import Swap, all_modules, all_parameters
+from .undo import Undo, keep_autocast, keep_modes
 from .unroll import Point, Unroll
 from .wrappers import check_wrappers
 
@@ -100,6 +102,9 @@ class UnrolledGeneratorLoss:
         average_gradients: False: every process looks ahead on its own. A process group: inner gradients are averaged
             over it, so that N ranks unroll what one process would on their joined batch, and each returns its share
             of the value. G's own averaging (DDP) completes it. See ``docs/distributed.md``.
+        prove: compare the first call with K real steps where the optimizer has no rule of its own, or where hooks,
+            classes and attributes of parameters, or objects of D's are of a kind that the package does not know. That
+            costs these K steps once.
 
     Raises:
         TypeError: an argument of a wrong kind, or an optimizer that no rule is known for.
@@ -121,6 +126,7 @@ class UnrolledGeneratorLoss:
         grad_transform: Callable[..., Sequence[Tensor]] | None = None,
         param_transform: Callable[..., Tensor] | None = None,
         average_gradients: "dist.ProcessGroup | bool" = False,
+        prove: bool = True,
     ) -> None:
         self.discriminator = discriminator
         self.optimizer = optimizer
@@ -134,6 +140,7 @@ class UnrolledGeneratorLoss:
         self.grad_transform = grad_transform
         self.param_transform = param_transform
         self.average_gradients = average_gradients
+        self.prove = prove
 
         check_group(average_gradients)
         check_losses(d_loss=d_loss, g_loss=g_loss)
@@ -151,6 +158,7 @@ class UnrolledGeneratorLoss:
         for one in self._optimizers():
             rule_of(one)
         self._hooks = -1
+        self._proven: set[str] = set()
         self._memory = Swap(modules, self._owned(modules, self._optimizers())).check_memory()
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
@@ -213,24 +221,31 @@ class UnrolledGeneratorLoss:
         steps, inner_batch = self.plan(steps, resample)
         modules = all_modules(_modules(self.discriminator))
         check_logits((d_loss, g_loss), modules)
-        with alone(modules):
-            optimizers = self._optimizers()
-            owned = self._owned(modules, optimizers)
-            self._check_hooks(owned)
+        optimizers = self._optimizers()
+        owned = self._owned(modules, optimizers)
+        self._check_hooks(owned)
+        proof, undo = None, Undo()
+        with undo, undo:
+            exclude_others(modules, undo)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
             swap, compiled = Swap(modules, owned, self.average or self.backward.rewinds), not self.backward.second_order
             self._memory = swap.check_memory(self._memory)
+            keep_modes(undo)
             if steps == 0:
-                with runtime(swap, (g_loss,), second_order=False, compiled=compiled):
-                    return self._plain(g_loss, swap, owned, batch, kwargs), []
+                prepare(swap, (g_loss,), second_order=False, compiled=compiled, undo=undo)
+                return self._plain(g_loss, swap, owned, batch, kwargs), []
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
+            proof = self._proof(ranks, d_loss, g_loss, batch, kwargs, modules, optimizers, owned, swap)
             blocks = read(optimizers, owned, self._traces)
-            setting = runtime(swap, (d_loss, g_loss), second_order, compiled)
-            with without_steps(optimizers), setting, autocast.outside(), torch.enable_grad():
+            if autocast.active:
+                keep_autocast(undo, autocast.dtypes)
+            refuse_steps(optimizers, undo)
+            settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
+            with autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=second_order),
+                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order, settings),
                     d_loss,
                     g_loss,
                     inner_batch and autocast.within(inner_batch),
@@ -239,14 +254,41 @@ class UnrolledGeneratorLoss:
                     differentiate,
                     self.stop_gradient,
                     ranks,
+                    proof,
                 )
                 start = Point(blocks, swap.originals(), swap.contents())
                 value = sweep(unroll, start, steps, self.average, self.backward)
+            if written := swap.written_after_all():
+                raise ValueError(
+                    f"A loss writes to frozen parameters of D, of shapes {[tuple(t.shape) for t in written][:4]}, but "
+                    "not when it runs for the first time. Make them buffers (register_buffer)."
+                )
+        if proof:
+            proof.check(value, unroll.d_losses)
+            self._proven.update(proof.doubts)
         check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
         if not unroll.differentiate:
             return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity), unroll.d_losses
+
+    def _proof(
+        self,
+        ranks: OneProcess,
+        d_loss: Loss,
+        g_loss: Loss,
+        batch: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        modules: list[nn.Module],
+        optimizers: list[Any],
+        owned: list[Tensor],
+        swap: Swap,
+    ) -> Proof | None:
+        """The proof of a first call with objects that are not torch's own; None where there is nothing to prove."""
+        if not self.prove or type(ranks) is not OneProcess:
+            return None
+        doubts = [d for d in guesses(modules, optimizers, owned, swap) if d not in self._proven]
+        return Proof(self, d_loss, g_loss, batch, kwargs, owned, doubts) if doubts else None
 
     def _check_hooks(self, owned: Sequence[Tensor]) -> None:
         # Whoever registers a hook anywhere moves this number.

@@ -1,8 +1,7 @@
 """What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from .frames import users_line
 from .guards import is_unrolling
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from .rules.from_torch import rule_of
+from .undo import Undo
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
 _OF_LOGITS = [*minimax, *non_saturating, *relativistic]
@@ -118,15 +118,19 @@ def check_gradient_hooks(params: Iterable[Tensor]) -> None:
                 )
 
 
-@contextmanager
-def without_steps(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
-    """A loss that steps the discriminator's optimizer itself is stopped before anything has moved."""
-    handles = [o.register_step_pre_hook(_refuse_step) for o in optimizers if rule_of(o) is not None]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def refuse_steps(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> None:
+    """From here on a loss that steps the discriminator's optimizer itself is stopped before anything has moved."""
+    known = [o for o in optimizers if rule_of(o) is not None]
+
+    def put_back() -> None:
+        for optimizer in known:
+            hooks = optimizer._optimizer_step_pre_hooks
+            for key in [k for k, hook in hooks.items() if hook is _refuse_step]:
+                del hooks[key]
+
+    undo.later(put_back)
+    for optimizer in known:
+        optimizer.register_step_pre_hook(_refuse_step)
 
 
 def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -65,7 +65,7 @@ class RealSteps:
         """
         self.values, values = [], []
         # What a checkpoint runs again has to be in that context too.
-        again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []), ())
+        again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []))
         with Snapshot([*self.modules, *self.optimizers, self._d_loss, self._g_loss]), guards.unrolling(), again:
             # A gradient of zeros is what zero_grad(set_to_none=False) leaves, and what it will leave again.
             zeros = [p.grad is not None and not p.grad.any() for p in self.owned]

@@ -2,8 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -11,24 +10,28 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .checkpoints import in_place
+from .checkpoints import rerun_in_place
 from .settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from .swap import Swap
+from .undo import Undo
 
 logger = logging.getLogger("unroll_wrap")
 _noticed: WeakSet[Any] = WeakSet()
 
 
-@contextmanager
-def runtime(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool) -> Iterator[None]:
-    """Unrolled tensors in D for the duration, and D run so that it can be differentiated as often as needed.
+def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo) -> list[Setting]:
+    """Let D run so that it can be differentiated as often as needed, and remember what it looks like.
 
     Args:
-        swap: what is put into D.
+        swap: what is going to be put into D.
         losses: the user's.
         second_order: whether gradients of D's are differentiated, which fused attention and cuDNN's RNNs do not stand.
         compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
             versions silently.
+        undo: ends it.
+
+    Returns:
+        The settings that each loss has to begin with.
     """
     settings: list[Setting] = []
     if second_order:
@@ -40,12 +43,13 @@ def runtime(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         settings.append(eager)
     if parametrize._cache_enabled:
         settings.append(no_parametrization_cache)
-    with ExitStack() as stack:
-        contexts: list[AbstractContextManager[Any]] = [*settings, *map(_unwrapped, filter(_in_the_way, swap.modules))]
-        for context in contexts:
-            stack.enter_context(context)
-        with in_place(swap, settings), swap:
-            yield
+    for setting in settings:
+        setting.hold(undo)
+    for wrapper in filter(_in_the_way, swap.modules):
+        _unwrap(wrapper, undo)
+    rerun_in_place(swap, settings, undo)
+    swap.enter(undo)
+    return settings
 
 
 def refuse_inference_mode() -> None:
@@ -67,18 +71,18 @@ def _in_the_way(module: nn.Module) -> bool:
     return reduces or (isinstance(module, nn.DataParallel) and len(module.device_ids) > 1)
 
 
-@contextmanager
-def _unwrapped(wrapper: Any) -> Iterator[None]:
-    """Passes that go to the module inside."""
+def _unwrap(wrapper: Any, undo: Undo) -> None:
+    """Let passes go to the module inside."""
     own = vars(wrapper)
     before = own.get("forward")
-    own["forward"] = lambda *args, **kwargs: wrapper.module(*args, **kwargs)
-    try:
-        yield
-    finally:
-        del own["forward"]
+
+    def put_back() -> None:
+        own.pop("forward", None)
         if before is not None:
             own["forward"] = before
+
+    undo.later(put_back)
+    own["forward"] = lambda *args, **kwargs: wrapper.module(*args, **kwargs)
 
 
 def _notice(objects: Sequence[Any]) -> None:

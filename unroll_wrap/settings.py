@@ -1,8 +1,11 @@
 """Torch's process-wide settings under which D can be differentiated twice, and put back.
 
 The first unroll that needs a setting changes it, the last one of all threads puts back what it was before the first.
+No setting can be made private to a thread. Each loss of an unroll begins with the settings that it needs, even if
+another thread has put back its own choice in between; what another thread runs meanwhile runs under them too.
 """
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,78 +13,93 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
+from .undo import Undo
+
 
 class Setting:
-    """A context that several threads may be in at a time.
+    """A choice of torch's that several threads may need at a time.
 
     Args:
-        change: makes the change, and returns what undoes it.
+        read: what it is now.
+        put: make it that.
+        wanted: what unrolls need, from what it was.
     """
 
-    def __init__(self, change: Callable[[], Callable[[], Any]]) -> None:
-        self._change = change
+    def __init__(self, read: Callable[[], Any], put: Callable[[Any], Any], wanted: Callable[[Any], Any]) -> None:
+        self._read = read
+        self._put = put
+        self._wanted = wanted
         self._lock = threading.Lock()
-        self._inside = 0
+        self._holders: set[object] = set()
+        self._before: list[Any] = []
 
-    def __enter__(self) -> None:
-        """Change it, unless another unroll has."""
+    def hold(self, undo: Undo) -> None:
+        """Change it, unless another unroll has, until that is undone."""
+        me = object()
+        undo.later(lambda: self._leave(me))
         with self._lock:
-            if self._inside == 0:
-                self._undo = self._change()
-            self._inside += 1
+            self._holders.add(me)
+            if not self._before:
+                self._before.append(self._read())
+                self._now = self._wanted(self._before[0])
+                self._put(self._now)
 
-    def __exit__(self, *_: object) -> None:
-        """Put it back, unless another unroll needs it."""
+    def ensure(self) -> None:
+        """Change it again, if another thread has changed it since."""
+        if self._read() != self._now:
+            self._put(self._now)
+
+    def _leave(self, me: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._undo()
-                del self._undo
+            self._holders.discard(me)
+            if self._before and not self._holders:
+                self._put(self._before[0])
+                self._before.clear()
 
 
-def _use_math_attention() -> Callable[[], Any]:
+def _kernels() -> tuple[bool, ...]:
     cuda = torch.backends.cuda
-    before = (
+    return (
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.cudnn_sdp_enabled(),
         cuda.math_sdp_enabled(),
     )
 
-    def use(flash: bool, mem_efficient: bool, cudnn: bool, math: bool) -> None:
-        cuda.enable_flash_sdp(flash)
-        cuda.enable_mem_efficient_sdp(mem_efficient)
-        cuda.enable_cudnn_sdp(cudnn)
-        cuda.enable_math_sdp(math)
 
-    use(False, False, False, True)
-    return lambda: use(*before)
-
-
-def _leave_cudnn() -> Callable[[], Any]:
-    before = torch._C._get_cudnn_enabled()
-    # cudnn.flags() would reset the user's other choices to its own defaults.
-    torch._C._set_cudnn_enabled(False)
-    return lambda: torch._C._set_cudnn_enabled(before)
+def _use_kernels(chosen: tuple[bool, ...]) -> None:
+    cuda = torch.backends.cuda
+    for enable, yes in zip(
+        (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp),
+        chosen,
+        strict=True,
+    ):
+        enable(yes)
 
 
-def _run_eagerly() -> Callable[[], Any]:
-    stance = torch.compiler.set_stance("force_eager")  # from here on, not from __enter__ on
-    return lambda: stance.__exit__(None, None, None)
+def _stance() -> Any:
+    return sys.modules["torch._dynamo.eval_frame"]._stance
 
 
-def _forget_parametrizations() -> Callable[[], Any]:
-    before = parametrize._cache_enabled, parametrize._cache
-    # Inside parametrize.cached() a module answers with the weight of another step.
-    parametrize._cache_enabled, parametrize._cache = 0, {}
-
-    def undo() -> None:
-        parametrize._cache_enabled, parametrize._cache = before
-
-    return undo
+def _take_stance(stance: Any) -> None:
+    sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)
 
 
-math_attention = Setting(_use_math_attention)
-no_cudnn = Setting(_leave_cudnn)
-eager = Setting(_run_eagerly)
-no_parametrization_cache = Setting(_forget_parametrizations)
+def _eagerly(_: Any) -> Any:
+    return sys.modules["torch._dynamo.eval_frame"].DynamoStance("force_eager")
+
+
+def _cache() -> tuple[int, Any]:
+    return parametrize._cache_enabled, parametrize._cache
+
+
+def _put_cache(cache: tuple[int, Any]) -> None:
+    parametrize._cache_enabled, parametrize._cache = cache
+
+
+math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False, True))
+# cudnn.flags() would reset the user's other choices to its own defaults.
+no_cudnn = Setting(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, lambda _: False)
+eager = Setting(_stance, _take_stance, _eagerly)
+# Inside parametrize.cached() a module answers with the weight of another step.
+no_parametrization_cache = Setting(_cache, _put_cache, lambda _: (0, {}))

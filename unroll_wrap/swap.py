@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .arguments import distinct
 from .belongings import Belongings
+from .undo import Undo
 
 _exchange = torch._C._swap_tensor_impl
 
@@ -95,6 +96,7 @@ class Swap:
                     carry(b, module._buffers, name)
         self._attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
         self._belongings = Belongings(modules, self._attributes)
+        self._moving = moved
         for tensor, container, key in self._belongings.places:
             if (i := moved.get(id(tensor))) is not None:
                 # RNNs call their kernels with a list of their parameters.
@@ -107,15 +109,23 @@ class Swap:
         # Pairs that lie in the same memory, which their clones do not.
         self._shared: list[tuple[Tensor, Tensor]] = []
 
+    def enter(self, undo: Undo) -> None:
+        """As a context, which ends when that is undone."""
+        self._note()
+        undo.later(self.__exit__)
+
     def __enter__(self) -> "Swap":
         """Note how everything looks."""
+        self._note()
+        return self
+
+    def _note(self) -> None:
         self._homes = [t._cdata for t in (*self._params, *self._carried)]
         self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self.modules]
         self._contents = self._belongings.contents()
         self._flags = [(p, p.requires_grad) for p in self._live]
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
         self._handles = RemovableHandle.next_id
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Put everything back as it was; to do so twice does no harm."""
@@ -131,6 +141,11 @@ class Swap:
             p.requires_grad_(flag)
         self._inside = self._clones = ()
         self.written_after_all()
+
+    def kept(self) -> list[str]:
+        """What D keeps beside parameters and buffers: kinds of the user's objects, and tensors."""
+        tensors = [t for t, container, _ in self._belongings.places if not (id(t) in self._moving or container is None)]
+        return [type(o).__name__ for o in self._belongings.objects] + ["tensor"] * bool(tensors)
 
     def check_memory(self, checked: Any = None) -> Any:
         """No parameter that moves lies in the memory of another tensor of D's, where a real step would move both.
@@ -299,12 +314,16 @@ class Swap:
             value = container.get(key)
             if value is not self._carried[i] and isinstance(value, Tensor):
                 now[i] = value
-        if not (self._learned or self._in_slots):
-            self._learned = True
-            self._learn(now)
         return tuple(now)
 
-    def _learn(self, now: list[Tensor]) -> None:
+    def after_loss(self) -> tuple[tuple[Tensor, ...], Any]:
+        """What ``d_loss`` has left: buffers and contents."""
+        if not (self._learned or self._in_slots):
+            self._learned = True
+            self._learn()
+        return self.buffers(), self.contents()
+
+    def _learn(self) -> None:
         """Which frozen parameters a first loss has left alone: these are not copied again, they may be large.
 
         Raises:
@@ -321,14 +340,13 @@ class Swap:
             if not _equal(mine, clone):
                 if id(mine) in together:
                     raise ValueError(
-                        f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in the "
-                        "same memory as another: a real step changes both, and an unroll would change one. Give each a "
-                        "copy (.clone())."
+                        f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in "
+                        "the same memory as another: a real step changes both, and an unroll would change one. Give each "
+                        "a copy (.clone())."
                     )
             elif frozen:
                 self._unwritten.append((mine, clone))
                 _exchange(mine, clone)
-                now[i] = mine
         unwritten = {id(mine) for mine, _ in self._unwritten}
         self._copied = [i for i in pairs if id(self._carried[i]) not in unwritten]
         self._clones = [pairs[i] for i in self._copied]

@@ -115,6 +115,7 @@ class Unroll:
         differentiate: whether the caller wants a gradient at all.
         stop_gradient: whether it is to be the first term of Eq. 12 alone.
         ranks: whom gradients are averaged with.
+        proof: is told of every loss before it runs, if this call is to be compared with real steps.
         d_losses: of the inner steps so far, without graph.
         moved: positions of the parameters that ``d_loss`` has not frozen in some step so far.
         sensitivity: what the sweep has found so far.
@@ -129,6 +130,7 @@ class Unroll:
     differentiate: bool
     stop_gradient: bool
     ranks: OneProcess = field(default_factory=OneProcess)
+    proof: Any = None
     d_losses: list[Tensor] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
@@ -170,6 +172,7 @@ class Unroll:
             ValueError: the batch depends on θ^k by a graph, which a step cannot differentiate.
         """
         if self.inner_batch is None:
+            self._note(self.batch)
             return point, k, self.batch
         swap = self.evaluate.swap
         self.evaluate.put([p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
@@ -178,10 +181,15 @@ class Unroll:
         own = {id(p) for p in self.evaluate.owned}
         if any(id(leaf) in own for t in made for leaf in reach(t, set(), 0).leaves):
             raise ValueError(
-                f"The batch that resample gave for inner step {k} has a graph that leads to D's parameters. Detach what "
-                "D returns there, or compute it inside d_loss."
+                f"The batch that resample gave for inner step {k} has a graph that leads to D's parameters. Detach "
+                "what D returns there, or compute it inside d_loss."
             )
+        self._note(batch)
         return point._replace(buffers=swap.buffers(), contents=swap.contents()), k, batch
+
+    def _note(self, batch: tuple[Any, ...] | None = None) -> None:
+        if self.proof:
+            self.proof.note(batch)
 
     def evaluate_d(
         self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True
@@ -252,7 +260,7 @@ class Unroll:
     def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
         """The optimizer's part of a step, and where it ends; D is as its loss has left it."""
         swap = self.evaluate.swap
-        carried = swap.buffers(), swap.contents()
+        carried = swap.after_loss()
         if None in grads and self.evaluate.left:
             check_left(point.blocks, grads, self.evaluate.left)
         if any(b.rule.joint for b in point.blocks):
@@ -299,6 +307,7 @@ class Unroll:
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
+        self._note()
         with self.evaluate.swap.shielded():
             evaluation = self.evaluate(
                 "g_loss", self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents

@@ -77,7 +77,9 @@ class Compiled:
     def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
         """Whether the compiled loss is still the loss; else it is given up."""
         positional = batch.arguments[0]
-        evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False)
+        evaluation = unroll.evaluate(
+            "d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False, contents=point.contents
+        )
         expected = evaluation.loss.detach().reshape(())
         near = (loss - expected).abs() <= 10 * torch.finfo(loss.dtype).eps ** 0.75 * (1 + expected.abs())
         right = bool(near | ~(loss.isfinite() | expected.isfinite()))

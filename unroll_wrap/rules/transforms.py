@@ -24,7 +24,7 @@ class Transforms:
     Attributes:
         gradients: from the list of the gradients there are to a list of the same length. It is told the names of their
             parameters if it takes an argument ``names``.
-        parameter: from an updated parameter to a parameter. It is told the ``name`` if it takes an argument of that name.
+        parameter: from an updated parameter to a parameter. It is told the ``name`` if it takes such an argument.
         names: of all parameters.
         holding: a context in which the discriminator has given tensors for its parameters.
     """
@@ -74,8 +74,8 @@ class Transforms:
         found: Any = self.parameter(param.clone(), **named)
         if getattr(found, "shape", None) != param.shape:
             raise ValueError(
-                f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. Return the "
-                "new parameter, of the same shape."
+                f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. Return "
+                "the new parameter, of the same shape."
             )
         return found
 
