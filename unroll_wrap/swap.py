@@ -96,7 +96,6 @@ class Swap:
                     carry(b, module._buffers, name)
         self._attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
         self._belongings = Belongings(modules, self._attributes)
-        self._moving = moved
         for tensor, container, key in self._belongings.places:
             if (i := moved.get(id(tensor))) is not None:
                 # RNNs call their kernels with a list of their parameters.
@@ -143,9 +142,8 @@ class Swap:
         self.written_after_all()
 
     def kept(self) -> list[str]:
-        """What D keeps beside parameters and buffers: kinds of the user's objects, and tensors."""
-        tensors = [t for t, container, _ in self._belongings.places if not (id(t) in self._moving or container is None)]
-        return [type(o).__name__ for o in self._belongings.objects] + ["tensor"] * bool(tensors)
+        """The kinds of objects of the user's own that D keeps."""
+        return [type(o).__name__ for o in self._belongings.objects]
 
     def check_memory(self, checked: Any = None) -> Any:
         """No parameter that moves lies in the memory of another tensor of D's, where a real step would move both.
@@ -341,8 +339,8 @@ class Swap:
                 if id(mine) in together:
                     raise ValueError(
                         f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in "
-                        "the same memory as another: a real step changes both, and an unroll would change one. Give each "
-                        "a copy (.clone())."
+                        "the same memory as another: a real step changes both, and an unroll would change one. Give "
+                        "each a copy (.clone())."
                     )
             elif frozen:
                 self._unwritten.append((mine, clone))

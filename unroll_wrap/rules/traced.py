@@ -2,8 +2,8 @@
 
 The live optimizer itself is stepped, once for each trace, and put back bit for bit; what it does to parameters and to
 the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever the
-step decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these are
-the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
+step decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these
+are the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
 """
 
 from collections import OrderedDict, namedtuple
