@@ -14,9 +14,9 @@ from . import guards
 from .arguments import Arguments, cut, tensors_in
 from .autocast import Autocast, Factor
 from .described import described
-from .operators import thrice_differentiable, twice_differentiable
-from .reach import now, reach
-from .replay import RandomState
+from .hooks import gradient_hooks, noted
+from .operators import twice_differentiable
+from .reach import edge, now, reach
 from .swap import Swap, UnrolledParameter
 
 NO_SECOND_DERIVATIVE = (
@@ -36,6 +36,8 @@ class Evaluation(NamedTuple):
         outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
         captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
         once: functions in it that cannot be differentiated twice, though autograd does not say so.
+        fragile: nodes in it that have to be repaired for that.
+        hooks: handles of what the loss has registered on its graph.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Evaluation(NamedTuple):
     outside: list[Tensor]
     captured: bool
     once: list[str]
+    fragile: list[Any]
+    hooks: list[Any]
 
     @property
     def users(self) -> list[Tensor]:
@@ -83,8 +87,7 @@ class Evaluator:
     def __post_init__(self) -> None:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
-        self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in (p._backward_hooks or {}).values()]
-        self._third_order = not self.second_order
+        self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
 
     def __call__(
         self,
@@ -99,9 +102,9 @@ class Evaluator:
         leaves = [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.swap.put(leaves, buffers)
-        random = RandomState(self.owned) if walk else None
         try:
-            value = self._run(name, loss, arguments)
+            with noted() as hooks:
+                value = self._run(name, loss, arguments)
         except Exception as error:
             if sys.version_info >= (3, 11):
                 error.add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
@@ -112,21 +115,21 @@ class Evaluator:
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
         value = one_element(name, value)
-        if random is None:
-            return Evaluation(name, value, leaves, arguments, [], False, [])
-        outside, captured, once, third_order = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
-        if third_order and not self._third_order:
-            # Once more, with operators that can be differentiated a third time; from now on these are used.
-            self._third_order, self._operators = True, thrice_differentiable()
-            with random.replayed():
-                return self(name, loss, params, buffers, batch)
+        if not walk:
+            return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
+        outside, captured, once, fragile = reach(value, {id(t) for t in (*leaves, *arguments.aliases)}, self._start)
         if outside and (shapes := self._bypassed(outside)):
             raise ValueError(
                 f"{name} uses parameters of shape {shapes} that the optimizer moves, but not through the "
                 "discriminator's modules. Reach them through the module that owns them."
             )
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
-        return Evaluation(name, value, leaves, arguments, [] if captured else outside, captured, once)
+        outside = [] if captured else outside
+        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks)
+
+    def edge(self, evaluation: Evaluation) -> list[Any]:
+        """Where the graph of a loss begins that captures another; none in float16, where gradients may overflow."""
+        return [] if self.autocast.first else edge(evaluation.loss, self._start)
 
     def _bypassed(self, outside: list[Tensor]) -> list[tuple[int, ...]]:
         live = {id(t) for t in outside}
@@ -183,6 +186,8 @@ def differentiate(
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = NO_SECOND_DERIVATIVE
+        elif "returned nan values" in text:  # in anomaly mode
+            cause = "an operator's derivative is NaN here"
         else:
             raise
         raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error

@@ -231,7 +231,15 @@ class UnrolledGeneratorLoss:
                 )
                 start = Point(read(optimizers, owned), swap.originals())
                 value = sweep(unroll, start, steps, self.average, self.backward)
-        check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
+                given = {"batch": tensors_in(batch, kwargs), "discriminator": owned}
+                slow = Store() if second_order else self.backward
+                check_finite(
+                    unroll.d_losses,
+                    value,
+                    given,
+                    unroll.sensitivity.tensors(),
+                    lambda: sweep(unroll.afresh(), start, steps, self.average, slow),
+                )
         if not unroll.differentiate:
             return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)

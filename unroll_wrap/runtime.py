@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .checkpoints import in_place
+from .hooks import hooks_noted
+from .operators import norms_watched
 from .settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from .swap import Swap
 
@@ -30,7 +32,7 @@ def runtime(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
             versions silently.
     """
-    settings: list[Setting] = []
+    settings: list[Setting] = [hooks_noted, norms_watched]
     if second_order:
         settings.append(math_attention)
         if any(isinstance(m, nn.RNNBase) for m in swap.modules):

@@ -10,14 +10,14 @@ Fresh leaves, because a θ^k that stays attached to the graph is also differenti
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
-from .operators import parameters_only
+from .operators import parameters_only, repair
 from .ranks import Grads, OneProcess
 from .rules.block import Block, unpack
 from .rules.update import GradTransform, ParamTransform, Update, add, update, zero_cotangent
@@ -61,6 +61,7 @@ class Sensitivity:
 
     Attributes:
         surrogates: scalars whose own gradient is a part of it, for graphs made before the call.
+        edge: the nodes that hand it over to these graphs.
         first_term: whether ``g_loss`` depends on anything outside D.
         second_term: whether ``d_loss`` does, in a way that matters to ``g_loss``.
         through_d: whether ``g_loss`` depends on what moves in D.
@@ -68,6 +69,7 @@ class Sensitivity:
 
     def __init__(self) -> None:
         self.surrogates: list[Tensor] = []
+        self.edge: list[Any] = []
         self.first_term = self.second_term = self.through_d = False
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -84,6 +86,10 @@ class Sensitivity:
                 so_far = self._sums.get(id(tensor))
                 self._sums[id(tensor)] = tensor, grad if so_far is None else so_far[1] + grad
         return reached
+
+    def tensors(self) -> list[Tensor]:
+        """All that the gradient is made of."""
+        return [*(g for _, g in self._sums.values()), *self.surrogates]
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tensors of the user's with the gradient of each."""
@@ -148,6 +154,10 @@ class Unroll:
         update = self.update(point, averages or grads, differentiable)
         return Point(update.following(), self.evaluate.swap.buffers()), Step(point, evaluation, grads, averages, update)
 
+    def afresh(self) -> "Unroll":
+        """The same call, nothing of it done, for one process alone."""
+        return replace(self, ranks=OneProcess(), d_losses=[], sensitivity=Sensitivity())
+
     def advance(self, point: Point, k: int) -> Point:
         """θ^k → θ^{k+1} on the step's own batch, never to be differentiated."""
         return self.step(point, k, self.inner_batch(k), differentiable=False)[0]
@@ -171,8 +181,12 @@ class Unroll:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
         # The operators tell parameters by their class, which a tracer's leaves do not have.
         skip = not also and all(type(p) is UnrolledParameter for p in params)
+        hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
         with parameters_only() if skip else nullcontext():
             found = differentiate(name, [loss], [*params, *also], factor=self.evaluate.autocast.first, **options)
+        # They belong to this pass: what differentiates it may come by the same nodes.
+        for hook in hooks:
+            hook.remove()
         grads = found[: len(params)]
         if all(g is None for g in grads):
             raise ValueError(
@@ -224,6 +238,7 @@ class Unroll:
         if evaluation.captured and pairs:
             where = pairs[0][0].device
             self.sensitivity.surrogates.append(torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum())
+            self.sensitivity.edge += self.evaluate.edge(evaluation)
         return None if first else step.update.cotangent(of_old, found[: len(inner)])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
