@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluate import Evaluation, differentiate
+from ..evaluate import Evaluation
 from ..pieces import Diverged, Pieces
 from ..precision import length, precision
 from ..replay import RandomState, same
@@ -84,7 +84,9 @@ class _Stack:
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=keep)
         grads = [None if g is None else g.detach() for g in found]
         if evaluation.hooks:
-            _check_hooks(evaluation, grads)
+            # They are gone by now.
+            plain, plain_outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+            _check_hooks(evaluation.name, [*grads, *outer], [*plain, *plain_outer])
         update = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, pieces, evaluation, grads, outer, update))
         return Point(update.following(), unroll.evaluate.swap.buffers())
@@ -178,13 +180,12 @@ class _Gradients(NamedTuple):
     outer: list[Tensor | None]
 
 
-def _check_hooks(evaluation: Evaluation, grads: Sequence[Tensor | None]) -> None:
+def _check_hooks(name: str, grads: Sequence[Tensor | None], without: Sequence[Tensor | None]) -> None:
     """A difference along ḡ stands for (∂g/∂θ)ᵀḡ because g is the gradient of something: with hooks it need not be."""
-    without = differentiate(evaluation.name, [evaluation.loss], evaluation.params, retain_graph=evaluation.captured)
     pairs = zip(grads, without, strict=True)
     if not all(g is plain if g is None or plain is None else torch.allclose(g, plain) for g, plain in pairs):
         raise RuntimeError(
-            f"{evaluation.name} has hooks on its graph that change gradients, which are then those of no function, and "
+            f"{name} has hooks on its graph that change gradients, which are then those of no function, and "
             "differences do not give their derivative. Pass backward=Store()."
         )
 

@@ -68,7 +68,7 @@ def _no_second_derivatives(outputs: Any) -> list[Any]:
     """Handles of hooks that raise where the engine comes by the node of a norm's first derivative."""
     found: list[Any] = []
     seen: set[Any] = {None}
-    stack = [t.grad_fn for t in outputs]
+    stack: list[Any] = [t.grad_fn if isinstance(t, torch.Tensor) else t.node for t in outputs]
     while stack:
         node = stack.pop()
         if node in seen:
