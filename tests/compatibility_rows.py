@@ -40,6 +40,25 @@ MODULES = [
         ("actnorm", "actnorm_decided_in_the_unroll", "initialised_by_a_flag"),
     ),
     Row("Minibatch standard deviation", EXACT, "", ("minibatch_stddev",)),
+    Row(
+        "Norms, distances, standard deviations at 0: minibatch discrimination, dead features, a critic without slope",
+        EXACT,
+        "Real steps go by torch's subgradient 0, whose own derivative in torch is NaN; here it stays 0. `torch.cdist`, "
+        "which has no second derivative in torch, has one here.",
+        (
+            "test_zero_distances.py::test_a_distance_of_zero_in_d",
+            "test_zero_distances.py::test_a_penalty_on_a_critic_without_slope",
+        ),
+    ),
+    Row(
+        "Another second derivative that is NaN where the first is finite (`torch.sinc` at 0)",
+        REFUSED,
+        "The step and the operator are named.",
+        (
+            "test_zero_distances.py::test_a_nan_that_nothing_repairs_is_told",
+            "test_zero_distances.py::test_without_the_repair_no_nan_is_returned",
+        ),
+    ),
     Row("VQ codebooks that move by averages", EXACT, "The codes are carried like statistics.", ("codebook",)),
     Row(
         "Spectral norm: hook, parametrization, buffers written in place, parameters rewritten through `.data`",
@@ -51,7 +70,7 @@ MODULES = [
     Row(
         "Weight norm: hook and parametrization",
         EXACT,
-        "Torch's fused operator has a wrong second derivative on the CPU, and is written out inside an unroll.",
+        "Torch's fused operator has a wrong second derivative on the CPU; its node in the graph is given a right one.",
         ("weight_norm_legacy", "weight_norm_new"),
     ),
     Row(
@@ -355,7 +374,8 @@ LOOPS = [
         "Gradient penalties: WGAN-GP, R1, R2, DRAGAN; on fresh leaves or on a batch that is used again; through norms",
         EXACT,
         "Every inner step has leaves of its own, so a penalty does not see another step's graph. Where torch's "
-        "third derivative of a norm is wrong or missing, the norm is written out. The transforms of `torch.func` do as "
+        "third derivative of a norm is wrong or missing, its node is given a right one, by whatever name it was called "
+        "(`torch.layer_norm`, aten, an exported module). Batches of gradients and the transforms of `torch.func` do as "
         "well as `autograd.grad`.",
         (
             "wgan_gp",
@@ -363,7 +383,35 @@ LOOPS = [
             "test_loop_losses.py::test_penalties",
             "test_penalties.py::test_a_penalty_through_a_norm",
             "test_penalties.py::test_a_penalty_by_the_transforms_of_torch_func",
+            "test_penalties.py::test_a_penalty_through_a_norm_by_another_name",
+            "test_penalties.py::test_a_batch_of_gradients_in_a_penalty",
+            "test_penalties.py::test_forward_mode_and_second_derivatives_in_a_penalty",
             "test_result.py::test_the_same_tensor_twice_is_one_tensor",
+        ),
+    ),
+    Row(
+        "Forward mode (`torch.func.jvp`, `jacfwd`, `hessian`, `forward_ad`) or a derivative of a derivative in a loss, "
+        "through LayerNorm, BatchNorm in training mode or InstanceNorm",
+        REFUSED,
+        "Torch's gradient of that is wrong, silently, in real steps too. Take first derivatives in reverse mode, or "
+        "use GroupNorm.",
+        (
+            "test_penalties.py::test_what_torch_has_wrong_in_real_steps_is_refused",
+            "test_penalties.py::test_torchs_gradient_is_wrong_there",
+        ),
+    ),
+    Row(
+        "Hooks on the tensors and nodes of a loss's graph, backward hooks on D's modules",
+        EXACT,
+        "They fire in the backward pass of each inner step, as in a real one, and not in the one that differentiates "
+        "it. `FiniteDifference` refuses those that change gradients. `register_multi_grad_hook` on D's parameters "
+        "hears of real steps alone.",
+        (
+            "test_hooks.py::test_hooks_that_change_gradients",
+            "test_hooks.py::test_hooks_that_look_on",
+            "test_hooks.py::test_hooks_on_modules_from_before_the_call",
+            "test_hooks.py::test_hooks_of_several_parameters_look_on",
+            "test_hooks.py::test_differences_with_hooks_that_change_gradients_are_refused",
         ),
     ),
     Row(

@@ -1,24 +1,29 @@
-"""The operators that stand in for torch's during an unroll: value and derivatives up to the third, against others."""
+"""What an unroll puts in the place of torch's operators and of their derivatives: up to the third, against others."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unroll_wrap.operators import convolution
+from unroll_wrap.operators import convolution, repair
 from unroll_wrap.operators.batch_norm import batch_norm
 from unroll_wrap.operators.convolution import conv2d, parameters_only
-from unroll_wrap.operators.norms import layer_norm
-from unroll_wrap.operators.weight_norm import weight_norm
+from unroll_wrap.reach import reach
 
 
-def derivatives(function, inputs: list[Tensor], order: int) -> list[Tensor]:
-    """The value, then gradients of a cubic of the value, of a cubic of those gradients, and so on."""
+def derivatives(function, inputs: list[Tensor], order: int, mended: int | None = None) -> list[Tensor]:
+    """The value, then gradients of a cubic of the value, of a cubic of those gradients, and so on.
+
+    ``mended`` is the order of the derivative that is taken with repaired nodes.
+    """
     found = [function(*inputs)]
     latest = found
     for i in range(order):
         scalar = sum((t**3 * (1 + 0.1 * n)).sum() for n, t in enumerate(latest))
+        handles = repair(reach(scalar, set(), 0).fragile) if i + 1 == mended else []
         latest = list(torch.autograd.grad(scalar, inputs, create_graph=i < order - 1, materialize_grads=True))
+        for handle in handles:
+            handle.remove()
         found += latest
     return [t.detach() for t in found]
 
@@ -118,7 +123,13 @@ def test_weight_normalization(dim):
     def written_out(v, g):
         return g * v / v.square().sum(1 - dim, keepdim=True).sqrt()
 
-    assert_same(derivatives(lambda v, g: weight_norm(v, g, dim), [v, g], 3), derivatives(written_out, [v, g], 3))
+    def torchs(v, g):
+        return torch._weight_norm(v, g, dim)
+
+    assert_same(derivatives(torchs, [v, g], 2, mended=1), derivatives(written_out, [v, g], 2))
+    # The control.
+    with pytest.raises(AssertionError):
+        assert_same(derivatives(torchs, [v, g], 2), derivatives(written_out, [v, g], 2))
 
 
 def test_an_empty_batch_of_images():
@@ -149,10 +160,64 @@ def test_arguments_by_name_have_torchs_names():
     )
 
 
+def normalised(x, dims, weight, bias):
+    y = (x - x.mean(dims, keepdim=True)) / (x.var(dims, correction=0, keepdim=True) + 1e-2).sqrt()
+    return y if weight is None else y * weight + bias
+
+
+NORMS = {  # torch's, the shapes of its input and of its weight, and the same written out
+    "layer": (lambda x, w, b: torch.layer_norm(x, w.shape, w, b, 1e-2), (4, 2, 5), (2, 5), (1, 2)),
+    "layer plain": (lambda x, w, b: torch.layer_norm(x, (5,), None, None, 1e-2), (4, 5), None, (1,)),
+    "batch": (lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-2, False), (4, 3, 2), (3,), (0, 2)),
+    "instance": (
+        lambda x, w, b: torch.instance_norm(x, w, b, None, None, True, 0.1, 1e-2, False),
+        (4, 3, 5),
+        (3,),
+        (2,),
+    ),
+    "instance plain": (
+        lambda x, w, b: torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-2, False),
+        (2, 3, 2, 2),
+        None,
+        (2, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(NORMS))
+def test_the_third_derivative_of_a_norm(name):
+    """From the node of torch's second; without the repair it is wrong or raises."""
+    torchs, shape, of_weight, dims = NORMS[name]
+    x, weight, bias = normal(*shape), *((normal(*of_weight), normal(*of_weight)) if of_weight else (None, None))
+    tensors = [x] if weight is None else [x, weight, bias]
+
+    def of(x, weight=None, bias=None):
+        return torchs(x, weight, bias)
+
+    def written_out(x, *affine):
+        wide = [t if name == "layer" else t.view(-1, *[1] * (x.dim() - 2)) for t in affine]
+        return normalised(x, dims, *(wide or (None, None)))
+
+    right = derivatives(written_out, tensors, 3)
+    assert_same(derivatives(of, tensors, 3, mended=2), right)
+    with pytest.raises((AssertionError, RuntimeError), match=r"3rd\+ order|assert"):
+        assert_same(derivatives(of, tensors, 3), right)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_norm_of_16_bits_is_computed_in_32(dtype):
+def test_a_norm_of_16_bits_is_repaired_in_32(dtype):
     """In float16 the square of 300 is infinite."""
-    x = (300 * torch.randn(4, 8)).to(dtype)
-    found, right = layer_norm(x, (8,)), F.layer_norm(x.double(), (8,))
-    assert found.dtype == dtype
-    assert (found.double() - right).abs().max() <= 4 * torch.finfo(dtype).eps
+    wide = (300 * torch.randn(4, 8)).to(dtype)
+
+    def found(x):
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(torch.layer_norm(x, (8,)).pow(3).sum(), x, create_graph=True)
+        scalar = (100 * slope).square().sum()
+        (handle,) = repair(reach(scalar, set(), 0).fragile)
+        (second,) = torch.autograd.grad(scalar, x)
+        handle.remove()
+        return second
+
+    second, right = found(wide), found(wide.double())
+    assert second.dtype == dtype
+    assert (second.double() - right).norm() <= 32 * torch.finfo(dtype).eps * right.norm()

@@ -15,9 +15,9 @@ from . import guards
 from .arguments import Arguments, cut, tensors_in
 from .autocast import Autocast, Factor
 from .described import described
-from .operators import thrice_differentiable, twice_differentiable
-from .reach import now, reach
-from .replay import RandomState
+from .hooks import gradient_hooks, noted
+from .operators import twice_differentiable
+from .reach import edge, now, reach
 from .settings import Setting
 from .swap import Swap
 
@@ -38,7 +38,9 @@ class Evaluation(NamedTuple):
         outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
         captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
         once: functions in it that cannot be differentiated twice, though autograd does not say so.
-        stale: whether that graph leads to D as it was before the call, by ``D(real)`` in a closure, say.
+        fragile: nodes in it that have to be repaired for that.
+        hooks: handles of what the loss has registered on its graph.
+        stale: whether the captured graph leads to D as it was before the call, by ``D(real)`` in a closure, say.
         behind: what else it leads to, in that case.
     """
 
@@ -49,6 +51,8 @@ class Evaluation(NamedTuple):
     outside: list[Tensor]
     captured: bool
     once: list[str]
+    fragile: list[Any]
+    hooks: list[Any]
     stale: bool = False
     behind: Sequence[Tensor] = ()
 
@@ -93,10 +97,9 @@ class Evaluator:
     def __post_init__(self) -> None:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
-        self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in (p._backward_hooks or {}).values()]
+        self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
         self.rewrote = False
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
-        self._third_order = not self.second_order
 
     def __call__(
         self,
@@ -113,9 +116,9 @@ class Evaluator:
         leaves = [p.data.requires_grad_() for p in params] if self.leaf is None else [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
-        random = RandomState(self.owned) if walk else None
         try:
-            value = self._run(name, loss, arguments)
+            with noted() as hooks:
+                value = self._run(name, loss, arguments)
         except Exception as error:
             if sys.version_info >= (3, 11):
                 error.add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
@@ -133,22 +136,22 @@ class Evaluator:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
         value = one_element(name, value)
-        if random is None:
-            return Evaluation(name, value, leaves, arguments, [], False, [])
-        outside, behind, captured, once, third_order = reach(
+        if not walk:
+            return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
+        outside, behind, captured, once, fragile = reach(
             value, {id(t) for t in (*own, *arguments.aliases)}, self._start
         )
         # The objects that the user's have exchanged with hold the live tensors now: of D as it was before the call.
         lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
         behind = [t for t in behind if id(t) not in lent] if stale else []
-        if third_order and not self._third_order:
-            # Once more, with operators that can be differentiated a third time; from now on these are used.
-            self._third_order, self._operators = True, thrice_differentiable()
-            with random.replayed():
-                return self(name, loss, params, buffers, batch, contents=contents)
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
-        return Evaluation(name, value, leaves, arguments, [] if captured else outside, captured, once, stale, behind)
+        outside = [] if captured else outside
+        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind)
+
+    def edge(self, evaluation: Evaluation) -> list[Any]:
+        """Where the graph of a loss begins that captures another; none in float16, where gradients may overflow."""
+        return [] if self.autocast.first else edge(evaluation.loss, self._start)
 
     @cached_property
     def zeroed(self) -> list[int]:
@@ -218,6 +221,8 @@ def differentiate(
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = NO_SECOND_DERIVATIVE
+        elif "returned nan values" in text:  # in anomaly mode
+            cause = "an operator's derivative is NaN here"
         else:
             raise
         raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error

@@ -258,6 +258,15 @@ class UnrolledGeneratorLoss:
                 )
                 start = Point(blocks, swap.originals(), swap.contents())
                 value = sweep(unroll, start, steps, self.average, self.backward)
+                given = {"batch": tensors_in(batch, kwargs), "discriminator": owned}
+                slow = Store() if second_order else self.backward
+                check_finite(
+                    unroll.d_losses,
+                    value,
+                    given,
+                    unroll.sensitivity.tensors(),
+                    lambda: sweep(unroll.afresh(), start, steps, self.average, slow),
+                )
             if written := swap.written_after_all():
                 raise ValueError(
                     f"A loss writes to frozen parameters of D, of shapes {[tuple(t.shape) for t in written][:4]}, but "
@@ -266,7 +275,6 @@ class UnrolledGeneratorLoss:
         if proof:
             proof.check(value, unroll.d_losses)
             self._proven.update(proof.doubts)
-        check_finite(unroll.d_losses, value, {"batch": tensors_in(batch, kwargs), "discriminator": owned})
         if not unroll.differentiate:
             return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)

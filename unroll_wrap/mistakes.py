@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from typing import Any, cast
 
 import torch
@@ -159,20 +160,40 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
     check_order(unrolled.d_loss, batch)
 
 
-def check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[Tensor]]) -> None:
-    """Losses that are numbers.
+def check_finite(
+    d_losses: list[Tensor],
+    g_loss: Tensor,
+    given: dict[str, list[Tensor]],
+    gradient: Sequence[Tensor] = (),
+    again: Callable[[], object] | None = None,
+) -> None:
+    """Losses that are numbers, with a gradient that is.
 
     Args:
         d_losses: of the inner steps.
         g_loss: after them.
         given: tensors of the call, by where they are from, which may be to blame.
+        gradient: of the result.
+        again: the same once more, to find out where a gradient has gone wrong.
 
     Raises:
-        ValueError: one of the losses is not.
+        ValueError: one of the losses is not, or the gradient.
     """
-    values = torch.stack([v.reshape(()).to(g_loss.device) for v in (*d_losses, g_loss)]).tolist()
-    wrong = [k for k, value in enumerate(values) if not abs(value) < float("inf")]
+    losses = [v.reshape(()).to(g_loss) for v in (*d_losses, g_loss)]
+    sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
+    # One transfer from the device for all.
+    numbers = torch.stack([*losses, *sums]).tolist()
+    values, totals = numbers[: len(losses)], numbers[len(losses) :]
+    wrong = [k for k, value in enumerate(values) if not isfinite(value)]
     if not wrong:
+        # A sum of large numbers overflows where none of them has.
+        if not all(map(isfinite, totals)) and not all(g.isfinite().all() for g in gradient):
+            raise ValueError(
+                f"The losses are finite, and the gradient of the unrolled one is not. {_where(again)} An unroll takes "
+                "second derivatives where real steps take first ones, and these may be finite alone. Keep away from "
+                "the point, by an eps inside a root or a norm, or pass stop_gradient=True for the first term of "
+                "Eq. 12."
+            )
         return
     name = "g_loss after the inner steps" if wrong[0] == len(d_losses) else f"d_loss at inner step {wrong[0]}"
     for place, tensors in given.items():
@@ -187,3 +208,19 @@ def check_finite(d_losses: list[Tensor], g_loss: Tensor, given: dict[str, list[T
         f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
         "or steps, or look for the operation that overflows."
     )
+
+
+def _where(again: Callable[[], object] | None) -> str:
+    """In which operator autograd's anomaly mode finds the first NaN."""
+    # Other processes, which may have found nothing, would not come along.
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if again is not None and alone:
+        try:
+            with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+                warnings.simplefilter("ignore")
+                again()
+        # A loss may fail when it runs again; that is not what is asked here.
+        except Exception as error:  # noqa: BLE001
+            if "returned nan values" in str(error):
+                return str(error)
+    return "In which operator could not be found out."

@@ -7,16 +7,11 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.autograd.graph import Node
 
+from .operators import FRAGILE, is_fragile
+
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
-# The third derivative of the first is wrong, silently; of the others there is none.
-_TWICE = {
-    "NativeLayerNormBackwardBackward0",
-    "NativeBatchNormBackwardBackward0",
-    "CudnnBatchNormBackwardBackward0",
-    "MiopenBatchNormBackwardBackward0",
-}
 # What the decorator makes of every function that it marks.
 _MARKED = once_differentiable(lambda ctx: None).__code__
 
@@ -35,15 +30,14 @@ class Reach(NamedTuple):
         behind: those behind such a graph.
         captured: whether such a graph leads to anything of the user's.
         once: names of the functions in it that are marked ``once_differentiable``.
-        third_order: whether a penalty has differentiated through an operator whose next derivative torch lacks or has
-            wrong.
+        fragile: the nodes in it that have to be repaired before it is differentiated twice.
     """
 
     leaves: list[Tensor]
     behind: list[Tensor]
     captured: bool
     once: list[str]
-    third_order: bool
+    fragile: list[Node]
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> Reach:
@@ -57,6 +51,7 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     leaves: dict[int, Tensor] = {}
     behind: dict[int, Tensor] = {}
     once: list[str] = []
+    fragile: list[Node] = []
     kinds: set[tuple[type, bool]] = set()
     seen: set[Node | None] = {None}
     stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
@@ -77,12 +72,29 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
             kinds.add((kind, early))
             if not early and issubclass(kind, BackwardCFunction) and _is_marked(node):
                 once.append(node.name())
+        if kind.__name__ in FRAGILE and is_fragile(node):
+            fragile.append(node)
         stack += [(next_node, early) for next_node, _ in node.next_functions]
     # What a penalty differentiates by is a leaf that is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
-    return Reach(
-        list(leaves.values()), list(behind.values()), captured, once, any(kind.__name__ in _TWICE for kind, _ in kinds)
-    )
+    return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile)
+
+
+def edge(loss: Tensor, since: int) -> list[Node]:
+    """The nodes of ``loss``'s own graph next to one that was made before the mark."""
+    found: list[Node] = []
+    seen: set[Node | None] = {None}
+    stack: list[Any] = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node in seen or type(node) is _LEAF or node._sequence_nr() < since:
+            continue
+        seen.add(node)
+        following = [next_node for next_node, _ in node.next_functions if next_node is not None]
+        if any(type(n) is not _LEAF and n._sequence_nr() < since for n in following):
+            found.append(node)
+        stack += following
+    return found
 
 
 def _is_marked(node: Node) -> bool:

@@ -1,5 +1,6 @@
 """The value, joined to the generator's graph by gradients that are known already."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,30 @@ def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
         )
     surrogates = sensitivity.surrogates
     grads = [*(g for _, g in pairs), *(torch.ones_like(s) for s in surrogates)]
+    _refuse_nan(sensitivity.edge)
     return _HandOver.apply(value, grads, *(t for t, _ in pairs), *surrogates)  # type: ignore[no-any-return]
+
+
+def _refuse_nan(edge: Sequence[Any]) -> None:
+    """What is handed to a graph that a loss captures is known in the caller's backward pass alone: check at its end."""
+    totals: list[Tensor] = []
+
+    def check() -> None:
+        finite = torch.stack([t.to(totals[0]) for t in totals]).isfinite().all()
+        totals.clear()
+        if not finite:
+            raise ValueError(
+                "The losses are finite, and the gradient of an unrolled one by a tensor that it captures is not. Pass "
+                "the tensor as an argument, as in unrolled(real, fake), to be told at which operator."
+            )
+
+    def note(found: Sequence[Tensor | None], of: Any) -> None:  # noqa: ARG001
+        if not totals:
+            torch.autograd.Variable._execution_engine.queue_callback(check)  # type: ignore[attr-defined]
+        totals.extend(g.detach().abs().max() for g in found if g is not None and g.numel())
+
+    for node in edge:
+        node.register_hook(note)
 
 
 class _HandOver(torch.autograd.Function):

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .checkpoints import rerun_in_place
+from .hooks import hooks_noted
+from .operators import norms_watched
 from .settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from .swap import Swap
 from .undo import Undo
@@ -43,7 +45,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         settings.append(eager)
     if parametrize._cache_enabled:
         settings.append(no_parametrization_cache)
-    for setting in settings:
+    for setting in (hooks_noted, norms_watched, *settings):
         setting.hold(undo)
     for wrapper in filter(_in_the_way, swap.modules):
         _unwrap(wrapper, undo)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .arguments import tensors_in
 from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
-from .operators import parameters_only
+from .operators import parameters_only, repair
 from .ranks import Grads, OneProcess
 from .reach import reach
 from .rules.block import Block
@@ -61,6 +61,7 @@ class Sensitivity:
 
     Attributes:
         surrogates: scalars whose own gradient is a part of it, for graphs made before the call.
+        edge: the nodes that hand it over to these graphs.
         first_term: whether ``g_loss`` depends on anything outside D.
         second_term: whether ``d_loss`` does, in a way that matters to ``g_loss``.
         through_d: whether ``g_loss`` depends on what moves in D.
@@ -68,6 +69,7 @@ class Sensitivity:
 
     def __init__(self) -> None:
         self.surrogates: list[Tensor] = []
+        self.edge: list[Any] = []
         self.first_term = self.second_term = self.through_d = False
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -95,6 +97,10 @@ class Sensitivity:
             self.surrogates.append(surrogate)
         elif ends := [t for t in evaluation.behind if t.requires_grad]:
             self.add(ends, torch.autograd.grad(surrogate, ends, allow_unused=True, retain_graph=True))
+
+    def tensors(self) -> list[Tensor]:
+        """All that the gradient is made of."""
+        return [*(g for _, g in self._sums.values()), *self.surrogates]
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Tensors of the user's with the gradient of each."""
@@ -160,6 +166,10 @@ class Unroll:
         averages = averages or self.ranks.gradients(grads, batch)
         update, following = self.update(point, averages or grads, differentiable)
         return following, Step(point, evaluation, grads, averages, update)
+
+    def afresh(self) -> "Unroll":
+        """The same call, nothing of it done, for one process alone."""
+        return replace(self, ranks=OneProcess(), proof=None, d_losses=[], moved=set(), sensitivity=Sensitivity())
 
     def advance(self, point: Point, k: int) -> Point:
         """θ^k → θ^{k+1} on the step's own batch, never to be differentiated."""
@@ -230,9 +240,13 @@ class Unroll:
         moving = [i for i, p in enumerate(params) if p.requires_grad]
         # The operators tell parameters by their class, which a tracer's leaves do not have.
         skip = not also and self.evaluate.leaf is None
+        hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
         with parameters_only() if skip else nullcontext():
             asked = [*(params[i] for i in moving), *also]
             found = differentiate(name, [loss], asked, factor=self.evaluate.autocast.first, **options)
+        # They belong to this pass: what differentiates it may come by the same nodes.
+        for hook in hooks:
+            hook.remove()
         grads: list[Tensor | None] = [None] * len(params)
         for i, g in zip(moving, found, strict=False):
             grads[i] = g
@@ -300,6 +314,7 @@ class Unroll:
             where = pairs[0][0].device
             surrogate = torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum()
             self.sensitivity.through(surrogate, evaluation)
+            self.sensitivity.edge += self.evaluate.edge(evaluation)
         if first:
             return None
         of_params = iter(found)

@@ -85,8 +85,13 @@ class _Stack:
         if unroll.evaluate.rewrote:
             # Once more it would overwrite the shift.
             point = point._replace(contents=unroll.evaluate.swap.contents())
-        found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+        keep = evaluation.captured or bool(evaluation.hooks)
+        found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=keep)
         grads = [None if g is None else g.detach() for g in found]
+        if evaluation.hooks:
+            # They are gone by now.
+            plain, plain_outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+            _check_hooks(evaluation.name, [*grads, *outer], [*plain, *plain_outer])
         update, following = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, pieces, evaluation, grads, outer, update))
         return following
@@ -178,6 +183,16 @@ class _Gradients(NamedTuple):
     evaluation: Evaluation
     params: list[Tensor | None]
     outer: list[Tensor | None]
+
+
+def _check_hooks(name: str, grads: Sequence[Tensor | None], without: Sequence[Tensor | None]) -> None:
+    """A difference along ḡ stands for (∂g/∂θ)ᵀḡ because g is the gradient of something: with hooks it need not be."""
+    pairs = zip(grads, without, strict=True)
+    if not all(g is plain if g is None or plain is None else torch.allclose(g, plain) for g, plain in pairs):
+        raise RuntimeError(
+            f"{name} has hooks on its graph that change gradients, which are then those of no function, and "
+            "differences do not give their derivative. Pass backward=Store()."
+        )
 
 
 def _told(taken: _Taken, found: _Gradients) -> float:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .normalization import by_channel
+from .transforms import transformed
+
 
 def batch_norm(
     input: Tensor,  # noqa: A002, torch's name
@@ -22,8 +25,7 @@ def batch_norm(
     plain = (
         training and input.dtype in (torch.float32, torch.float64) and (weight is None or weight.dtype == input.dtype)
     )
-    # To the transforms of torch.func a torch.autograd.Function is opaque.
-    if not plain or input.numel() <= input.shape[1] or torch._C._are_functorch_transforms_active():
+    if not plain or input.numel() <= input.shape[1] or transformed(input):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
@@ -50,7 +52,8 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight, mean, r = ctx.saved_tensors
-        to_x, to_weight, to_bias = _BatchNormBackward.apply(to_y, x, weight, mean, r, ctx.eps)
+        backward = _kernel if transformed(to_y) else _BatchNormBackward.apply
+        to_x, to_weight, to_bias = backward(to_y, x, weight, mean, r, ctx.eps)
         wanted = ctx.needs_input_grad
         return to_x, to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, None, None, None
 
@@ -79,15 +82,12 @@ class _BatchNormBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor, to_to_weight: Tensor, to_to_bias: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         to_y, x, weight, mean, r, to_weight, to_bias = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        shape = (1, -1, *[1] * (x.dim() - 2))
         if torch.is_grad_enabled():
             # A third derivative, of a gradient penalty say: this graph must know what the statistics depend on.
-            to_to_y, u_along, u_sum = _BatchNormBackward.apply(u, x, weight, mean, r, ctx.eps)
-            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-            r = (var + ctx.eps).rsqrt()
-        else:
-            to_to_y, u_along, u_sum = _kernel(u, x, weight, mean, r, ctx.eps)
+            return *by_channel(to_y, x, weight, r, (u, to_to_weight, to_to_bias)), None, None, None
+        count = x.numel() // x.shape[1]
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        to_to_y, u_along, u_sum = _kernel(u, x, weight, mean, r, ctx.eps)
         # Means over the batch, one for each channel.
         y_mean, y_along, u_mean, u_along = to_bias / count, to_weight / count, u_sum / count, u_along / count
         both = (u * to_y).mean([d for d in range(x.dim()) if d != 1]) - u_mean * y_mean - u_along * y_along

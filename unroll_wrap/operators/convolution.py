@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from .transforms import transformed
+
 # Measured on one thread of a CPU: from 16 channels on torch's own is as fast or faster.
 _FEW = 8
 # In 64 bits a convolution of many phases is slower than torch's own gradient.
@@ -52,9 +54,7 @@ def conv2d(
     same = s[0] == s[1] > 1 and p[0] == p[1] and weight.shape[2] == weight.shape[3]
     # Under autocast the output is of another precision than the input.
     exact = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    # To the transforms of torch.func a torch.autograd.Function is opaque.
-    transformed = torch._C._are_functorch_transforms_active()
-    if transformed or not (few and same and exact and input.device.type == "cpu"):
+    if transformed(input) or not (few and same and exact and input.device.type == "cpu"):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(input, weight, bias, s[0], p[0], not _of_parameters(input))  # type: ignore[no-any-return]
 
@@ -90,6 +90,13 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, to_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        if transformed(to_y):
+            s, p = ctx.geometry
+            sizes = [weight.shape[0]] if wanted[2] else None
+            found = torch.ops.aten.convolution_backward(
+                to_y, x, weight, sizes, [s, s], [p, p], [1, 1], False, [0, 0], 1, wanted[:3]
+            )
+            return *found, None, None, None
         to_input = wanted[0] and (_wanted.data or not ctx.data)
         to_x, to_weight = _ConvolutionBackward.apply(to_y, x, weight, ctx.geometry, to_input, wanted[1])
         return to_x, to_weight, to_y.sum((0, 2, 3)) if wanted[2] else None, None, None, None

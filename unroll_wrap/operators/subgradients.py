@@ -1,0 +1,122 @@
+"""Distances and spreads, whose second derivative at 0 is NaN in torch, and whose gradient there is taken to be 0.
+
+Two equal samples, a critic without slope, a feature that is the same all over the batch: real steps go by that
+subgradient, and here it stays 0 around the point.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# From a node and the cotangents of its outputs to those of its inputs.
+Repair = Callable[[Any, Sequence[Tensor | None]], Sequence[Tensor | None]]
+
+
+def signed(dim: int) -> int:
+    """A dimension as it was given: nodes show negative ones as numbers without sign."""
+    return dim - 2**64 if dim >= 2**63 else dim
+
+
+def _ratio(over: Tensor, under: Tensor) -> Tensor:
+    """The quotient, which is 0 with all its derivatives where ``under`` is."""
+    zero = under == 0
+    return torch.where(zero, 0, over / torch.where(zero, 1, under))
+
+
+def _slope(x: Tensor, n: Tensor, p: float) -> Tensor:
+    """The gradient of n = (Σ |x|ᵖ)^(1/p)."""
+    if p == 2:
+        return _ratio(x, n)
+    zero = x == 0
+    powers = torch.where(zero, 0, x * torch.where(zero, 1, x.abs()).pow(p - 2))
+    return _ratio(powers, n.pow(p - 1))
+
+
+def _dims(node: Any) -> list[int]:
+    """What was reduced."""
+    total = node._saved_self.dim()
+    return sorted(signed(d) % total for d in node._saved_dim or range(total))
+
+
+def _wide(node: Any, reduced: Tensor) -> Tensor:
+    """In a shape that goes with what it was reduced from."""
+    if getattr(node, "_saved_dim", None) and not node._saved_keepdim:
+        for d in _dims(node):
+            reduced = reduced.unsqueeze(d)
+    return reduced
+
+
+def _norm(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    return [_wide(node, of[0]) * _slope(node._saved_self, _wide(node, node._saved_result), _order(node))]
+
+
+def _distance(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    one, other = node._saved_self, node._saved_other
+    found = of[0] * _slope(one - other, node._saved_result, node._saved_p)
+    return [found.sum_to_size(one.shape), -found.sum_to_size(other.shape)]
+
+
+def _distances(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    """Of all pairs; torch has no second derivative at all."""
+    one, other = node._saved_x1, node._saved_x2
+    found = _ratio(of[0], node._saved_result).unsqueeze(-1) * (one.unsqueeze(-2) - other.unsqueeze(-3))
+    return [found.sum(-2).sum_to_size(one.shape), -found.sum(-3).sum_to_size(other.shape)]
+
+
+def _distances_by_products(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    one, other, ratio = node._saved_x1, node._saved_x2, _ratio(of[0], node._saved_result)
+    back = ratio.mT
+    return [one * ratio.sum(-1, keepdim=True) - ratio @ other, other * back.sum(-1, keepdim=True) - back @ one]
+
+
+def _deviation(node: Any, of: Any, n: Tensor) -> Tensor:
+    x, dims, correction = node._saved_self, _dims(node), node._saved_correction
+    free = math.prod(x.shape[d] for d in dims) - (1 if correction is None else correction)
+    return _ratio(_wide(node, of), _wide(node, n)) * (x - x.mean(dims, keepdim=True)) / free
+
+
+def _std(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    return [_deviation(node, of[0], node._saved_result)]
+
+
+def _std_and_mean(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    x, (of_std, of_mean) = node._saved_self, of
+    found = torch.zeros_like(x) if of_std is None else _deviation(node, of_std, node._saved_result0)
+    return [found if of_mean is None else found + _wide(node, of_mean) / math.prod(x.shape[d] for d in _dims(node))]
+
+
+def _power(node: Any, of: Sequence[Any]) -> list[Tensor]:
+    x, p = node._saved_self, node._saved_exponent
+    zero = x == 0
+    return [of[0] * p * torch.where(zero, 0, torch.where(zero, 1, x).pow(p - 1))]
+
+
+def _order(node: Any) -> float:
+    found = node._saved_ord if hasattr(node, "_saved_ord") else node._saved_p
+    return 2.0 if found is None else found
+
+
+def _bends(node: Any) -> bool:
+    # The sum of absolute values and the largest of them are linear piece by piece.
+    return _order(node) not in (0, 1, math.inf, -math.inf)
+
+
+def always(_: Any) -> bool:
+    """Whatever its arguments."""
+    return True
+
+
+# By the name of a node: whether this one needs it, and what it is to return.
+REPAIRS: dict[str, tuple[Callable[[Any], bool], Repair]] = {
+    "LinalgVectorNormBackward0": (_bends, _norm),
+    **dict.fromkeys((f"NormBackward{i}" for i in range(4)), (_bends, _norm)),
+    "DistBackward0": (_bends, _distance),
+    "CdistBackward0": (lambda node: node._saved_p == 2, _distances),
+    "EuclideanDistBackward0": (always, _distances_by_products),
+    "StdBackward0": (always, _std),
+    "StdMeanBackward0": (always, _std_and_mean),
+    "PowBackward0": (lambda node: 1 < node._saved_exponent < 2, _power),
+}
