@@ -28,9 +28,9 @@ from .mistakes import (
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
+from .rules.family import entries_of, stepped
 from .rules.from_torch import Traces, read, rule_of
 from .rules.plain import is_hosted
-from .rules.state import stepped
 from .runtime import refuse_inference_mode, runtime
 from .swap import Swap, UnrolledParameter, all_modules, all_parameters, aside
 from .unroll import Point, Unroll
@@ -219,7 +219,7 @@ class UnrolledGeneratorLoss:
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
             setting = runtime(swap, (d_loss, g_loss), second_order, compiled)
-            with setting, aside(owned), autocast.outside(), torch.enable_grad():
+            with setting, aside(owned), entries_of(optimizers), autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
                     Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order=second_order),
                     d_loss,
@@ -260,12 +260,12 @@ class UnrolledGeneratorLoss:
         count = _count(steps() if callable(steps) else steps)
         return count, _batches(self.resample if resample is None else resample, batch, count)
 
-    def parts(self) -> tuple[list[nn.Module], list[torch.optim.Optimizer], list[Tensor]]:
+    def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
         """The user's modules, plain optimizers, and the parameters that these move, as they are now."""
         modules, optimizers = all_modules(_modules(self.discriminator)), self._optimizers()
         return modules, optimizers, self._owned(modules, optimizers)
 
-    def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[Any]) -> dict[str, Any]:
         """What processes that average their gradients must have in common."""
         return {
             "d_loss": d_loss,
@@ -297,11 +297,11 @@ class UnrolledGeneratorLoss:
             raise
         return one_element("g_loss", value)
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def _optimizers(self) -> list[Any]:
         """The plain optimizers, as the user's objects are now."""
         return _unwrapped(self.optimizer) if self._spec is None else self._spec
 
-    def _owned(self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    def _owned(self, modules: list[nn.Module], optimizers: list[Any]) -> list[Tensor]:
         """The parameters that the optimizers move, in D's order."""
         listed = [p for o in optimizers for p in stepped(o)]
         held = {id(p) for p in listed}

@@ -12,7 +12,7 @@ from .arguments import cut
 from .checkpoints import in_place
 from .live import Snapshot
 from .loss import UnrolledGeneratorLoss
-from .rules.state import stepped
+from .rules.family import stepped
 from .swap import Swap, aside
 
 

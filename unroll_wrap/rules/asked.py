@@ -115,7 +115,7 @@ def _norm(tensor: Tensor, ord: Any = 2, dtype: torch.dtype | None = None) -> Ten
 
 
 def _bounded(name: str) -> Callable[..., Tensor]:
-    """maximum and minimum take a number in their form for lists alone."""
+    """Maximum and minimum take a number in their form for lists alone."""
 
     def single(tensor: Tensor, other: Any) -> Tensor:
         return getattr(tensor, name)(other)

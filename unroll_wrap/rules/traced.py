@@ -1,7 +1,7 @@
 """Any other optimizer: its own ``step()``, traced into a differentiable function.
 
 The live optimizer itself is stepped, once for each trace, and put back bit for bit; what it does to parameters and to
-the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever the step
+the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever it
 decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these are
 the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
 """
@@ -80,7 +80,9 @@ class Traced(UpdateRule):
             raise _refused(self.stepper, str(error)) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
-        return Block(self, index, tuple(self.shapes), packed.clone(), _state(State(seen, None), holes))
+        # While losses run, stand-ins are where a step that knows the discriminator would look for parameters.
+        at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
+        return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step of all parameters, packed; ``grad`` is zero where there is no gradient."""
@@ -117,8 +119,11 @@ class Traced(UpdateRule):
             reason = str(error).strip().split("\n")[0]
             if "INTERNAL ASSERT" in reason or "tracing tensor" in reason:
                 reason = "it reads numbers out of tensors, or uses an operator that cannot be recorded."
-            raise _refused(self.stepper, f"tracing its step() failed with {type(error).__name__}: {reason} A step that "
-            "computes with numbers read out of tensors, with .item(), has no trace") from error
+            raise _refused(
+                self.stepper,
+                f"tracing its step() failed with {type(error).__name__}: {reason} A step that "
+                "computes with numbers read out of tensors, with .item(), has no trace",
+            ) from error
 
     def _promote(
         self, paths: Sequence[str], at: State, holes: Sequence[Tensor], inputs: Sequence[Tensor]
