@@ -140,6 +140,7 @@ class Snapshot:
 
 def parts(one: Any) -> list[Any] | None:
     """What an object leads to, in an order that its content alone decides; None where it is not looked into."""
+    found: list[Any]
     if isinstance(one, dict):
         found = [x for item in one.items() for x in item]
     elif isinstance(one, (list, tuple, set, frozenset, deque, bytearray)):

@@ -32,9 +32,9 @@ from .objectives import minimax
 from .proof import Proof, guesses
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
+from .rules.family import keep_entries, stepped
 from .rules.from_torch import Traces, read, rule_of
 from .rules.plain import is_hosted
-from .rules.state import stepped
 from .rules.transforms import Transforms
 from .runtime import prepare, refuse_inference_mode
 from .swap import Swap, all_modules, all_parameters
@@ -241,6 +241,7 @@ class UnrolledGeneratorLoss:
             blocks = read(optimizers, owned, self._traces)
             if autocast.active:
                 keep_autocast(undo, autocast.dtypes)
+            keep_entries(optimizers, undo)
             refuse_steps(optimizers, undo)
             settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
             with autocast.outside(), torch.enable_grad():
@@ -327,7 +328,7 @@ class UnrolledGeneratorLoss:
         count = _count(steps() if callable(steps) else steps)
         return count, _batches(self.resample if resample is None else resample, count)
 
-    def parts(self) -> tuple[list[nn.Module], list[torch.optim.Optimizer], list[Tensor]]:
+    def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
         """The user's modules, plain optimizers, and the parameters that these move, as they are now."""
         modules, optimizers = all_modules(_modules(self.discriminator)), self._optimizers()
         return modules, optimizers, self._owned(modules, optimizers)
@@ -340,7 +341,7 @@ class UnrolledGeneratorLoss:
         name_of = {id(p): name for name, p in _named_parameters(self.discriminator)}
         return replace(transforms, names=[name_of[id(p)] for p in owned])
 
-    def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[Any]) -> dict[str, Any]:
         """What processes that average their gradients must have in common."""
         return {
             "d_loss": d_loss,
@@ -373,11 +374,11 @@ class UnrolledGeneratorLoss:
             raise
         return one_element("g_loss", value)
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def _optimizers(self) -> list[Any]:
         """The plain optimizers, as the user's objects are now."""
         return _unwrapped(self.optimizer) if self._spec is None else self._spec
 
-    def _owned(self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    def _owned(self, modules: list[nn.Module], optimizers: list[Any]) -> list[Tensor]:
         """The parameters that the optimizers move, in D's order."""
         listed = [p for o in optimizers for p in stepped(o)]
         held = {id(p) for p in listed}

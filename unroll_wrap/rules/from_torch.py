@@ -18,6 +18,7 @@ from .adam import Adam, AdamW
 from .adamax import Adamax
 from .asgd import ASGD
 from .block import Block, join
+from .family import family, stepped
 from .muon import Muon
 from .nadam import NAdam
 from .plain import path as _path
@@ -27,7 +28,6 @@ from .rmsprop import RMSprop
 from .rprop import Rprop
 from .rule import Scalar, UpdateRule
 from .sgd import SGD
-from .state import family, stepped
 from .traced import Traced
 
 RULES: dict[str, Any] = {
@@ -145,13 +145,17 @@ def rule_of(stepper: Any) -> Any:
         TypeError: it cannot be unrolled.
         ValueError: an option that no rule honours.
     """
+    if (rule := plain_rule(stepper, RULES)) is not None:
+        for group in stepper.param_groups:
+            _check_group(type(stepper).__name__, group)
+        return rule
     for one in family(stepper):
         name = type(one).__name__
         if (reason := REFUSED.get(_path(type(one)))) is not None:
             raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
         for group in getattr(one, "param_groups", ()):
             _check_group(name, group)
-    return plain_rule(stepper, RULES)
+    return None
 
 
 def _check_group(name: str, group: dict[str, Any]) -> None:

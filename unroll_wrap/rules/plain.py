@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.optim import optimizer as torchs
+import torch.optim.optimizer as torchs
 
 # Their wrappers leave what a step does as it is.
 HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")

@@ -7,18 +7,18 @@ and nearby: a number that was read out of a tensor is frozen in it, and shows th
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ..live import Snapshot
 from ..replay import EveryState
 from .asked import Asked, is_recorded, rename
-from .rule import sqrt
+from .graphs import compiled, differentiable
+from .nearby import close, same, shifted, varied_by
 from .state import Seen, look
 
 
@@ -96,11 +96,11 @@ class Recorder(NamedTuple):
                 graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
                 if not random.is_now():
                     raise RuntimeError("it draws random numbers, and a trace would draw others.")
-                function = _compiled(_differentiable(make_fx(torch.func.functionalize(_compiled(graph)))(*inputs)))
+                function = compiled(differentiable(make_fx(torch.func.functionalize(compiled(graph)))(*inputs)))
             values, seen, snapshot = left
             with torch.no_grad():
                 found = list(function(*inputs))
-            if not all(map(_same, found, values)):
+            if not all(map(same, found, values)):
                 raise RuntimeError("the recorded step gives another result than step() itself.")
             trace = Trace(function, asked.values, State(seen, snapshot))
             self._check_nearby(trace, start, inputs, asked.rewritten)
@@ -189,13 +189,17 @@ class Recorder(NamedTuple):
         for p in self.params:
             p.grad = None
         seen = look(self.stepper, self.params, self.promoted)
+        return seen, self.snapshot(seen)
+
+    def snapshot(self, seen: Seen) -> Snapshot:
+        """All that is not written by whoever brings the live objects into a state."""
         tensors = (*self.params, *seen.holes, *(v.tensor for v in seen.views))
-        return seen, Snapshot([self.stepper, *self.params], bare={id(t) for t in tensors})
+        return Snapshot([self.stepper, *self.params], bare={id(t) for t in tensors})
 
     def _check_nearby(self, trace: Trace, state: State, inputs: Sequence[Tensor], rewritten: bool) -> None:
         """The live step, from other numbers that it decides on as it did, has to do what the function does."""
         for scale in (1e-3, 1e-6):
-            varied = _varied(inputs, scale)
+            varied = varied_by(inputs, scale)
             with torch.no_grad():
                 outputs, decisions = trace.run(varied)
             if decisions == trace.decisions:
@@ -205,18 +209,26 @@ class Recorder(NamedTuple):
         # Where an operator was put in another form, the two agree to the last bit only if the live step does so, too.
         for mode in (Asked(), nullcontext()) if rewritten else (nullcontext(),):
             self._place(state, varied)
+            foreign = shifted(state.seen.foreign)
             with mode, torch.enable_grad():
                 self.stepper.step()
+            for t, before in foreign:
+                if not same(t.detach(), before):
+                    raise RuntimeError(f"it changes {state.seen.paths[id(t)]}, which belongs to the discriminator.")
             for p in self.params:
                 p.grad = None
             seen = look(self.stepper, self.params, self.promoted)
             self._compare(trace.after.seen, seen)
             found = [*self._unrolled(), *seen.holes]
-            equal = _close if rewritten and not isinstance(mode, Asked) else _same
-            if not all(map(equal, outputs, found)):
+            as_it_is = rewritten and not isinstance(mode, Asked)
+            if not all(map(close if as_it_is else same, outputs, found)):
+                if as_it_is:
+                    raise RuntimeError(
+                        "with operators on lists of tensors it gives another result. Pass foreach=False."
+                    )
                 raise RuntimeError(
                     "it computes with numbers that it reads out of tensors, with .item(), .tolist(), .numpy() or in "
-                    "code of its own, and these would be constants."
+                    "code of its own, or with the discriminator's buffers, and these would be constants."
                 )
 
     def _compare(self, recorded: Seen, again: Seen) -> None:
@@ -242,71 +254,3 @@ class Recorder(NamedTuple):
 
     def _with_gradient(self) -> list[Tensor]:
         return [p for p, used in zip(self._unrolled(), self.used, strict=True) if used]
-
-
-def _varied(inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """Other numbers nearby, always the same."""
-    generator = torch.Generator().manual_seed(0)
-
-    def one(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        factor = 1 + scale * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        return tensor * factor.to(tensor)
-
-    return list(map(one, inputs))
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """To the last bit; NaN is NaN."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(((one == other) | ((one != one) & (other != other))).all())
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Up to the order in which numbers are added."""
-    if not one.is_floating_point() or one.numel() == 0:
-        return _same(one, other)
-    tolerance = torch.finfo(one.dtype).eps ** 0.6
-    size = other.detach().abs().max().nan_to_num().item()
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True)
-
-
-def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
-    """The function of a graph. Torch's own way to it keeps the source of every graph for as long as the process."""
-    code = graph.graph.python_code("self")
-    scope = dict(code.globals)
-    exec(compile(code.src, "<a recorded step>", "exec"), scope)
-    return partial(scope["forward"], graph)
-
-
-def _differentiable(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same graph without the nodes that cut autograd, and with a square root that is safe at 0."""
-    aten, profiled = torch.ops.aten, []
-    for node in graph.graph.nodes:
-        if node.target in (aten.detach.default, aten.alias.default):
-            node.replace_all_uses_with(node.args[0])
-        elif getattr(node.target, "namespace", "") == "profiler":
-            profiled.append(node)
-        elif node.target == aten.as_strided_scatter.default:
-            node.target = _strided_scatter
-        elif node.target == aten.copy.default:
-            node.target = _copy
-        elif node.target == aten.sqrt.default or (node.target == aten.pow.Tensor_Scalar and node.args[1] == 0.5):
-            node.target, node.args = sqrt, node.args[:1]
-    for node in reversed(profiled):
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    return graph
-
-
-def _strided_scatter(to: Tensor, source: Tensor, *place: Any) -> Tensor:
-    """Torch's own passes the gradient of what is overwritten on to what was there."""
-    out = to.clone()
-    out.as_strided(*place).copy_(source)
-    return out
-
-
-def _copy(to: Tensor, source: Tensor) -> Tensor:
-    return source.to(to).expand_as(to)

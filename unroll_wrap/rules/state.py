@@ -5,7 +5,6 @@ of them serves in the other.
 """
 
 import types
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..live import ATOMS, parts
 from ..was import contents
+from .places import Places, named
 
 
 class _Same:
@@ -68,6 +68,8 @@ class Seen(NamedTuple):
         holes: the tensors that it computes with, besides parameters and gradients.
         constants: numbers that it keeps as tensors, such as counts, which are a part of the key.
         views: tensors that lie in the memory of a parameter or a hole.
+        foreign: tensors of the discriminator's that it could reach, which it may neither use nor change.
+        knows_modules: whether it could reach any modules.
         places: where each entry of the key was found.
         paths: where each tensor was, by its id.
     """
@@ -76,7 +78,9 @@ class Seen(NamedTuple):
     holes: list[Tensor]
     constants: list[Tensor]
     views: list[View]
-    places: "_Places"
+    foreign: list[Tensor]
+    knows_modules: bool
+    places: Places
     paths: dict[int, str]
 
     def other_counts(self, other: "Seen") -> list[str]:
@@ -90,68 +94,6 @@ class Seen(NamedTuple):
         """Where the first difference to another state is."""
         pairs = zip(self.key.content, other.key.content, strict=False)
         return self.places.path(next((i for i, (a, b) in enumerate(pairs) if a != b), 0))
-
-
-class _Places:
-    """Where everything is: each object by the object that led to it, and its name there."""
-
-    def __init__(self) -> None:
-        self.above: list[tuple[int, str]] = []
-        self.entries: list[int] = []
-
-    def add(self, above: int, name: str, entry: int) -> int:
-        """The number of the next object; ``entry`` is the first one of the key that belongs to it."""
-        self.above.append((above, name))
-        self.entries.append(entry)
-        return len(self.above) - 1
-
-    def path(self, entry: int) -> str:
-        """Of the object that an entry of the key belongs to."""
-        return self.of(bisect_right(self.entries, entry) - 1)
-
-    def of(self, number: int) -> str:
-        """Of an object by its number, as a user would write it."""
-        names = []
-        while number > 0:
-            number, name = self.above[number]
-            names.append(name)
-        return "".join(reversed(names)) or " itself"
-
-
-def _named(one: Any, children: Sequence[Any], is_dict_of: bool, position: dict[int, int]) -> list[tuple[str, Any]]:
-    """The parts of an object with the names under which a user finds them there."""
-    if isinstance(one, dict) and is_dict_of:
-        return [("", c) if i % 2 == 0 else (f".{children[i - 1]}", c) for i, c in enumerate(children)]
-    if isinstance(one, dict):
-        names = [f"[p{position[id(k)]}]" if id(k) in position else f"[{k!r:.40}]" for k in children[::2]]
-        return [("", c) if i % 2 == 0 else (names[i // 2], c) for i, c in enumerate(children[: 2 * len(names)])]
-    if isinstance(one, (list, tuple)):
-        return [(f"[{i}]", c) for i, c in enumerate(children)]
-    return [("", c) for c in children]
-
-
-def stepped(stepper: Any) -> list[Tensor]:
-    """Everything that an optimizer, or a wrapper of some, steps: in the order of the groups, each once."""
-    found: dict[int, Tensor] = {}
-    for one in family(stepper):
-        for group in getattr(one, "param_groups", ()):
-            found.update((id(p), p) for p in group["params"])
-    return list(found.values())
-
-
-def family(stepper: Any) -> list[Any]:
-    """The stepper, and the optimizers that it holds."""
-    found = [stepper]
-    for one in found:
-        held = vars(one).values() if hasattr(one, "__dict__") else parts(one) or ()
-        for value in held:
-            if isinstance(value, (list, tuple)):
-                inner: Iterable[Any] = value
-            else:
-                inner = value.values() if isinstance(value, dict) else (value,)
-            known = {id(f) for f in found}
-            found += [o for o in inner if isinstance(o, torch.optim.Optimizer) and id(o) not in known]
-    return found
 
 
 def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ()) -> Seen:
@@ -168,13 +110,17 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
     position = {id(p): i for i, p in enumerate(params)}
     numbers: dict[int, int] = {}
     key: list[Any] = []
-    places, paths = _Places(), {}
+    places, paths = Places(), {}
     tensors: list[Tensor] = []
-    todo: list[tuple[Any, int, str]] = [(stepper, -1, "")]
+    foreign: list[Tensor] = []
+    # Whether it is a part of a module that is unrolled, with a tensor that moves in each of its own ways.
+    todo: list[tuple[Any, int, str, bool]] = [(stepper, -1, "", False)]
     # What holds the attributes of an object: what is in it has a name with a dot.
     fields: set[int] = set()
+    # The numbers of modules and of what is in them.
+    modular: set[int] = set()
     while todo:
-        one, above, name = todo.pop()
+        one, above, name, inside = todo.pop()
         kind, number = type(one), places.add(above, name, len(key))
         if kind in ATOMS:
             key += (kind, one if one == one else "nan")
@@ -184,15 +130,18 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
             continue
         numbers[id(one)] = number
         key.append(kind)
-        if isinstance(one, nn.Module):
-            raise TypeError(f"it holds modules or parameters that a step may change, in {places.of(number)}")
+        if isinstance(one, nn.Module) and not inside:
+            inside = any(id(p) in position for p in one.parameters())
+            modular.add(number)
         children = parts(one)
         if isinstance(one, Tensor):
             paths[id(one)] = places.of(number)
             if (at := position.get(id(one))) is not None:
                 key.append(at)
+            elif inside:
+                foreign.append(one)
             else:
-                _refuse_learned(one, paths[id(one)])
+                _check(one, paths[id(one)], above in modular)
                 tensors.append(one)
             key += (one.shape, one.dtype, one.device, one.requires_grad)
         elif isinstance(one, (set, frozenset)):
@@ -208,13 +157,16 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
         key.append(len(children or ()))
         if (attributes := getattr(one, "__dict__", None)) is not None:
             fields.add(id(attributes))
-        todo += [(c, number, n) for n, c in reversed(_named(one, children or (), id(one) in fields, position))]
-    return _sorted_out(params, tensors, key, places, paths, promoted)
+        if above in modular:
+            modular.add(number)
+        todo += [(c, number, n, inside) for n, c in reversed(named(one, children or (), id(one) in fields, position))]
+    sorted_out = _sorted_out(params, tensors, key, places, paths, promoted)
+    return sorted_out._replace(foreign=foreign, knows_modules=bool(modular))
 
 
-def _refuse_learned(tensor: Tensor, path: str) -> None:
-    if isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf):
-        raise TypeError(f"it holds modules or parameters that a step may change, in {path}")
+def _check(tensor: Tensor, path: str, of_a_module: bool) -> None:
+    if tensor.requires_grad and tensor.is_leaf and not of_a_module:
+        raise TypeError(f"it holds a tensor that requires grad and that it does not step, in {path}")
     if tensor.layout is not torch.strided:
         raise TypeError(f"it holds a tensor that is not dense, in {path}")
 
@@ -223,7 +175,7 @@ def _sorted_out(
     params: Sequence[Tensor],
     tensors: list[Tensor],
     key: list[Any],
-    places: _Places,
+    places: Places,
     paths: dict[int, str],
     promoted: Collection[str],
 ) -> Seen:
@@ -251,7 +203,7 @@ def _sorted_out(
         else:
             holes.append(t)
             key.append("hole")
-    return Seen(Key(key, [t.item() for t in constants]), holes, constants, views, places, paths)
+    return Seen(Key(key, [t.item() for t in constants]), holes, constants, views, [], False, places, paths)
 
 
 def _is_count(tensor: Tensor, path: str) -> bool:
@@ -267,7 +219,7 @@ def _views(group: list[Tensor], params: Sequence[Tensor], paths: dict[int, str])
         None,
     )
     if base is not None and all(t.dtype is base.dtype for t in group):
-        return [View(t, base, (t.shape, t.stride(), t.storage_offset())) for t in group if t is not base]
+        return [View(t, base, (t.shape, t.stride(), int(t.storage_offset()))) for t in group if t is not base]
     ends = 0
     for t in sorted(group, key=lambda t: t.storage_offset() * t.element_size()):
         start = t.storage_offset() * t.element_size()

@@ -1,9 +1,9 @@
 """Any other optimizer: its own ``step()``, traced into a differentiable function.
 
 The live optimizer itself is stepped, once for each trace, and put back bit for bit; what it does to parameters and to
-the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever the
-step decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these
-are the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
+the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever it
+decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these are
+the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
 """
 
 from collections import OrderedDict, namedtuple
@@ -80,7 +80,9 @@ class Traced(UpdateRule):
             raise _refused(self.stepper, str(error)) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
-        return Block(self, index, tuple(self.shapes), packed.clone(), _state(State(seen, None), holes))
+        # While losses run, stand-ins are where a step that knows the discriminator would look for parameters.
+        at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
+        return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step of all parameters, packed; ``grad`` is zero where there is no gradient."""

@@ -1,0 +1,43 @@
+"""Where in an optimizer something is, in the user's words."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+
+class Places:
+    """Where everything is: each object by the object that led to it, and its name there."""
+
+    def __init__(self) -> None:
+        self.above: list[tuple[int, str]] = []
+        self.entries: list[int] = []
+
+    def add(self, above: int, name: str, entry: int) -> int:
+        """The number of the next object; ``entry`` is the first one of the key that belongs to it."""
+        self.above.append((above, name))
+        self.entries.append(entry)
+        return len(self.above) - 1
+
+    def path(self, entry: int) -> str:
+        """Of the object that an entry of the key belongs to."""
+        return self.of(bisect_right(self.entries, entry) - 1)
+
+    def of(self, number: int) -> str:
+        """Of an object by its number, as a user would write it."""
+        names = []
+        while number > 0:
+            number, name = self.above[number]
+            names.append(name)
+        return "".join(reversed(names)) or " itself"
+
+
+def named(one: Any, children: Sequence[Any], is_dict_of: bool, position: dict[int, int]) -> list[tuple[str, Any]]:
+    """The parts of an object with the names under which a user finds them there."""
+    if isinstance(one, dict) and is_dict_of:
+        return [("", c) if i % 2 == 0 else (f".{children[i - 1]}", c) for i, c in enumerate(children)]
+    if isinstance(one, dict):
+        names = [f"[p{position[id(k)]}]" if id(k) in position else f"[{k!r:.40}]" for k in children[::2]]
+        return [("", c) if i % 2 == 0 else (names[i // 2], c) for i, c in enumerate(children[: 2 * len(names)])]
+    if isinstance(one, (list, tuple)):
+        return [(f"[{i}]", c) for i, c in enumerate(children)]
+    return [("", c) for c in children]
