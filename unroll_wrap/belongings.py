@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .was import holds, refill
+from .was import ABSENT, holds, put_back, refill
 
 # What every module has, which torch alone writes to.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -43,6 +43,7 @@ class Belongings:
     Attributes:
         places: of tensors, parameters among them.
         objects: of classes of the user's.
+        slots: the names of those of these objects that have any.
         containers: dicts, lists, deques and sets.
     """
 
@@ -50,6 +51,7 @@ class Belongings:
         self.places: list[Place] = []
         self.containers: list[Any] = []
         self.objects: list[Any] = []
+        self.slots: list[tuple[Any, str]] = []
         self._seen: set[int] = set()
         for own in attributes:
             self._visit(own, None, None, 0)
@@ -62,15 +64,18 @@ class Belongings:
                 for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
                     self._visit(hook, None, None, 0)
 
-    def contents(self) -> list[Any]:
-        """What the containers hold now."""
-        return [dict(c) if isinstance(c, dict) else list(c) for c in self.containers]
+    def contents(self) -> tuple[list[Any], list[Any]]:
+        """What the containers and slots hold now."""
+        slots = [getattr(one, slot, ABSENT) for one, slot in self.slots]
+        return [dict(c) if isinstance(c, dict) else list(c) for c in self.containers], slots
 
-    def refill(self, contents: list[Any]) -> None:
+    def refill(self, contents: tuple[list[Any], list[Any]]) -> None:
         """Let them hold that again."""
-        for container, before in zip(self.containers, contents, strict=True):
+        for container, before in zip(self.containers, contents[0], strict=True):
             if not holds(container, before):
                 refill(container, before)
+        for (one, slot), before in zip(self.slots, contents[1], strict=True):
+            put_back(one, slot, before)
 
     def _visit(self, value: Any, container: Any, key: Any, depth: int) -> None:
         if isinstance(value, Tensor):
@@ -98,6 +103,7 @@ class Belongings:
             self.objects.append(value)
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
             for slot in _slots(type(value)):
+                self.slots.append((value, slot))
                 self._visit(getattr(value, slot, None), None, None, depth)
 
 
