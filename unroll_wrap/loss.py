@@ -28,7 +28,7 @@ from .mistakes import (
 from .objectives import minimax
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
-from .rules.family import entries_of, stepped
+from .rules.family import entries_of, groups_of, stepped
 from .rules.from_torch import Traces, read, rule_of
 from .rules.plain import is_hosted
 from .runtime import refuse_inference_mode, runtime
@@ -278,7 +278,7 @@ class UnrolledGeneratorLoss:
             **{
                 f"{type(o).__name__}'s {option} (group {i})": value
                 for o in optimizers
-                for i, group in enumerate(getattr(o, "param_groups", ()))
+                for i, group in enumerate(groups_of(o))
                 for option, value in group.items()
                 if option != "params"
             },
