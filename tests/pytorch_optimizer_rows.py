@@ -90,9 +90,8 @@ REFUSED = {
     **dict.fromkeys(("AdaHessian", "SophiaH"), "it differentiates the gradients' graph, which an unroll takes apart"),
     **dict.fromkeys(("AdaLOMO", "LOMO"), "it steps inside the backward pass, by hooks on the parameters"),
     **dict.fromkeys(("Kron", "Magma"), "it draws random numbers"),
-    **dict.fromkeys(
-        ("SCION", "SCIONLight"), "operators on lists of tensors round otherwise; with foreach=False it is traced"
-    ),
+    "SCION": "operators on lists of tensors round otherwise; with foreach=False it is traced",
+    "SCIONLight": "operators on lists of tensors round otherwise, and it keeps momentum in .grad",
     **dict.fromkeys(("DeMo", "DistributedMuon"), "it exchanges what it holds with other processes"),
     "FAdam": "it does not step float64 parameters",
     "SPAM": "it holds a parameter that it does not step",
