@@ -427,11 +427,18 @@ LOOPS = [
         ),
     ),
     Row(
-        "Hooks on parameters that run after accumulation, and step hooks of the optimizer",
+        "Hooks on parameters that run after accumulation",
         REFUSED,
         "Pass what they do as `grad_transform=` or `param_transform=`.",
+        ("test_bad_input.py::test_a_hook_after_accumulation",),
+    ),
+    Row(
+        "Wrappers around the optimizer, step hooks, patched or wrapped steps; what an optimizer keeps on itself",
+        EXACT,
+        "The live step is traced. One that computes with numbers read out of tensors is refused by name.",
         (
-            "test_bad_input.py::test_a_hook_after_accumulation",
+            "test_live_steps.py::test_it_is_exact_and_nothing_has_moved",
+            "test_live_steps.py::test_it_is_refused_and_nothing_has_moved",
             "test_bad_input.py::test_an_optimizer_with_step_hooks",
         ),
     ),

@@ -3,7 +3,7 @@
     python tests/optimizer_table.py            # print it
     python tests/optimizer_table.py --write    # put it into docs/optimizers.md
 
-The package is asked, class by class. `EXPECTED` is what the tests hold it to.
+The package is asked, class by class; the rows of pytorch_optimizer are those that `test_pytorch_optimizer.py` tries.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from torch import nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import pytorch_optimizer_rows
     import torch_optimizer
 
 from unroll_wrap.rules.from_torch import rule_of
@@ -87,7 +88,9 @@ def row(name: str, kind: type[Optimizer]) -> Row:
 def table() -> str:
     """In Markdown."""
     lines = ["| optimizer | how | |", "|---|---|---|"]
-    lines += [f"| `{r.name}` | {r.verdict} | {r.why} |" for r in (row(*one) for one in ALL().items())]
+    asked = [row(*one) for one in ALL().items()]
+    tried = [Row(f"pytorch_optimizer.{name}", verdict, why) for name, verdict, why in pytorch_optimizer_rows.rows()]
+    lines += [f"| `{r.name}` | {r.verdict} | {r.why} |" for r in (*asked, *tried)]
     return "\n".join(lines)
 
 

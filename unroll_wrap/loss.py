@@ -32,7 +32,7 @@ from .objectives import minimax
 from .proof import Proof, guesses
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
-from .rules.family import keep_entries, stepped
+from .rules.family import groups_of, keep_entries, stepped
 from .rules.from_torch import Traces, read, rule_of
 from .rules.plain import is_hosted
 from .rules.transforms import Transforms
@@ -354,7 +354,7 @@ class UnrolledGeneratorLoss:
             **{
                 f"{type(o).__name__}'s {option} (group {i})": value
                 for o in optimizers
-                for i, group in enumerate(getattr(o, "param_groups", ()))
+                for i, group in enumerate(groups_of(o))
                 for option, value in group.items()
                 if option != "params"
             },

@@ -12,8 +12,13 @@ from ..undo import Undo
 
 def stepped(stepper: Any) -> list[Tensor]:
     """Everything that an optimizer, or a wrapper of some, steps: in the order of the groups, each once."""
-    every = [p for one in family(stepper) for group in getattr(one, "param_groups", ()) for p in group["params"]]
+    every = [p for one in family(stepper) for group in groups_of(one) for p in group["params"]]
     return list({id(p): p for p in every}.values())
+
+
+def groups_of(stepper: Any) -> list[dict[str, Any]]:
+    """The groups with their options; a wrapper may have none of its own."""
+    return list(getattr(stepper, "param_groups", ()))
 
 
 def family(stepper: Any) -> list[Any]:

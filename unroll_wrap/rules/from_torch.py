@@ -18,7 +18,7 @@ from .adam import Adam, AdamW
 from .adamax import Adamax
 from .asgd import ASGD
 from .block import Block, join
-from .family import family, stepped
+from .family import family, groups_of, stepped
 from .muon import Muon
 from .nadam import NAdam
 from .plain import path as _path
@@ -153,7 +153,7 @@ def rule_of(stepper: Any) -> Any:
         name = type(one).__name__
         if (reason := REFUSED.get(_path(type(one)))) is not None:
             raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
-        for group in getattr(one, "param_groups", ()):
+        for group in groups_of(one):
             _check_group(name, group)
     return None
 

@@ -197,15 +197,13 @@ class Recorder(NamedTuple):
         return Snapshot([self.stepper, *self.params], bare={id(t) for t in tensors})
 
     def _check_nearby(self, trace: Trace, state: State, inputs: Sequence[Tensor], rewritten: bool) -> None:
-        """The live step, from other numbers that it decides on as it did, has to do what the function does."""
-        for scale in (1e-3, 1e-6):
+        """The live step, from other numbers that it decides on alike, has to do what the function does."""
+        for scale in (1e-3, 1e-6, 0.0):
             varied = varied_by(inputs, scale)
             with torch.no_grad():
                 outputs, decisions = trace.run(varied)
             if decisions == trace.decisions:
                 break
-        else:
-            return
         # Where an operator was put in another form, the two agree to the last bit only if the live step does so, too.
         for mode in (Asked(), nullcontext()) if rewritten else (nullcontext(),):
             self._place(state, varied)
@@ -233,13 +231,11 @@ class Recorder(NamedTuple):
 
     def _compare(self, recorded: Seen, again: Seen) -> None:
         """What a step leaves besides tensors may not depend on the numbers in them."""
-        if recorded.key == again.key:
-            return
-        if depending := recorded.other_counts(again):
-            raise Depends(depending)
-        raise RuntimeError(
-            f"{recorded.difference(again)} is not the same for other gradients, and a trace would take it for constant."
-        )
+        if recorded.key != again.key:
+            if depending := recorded.other_counts(again):
+                raise Depends(depending)
+            place = recorded.difference(again)
+            raise RuntimeError(f"{place} is not the same for other gradients, and a trace would take it for constant.")
 
     def _divided(self, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
         n, m = len(self.params), sum(self.used)

@@ -6,6 +6,7 @@ decides in Python, by a step count or a learning rate, is a constant of the trac
 the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
 """
 
+import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Sequence
 from functools import cache
@@ -77,7 +78,10 @@ class Traced(UpdateRule):
         try:
             seen = look(self.stepper, self.live, self.memory.promoted)
         except TypeError as error:
-            raise _refused(self.stepper, str(error)) from error
+            name = type(self.stepper).__name__
+            raise TypeError(
+                f"{name} cannot be unrolled: {error}. Write an UpdateRule, and register_rule() it."
+            ) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
         # While losses run, stand-ins are where a step that knows the discriminator would look for parameters.
@@ -89,7 +93,7 @@ class Traced(UpdateRule):
         at, holes = _taken_apart(state)
         params = unpack(param, self.shapes)
         grads = [g for g, used in zip(unpack(grad, self.shapes), self.used, strict=True) if used]
-        for _ in range(len(self.live) + 2):
+        while True:
             still = [p.detach() for p, moved in zip(self.live, self.moved, strict=True) if not moved]
             inputs = [*params, *still, *grads, *holes]
             key = (at.seen.key, tuple(self.used), *((t.shape, t.dtype, t.device) for t in inputs))
@@ -105,7 +109,6 @@ class Traced(UpdateRule):
                 continue
             new, _ = trace.run(inputs)
             return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
-        raise _refused(self.stepper, "it keeps ever more numbers that depend on gradients")
 
     def _recorder(self) -> Recorder:
         return Recorder(self.stepper, self.live, self.moved, self.used, self.memory.promoted)
@@ -116,13 +119,14 @@ class Traced(UpdateRule):
         except Depends:
             raise
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
+            name, reason = type(self.stepper).__name__, str(error).strip().split("\n")[0].rstrip(".")
             if "INTERNAL ASSERT" in reason or "tracing tensor" in reason:
-                reason = "it reads numbers out of tensors, or uses an operator that cannot be recorded."
-            raise _refused(
-                self.stepper,
-                f"tracing its step() failed with {type(error).__name__}: {reason} A step that "
-                "computes with numbers read out of tensors, with .item(), has no trace",
+                reason = "it reads numbers out of tensors, by .item() say, or has an operator that cannot be recorded"
+            if kernel := re.search(r"custom \(non-ATen\) operator.*annotations: ([\w:.]+)", reason):
+                reason = f"it uses a kernel of its own, {kernel[1]}"
+            raise TypeError(
+                f"{name} cannot be unrolled: tracing its step() failed with {type(error).__name__}: {reason}. Write an "
+                "UpdateRule, and register_rule() it."
             ) from error
 
     def _promote(
@@ -135,11 +139,6 @@ class Traced(UpdateRule):
         for t, count in zip(at.seen.constants, at.seen.key.counts, strict=True):
             values[id(t)] = torch.tensor(count, dtype=t.dtype, device=t.device).reshape(t.shape)
         return State(seen, at.snapshot), [values[id(t)] for t in seen.holes]
-
-
-def _refused(stepper: Any, reason: str) -> TypeError:
-    name = type(stepper).__name__
-    return TypeError(f"{name} cannot be unrolled: {reason}. Write an UpdateRule, and register_rule() it.")
 
 
 def _state(state: State, holes: Sequence[Tensor]) -> Any:
