@@ -27,7 +27,7 @@ def float64():
 
 
 class Situation:
-    """D, its optimizer, G and the losses after some steps, always the same; `carrying` what the case is about or not."""
+    """D, its optimizer, G and the losses after some steps; always the same, `carrying` what a case is about or not."""
 
     d_loss, g_loss, options, zero = staticmethod(d_loss), staticmethod(g_loss), {}, True
 

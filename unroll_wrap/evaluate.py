@@ -21,6 +21,10 @@ from .reach import edge, now, reach
 from .settings import Setting
 from .swap import Swap
 
+GIVEN_BACK = (
+    "A loss runs a sharded generator, which has given back its parameters' memory by now: no gradient would reach the "
+    "shards. Call it before, and pass fake as an argument."
+)
 NO_SECOND_DERIVATIVE = (
     "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, pass "
     "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
@@ -221,6 +225,8 @@ def differentiate(
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = NO_SECOND_DERIVATIVE
+        elif "out of bounds for storage of size 0" in text:
+            raise ValueError(GIVEN_BACK) from error
         elif "returned nan values" in text:  # in anomaly mode
             cause = "an operator's derivative is NaN here"
         else:

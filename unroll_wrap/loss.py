@@ -102,9 +102,11 @@ class UnrolledGeneratorLoss:
         average_gradients: False: every process looks ahead on its own. A process group: inner gradients are averaged
             over it, so that N ranks unroll what one process would on their joined batch, and each returns its share
             of the value. G's own averaging (DDP) completes it. See ``docs/distributed.md``.
-        prove: compare the first call with K real steps where the optimizer has no rule of its own, or where hooks,
-            classes and attributes of parameters, or objects of D's are of a kind that the package does not know. That
-            costs these K steps once.
+
+    Attributes:
+        prove: whether the first call is compared with K real steps of the live objects where the package has to guess:
+            the optimizer has no rule of its own, or there are hooks, classes or attributes of parameters, or objects in
+            D, of a kind that it does not know. That costs these K steps once; False switches it off.
 
     Raises:
         TypeError: an argument of a wrong kind, or an optimizer that no rule is known for.
@@ -126,7 +128,6 @@ class UnrolledGeneratorLoss:
         grad_transform: Callable[..., Sequence[Tensor]] | None = None,
         param_transform: Callable[..., Tensor] | None = None,
         average_gradients: "dist.ProcessGroup | bool" = False,
-        prove: bool = True,
     ) -> None:
         self.discriminator = discriminator
         self.optimizer = optimizer
@@ -140,7 +141,7 @@ class UnrolledGeneratorLoss:
         self.grad_transform = grad_transform
         self.param_transform = param_transform
         self.average_gradients = average_gradients
-        self.prove = prove
+        self.prove = True
 
         check_group(average_gradients)
         check_losses(d_loss=d_loss, g_loss=g_loss)

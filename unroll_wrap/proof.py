@@ -24,8 +24,9 @@ def guesses(modules: Iterable[nn.Module], optimizers: Iterable[Any], params: Ite
     for p in params:
         if type(p) is not nn.Parameter:
             found.append(f"a parameter of D is a {type(p).__name__}")
-        if vars(p):
-            found.append(f"a parameter of D has the attributes {sorted(vars(p))}")
+        # torch.compile leaves some of its own.
+        if names := sorted(n for n in vars(p) if not n.startswith("_dynamo")):
+            found.append(f"a parameter of D has the attributes {names}")
         if p._backward_hooks:
             found.append("a parameter of D has gradient hooks")
     for module in modules:
@@ -110,7 +111,8 @@ class Proof:
         raise ValueError(
             f"The loss is {found!r}, and after {len(self.batches)} real steps of your own objects it is {right!r}; "
             f"d_loss at the first was {d_losses[0].item()!r}, and {first!r} there. What an unroll may have missed: "
-            f"{'; '.join(self.doubts)}. verify(unrolled, ...) tells more; prove=False switches this check off."
+            f"{'; '.join(self.doubts)}. verify(unrolled, ...) tells more; unrolled.prove = False "
+            "switches this check off."
         )
 
     def _run(self) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .evaluate import GIVEN_BACK
 from .unroll import Sensitivity
 
 
@@ -17,10 +18,7 @@ def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
     """
     pairs = list(sensitivity.pairs())
     if any(t.numel() and not t.untyped_storage().size() for t, _ in pairs):
-        raise ValueError(
-            "A loss runs a sharded generator, which has given back its parameters' memory by now: no gradient would "
-            "reach the shards. Call it before, and pass fake as an argument."
-        )
+        raise ValueError(GIVEN_BACK)
     surrogates = sensitivity.surrogates
     grads = [*(g for _, g in pairs), *(torch.ones_like(s) for s in surrogates)]
     _refuse_nan(sensitivity.edge)
