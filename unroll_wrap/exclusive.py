@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .undo import Undo
+from .undo import LOCK, Undo
 
-_lock = threading.Lock()
 _thread_of: dict[int, tuple[int, object]] = {}
 
 
@@ -21,13 +20,13 @@ def exclude_others(modules: Sequence[nn.Module], undo: Undo) -> None:
     ids = [id(m) for m in modules]
 
     def leave() -> None:
-        with _lock:
+        with LOCK:
             for i in ids:
                 if _thread_of.get(i) is me:
                     del _thread_of[i]
 
     undo.later(leave)
-    with _lock:
+    with LOCK:
         taken = next((m for m in modules if id(m) in _thread_of), None)
         thread = me[0] if taken is None else _thread_of[id(taken)][0]
         if taken is None:

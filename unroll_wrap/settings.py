@@ -6,14 +6,13 @@ another thread has put back its own choice in between; what another thread runs 
 """
 
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
 
-from .undo import Undo
+from .undo import LOCK, Undo
 
 
 class Setting:
@@ -29,7 +28,6 @@ class Setting:
         self._read = read
         self._put = put
         self._wanted = wanted
-        self._lock = threading.Lock()
         self._holders: set[object] = set()
         self._before: list[Any] = []
 
@@ -37,7 +35,7 @@ class Setting:
         """Change it, unless another unroll has, until that is undone."""
         me = object()
         undo.later(lambda: self._leave(me))
-        with self._lock:
+        with LOCK:
             self._holders.add(me)
             if not self._before:
                 self._before.append(self._read())
@@ -50,7 +48,7 @@ class Setting:
             self._put(self._now)
 
     def _leave(self, me: object) -> None:
-        with self._lock:
+        with LOCK:
             self._holders.discard(me)
             if self._before and not self._holders:
                 self._put(self._before[0])

@@ -273,7 +273,9 @@ class Swap:
                     yield
         finally:
             if inside:
-                self.out()
+                # Not out(), which takes for granted that the exchange has been made.
+                self._home()
+                self._after_exchange()
                 self._inside, self._clones = before
                 self._exchange_all()
 

@@ -1,5 +1,7 @@
 """What a call changes outside of itself, undone whatever happens: Ctrl-C at any line included."""
 
+import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,10 @@ import torch
 from . import guards
 
 Step = Callable[[], Any]
+
+# For whatever several threads may change. Held for a few lines, and never while anything of the user's runs.
+LOCK = threading.RLock()
+owned: Callable[[Any], bool] = operator.methodcaller("_is_owned")
 
 
 class Undo:
@@ -29,6 +35,9 @@ class Undo:
         while self._steps:
             self._steps[-1]()
             self._steps.pop()
+        # An interrupt between the last line of a `with` and its end keeps the lock.
+        while owned(LOCK):
+            LOCK.release()
 
     def later(self, step: Step) -> None:
         """Note what undoes the change that comes next."""

@@ -275,7 +275,7 @@ class Unroll:
         """The optimizer's part of a step, and where it ends; D is as its loss has left it."""
         swap = self.evaluate.swap
         carried = swap.after_loss()
-        if None in grads and self.evaluate.left:
+        if self.evaluate.left and any(g is None for g in grads):
             check_left(point.blocks, grads, self.evaluate.left)
         if any(b.rule.joint for b in point.blocks):
             # The live optimizer is about to step the live parameters.
