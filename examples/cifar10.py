@@ -361,7 +361,9 @@ def _draw_like_the_paper(
     of_unroll: dict[str, list[Tensor]] = {}
     for config, images in samples.items():
         of_unroll.setdefault(f"K = {config.unroll}", []).append(pair_distances(images, PAIRS))
-    distance_histograms(figures[1], list(of_unroll.items()), distances)
+    seeds = ", ".join(map(str, dict.fromkeys(config.seed for config in samples)))
+    title = f"a line for each seed ({seeds}), after {base.updates:,} generator updates"
+    distance_histograms(figures[1], list(of_unroll.items()), distances, title=title)
 
     targets = to_bytes(targets_of(base, args.data))
     for seed in dict.fromkeys(config.seed for config in inverted):
@@ -370,11 +372,11 @@ def _draw_like_the_paper(
             continue
         plain, unrolled = (of_seed[unroll]["mse"] for unroll in (min(of_seed), max(of_seed)))
         difference = ((plain - unrolled) / (plain + unrolled)).abs()
-        columns = [(f"K = {unroll}", found["images"], found["mse"]) for unroll, found in sorted(of_seed.items())]
+        models = [(f"K = {unroll}", found["images"], found["mse"]) for unroll, found in sorted(of_seed.items())]
         figures.append(args.out / f"figure5-seed{seed}.png")
         chosen = difference.topk(min(8, len(difference))).indices.tolist()
-        title = f"seed {seed}, {base.updates:,} generator updates\nbelow: mean squared error"
-        reconstructions(figures[-1], [("target", targets, None), *columns], chosen, title=title)
+        title = f"seed {seed}, after {base.updates:,} generator updates; below each image its mean squared error"
+        reconstructions(figures[-1], [("target", targets, None), *models], chosen, title=title)
     print(f"Figures: {', '.join(map(str, figures))}")
 
 

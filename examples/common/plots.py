@@ -222,13 +222,16 @@ def image_table(
     _save(figure, path)
 
 
-def distance_histograms(path: Path, panels: Sequence[tuple[str, Sequence[Tensor]]], data: Tensor) -> None:
+def distance_histograms(
+    path: Path, panels: Sequence[tuple[str, Sequence[Tensor]]], data: Tensor, *, title: str
+) -> None:
     """Figure 6: a panel a label, a blue line a seed, the data in red in each; dashed lines are medians.
 
     Args:
         path: The PNG to write.
         panels: Pairs of a label and the distances of every seed.
         data: The distances of the data.
+        title: Of the whole figure.
     """
     longest = max(float(distances.max()) for distances in [data, *(one for _, seeds in panels for one in seeds)])
     edges = np.linspace(0, longest, 81)
@@ -240,34 +243,35 @@ def distance_histograms(path: Path, panels: Sequence[tuple[str, Sequence[Tensor]
             panel.stairs(shares, edges, color=color, linewidth=1)
             panel.axvline(float(distances.median()), color=color, linewidth=0.8, linestyle="--")
         panel.set(title=label, xlabel="distance of two images", yticks=[])
-    axes[0].plot([], [], color="tab:blue", label="a seed of the model")
+    axes[0].plot([], [], color="tab:blue", label="model")
     axes[0].plot([], [], color="tab:red", label="data")
+    axes[0].plot([], [], color="0.4", linewidth=0.8, linestyle="--", label="median")
     axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 
 def reconstructions(
-    path: Path, columns: Sequence[tuple[str, Tensor, Tensor | None]], chosen: Sequence[int], *, title: str
+    path: Path, rows: Sequence[tuple[str, Tensor, Tensor | None]], chosen: Sequence[int], *, title: str
 ) -> None:
-    """Figure 5: a row a target, a column a model, the mean squared error below each reconstruction.
+    """Figure 5: a column a target, a row a model, the mean squared error below each reconstruction.
 
     Args:
         path: The PNG to write.
-        columns: A caption, images in uint8 of shape (n, 3, height, width), and their errors, None for the targets.
+        rows: A caption, images in uint8 of shape (n, 3, height, width), and their errors, None for the targets.
         chosen: Which of the n images to show.
         title: Of the whole figure.
     """
-    figure = Figure(figsize=(1.15 * len(columns), 1.3 * len(chosen) + 0.45), layout="constrained")
-    axes = figure.subplots(len(chosen), len(columns), squeeze=False)
-    for row, image in zip(axes, chosen, strict=True):
-        for panel, (_, images, errors) in zip(row, columns, strict=True):
+    figure = Figure(figsize=(1.15 * len(chosen) + 0.3, 1.3 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for row, (caption, images, errors) in zip(axes, rows, strict=True):
+        for panel, image in zip(row, chosen, strict=True):
             panel.imshow(images[image].permute(1, 2, 0).numpy(), interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             if errors is not None:
                 panel.set_xlabel(f"{errors[image]:.4f}", fontsize=8, labelpad=1)
-    for panel, (caption, _, _) in zip(axes[0], columns, strict=True):
-        panel.set_title(caption, fontsize=9)
-    figure.suptitle(title, fontsize=8)
+        row[0].set_ylabel(caption, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 
