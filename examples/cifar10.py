@@ -297,6 +297,8 @@ def write_results(
             mse = mean_and_error([row["mse"] for row in of_unroll if "mse" in row], 4)
             rank = mean_and_error([row["best_rank"] for row in of_unroll if "best_rank" in row], 1)
             paper_mse, paper_rank = TABLE_3.get(unroll, ("", ""))
+            # The rank among other rivals is another number.
+            paper_rank = paper_rank if {row["unroll"] for row in rows} == {*TABLE_3} else ""
             nearness.append([unroll, seeds, mse, paper_mse, rank, paper_rank])
         suffix = "" if when == "end" else "_last_third"
         recalls = [row[f"recall{suffix}"] or 0 for row in of_unroll]
