@@ -262,6 +262,7 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
             data,
             extent=1.5 * config.radius,
             bandwidth=0.05 * config.radius,
+            title=f"seed {seed}",
         )
         print(f"Figure: {figure}")
 

@@ -1,5 +1,7 @@
 """The experiments on MNIST run, resume and refuse from the command line."""
 
+import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -8,6 +10,7 @@ import signal
 import struct
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from scripts import EXAMPLES, command, run, run_here
 
 pytest.importorskip("matplotlib", reason="the examples' extra is not installed")
 pytest.importorskip("tensorboard", reason="the examples' extra is not installed")
+Image = pytest.importorskip("PIL.Image", reason="the examples' extra is not installed")
 datasets = pytest.importorskip("sklearn.datasets", reason="the examples' extra is not installed")
 
 SCRIPTS = ["rnn_mnist", "stacked_mnist", "colored_mnist"]
@@ -78,7 +82,10 @@ def one_thread(monkeypatch):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_three_steps(script, mnist, tmp_path):
-    """Three updates: the table, a summary from which the runs can be repeated, two figures, events."""
+    """Three updates: the table, a summary from which the runs can be repeated, two figures, events.
+
+    The table says that it means nothing, it fits a terminal, figures have palettes, and every row names its checkpoint.
+    """
     done = run_here(script, *SMOKE, "--steps", 3, "--data", mnist, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "table.md").read_text() in done.stdout
@@ -87,6 +94,78 @@ def test_three_steps(script, mnist, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [(row["unroll"], row["updates"]) for row in summary["runs"]] == [(0, 3), (1, 3)]
     assert {"command", "machine", "versions", "seconds", "data"} <= summary.keys()
+    table = (tmp_path / "table.md").read_text()
+    assert "These numbers mean nothing" in table
+    assert max(map(len, table.splitlines())) <= 120
+    assert "Drawing figures." in done.stderr
+    for figure in tmp_path.glob("*.png"):
+        with Image.open(figure) as picture:
+            assert picture.mode == "P"
+    checkpoints = sorted((tmp_path / "runs").glob("*.pt"))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints]
+    assert [row["checkpoint_sha256"] for row in summary["runs"]] == digests
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "cifar10"])
+def test_two_regimes(script, monkeypatch):
+    """On a CPU the paper's rates, and G ahead of D, which are told apart by the rates and by nothing else."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    presets = importlib.import_module(script).PRESETS
+    ahead, rates, paper = (presets[name].base for name in ("cpu", "cpu-paper-rates", "paper"))
+    assert (rates.g_lr, rates.d_lr) == (paper.g_lr, paper.d_lr)
+    assert ahead.g_lr / ahead.d_lr > 2 * rates.g_lr / rates.d_lr
+    if script != "colored_mnist":
+        assert replace(ahead, g_lr=rates.g_lr, d_lr=rates.d_lr) == rates
+
+
+def test_says_what_it_does_where_nothing_trains(mnist, tmp_path, monkeypatch):
+    """A run reports that it loads and that it measures; neither takes back the updates that it has made."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from common import experiment
+
+    states, updates = [], []
+
+    class Bar:
+        n = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def unpause(self):
+            pass
+
+        def set_postfix_str(self, text, refresh):
+            states.append(text)
+
+        def update(self, work):
+            updates.append(work)
+
+    monkeypatch.setattr(experiment, "progress_bar", lambda *_: Bar())
+    options = (*SMOKE, "--steps", 3, "--unroll", 0, "--data", mnist, "--out", tmp_path)
+    assert run_here("colored_mnist", *options).returncode == 0
+    assert any(text.endswith("loading") for text in states)
+    assert any(text.endswith("measuring") for text in states)
+    assert min(updates) >= 0
+
+
+def test_the_classifier_is_not_sure_of_noise(mnist, tmp_path, monkeypatch):
+    """Trained with noise and blots as an eleventh class; without it, it is sure of many of them."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import rnn_mnist
+    from common import classifier
+
+    torch.manual_seed(1)
+    noise = classifier.noise_and_blots(600, torch.device("cpu"))
+    sure = {}
+    for name, task in (("eleven", classifier.DIGITS), ("ten", classifier.DIGITS._replace(nothing=None))):
+        net, accuracy = classifier.classifier(task, tmp_path / name, mnist, torch.device("cpu"), updates=150)
+        assert accuracy > 0.9
+        sure[name] = rnn_mnist.measure(net, [noise])
+    assert sure["eleven"]["sure"] < 0.01 and sure["eleven"]["sure_classes"] == 0
+    assert sure["ten"]["sure"] > 0.04 and sure["ten"]["sure_classes"] > 0
 
 
 def test_resumes_bit_for_bit(mnist, tmp_path):
@@ -204,7 +283,14 @@ def test_cifar10(cifar, unchecked, tmp_path, monkeypatch, capsys):
     rows = json.loads((out / "summary.json").read_text())["runs"]
     assert [(row["unroll"], row["updates"]) for row in rows] == [(0, 6), (1, 6)]
     assert sum(row["best_rank"] for row in rows) == pytest.approx(100)
-    assert all(0 < row["mse"] < 1 and row["seconds_per_image"] > 0 for row in rows)
+    assert all(0 < row["mse"] < 1 and row["seconds_per_image"] > 0 and row["fid"] > 0 for row in rows)
+    # Precision, density and coverage stand only where recall is above 0.05.
+    lines = [line.split("|") for line in (out / "table.md").read_text().split("\n\n")[1].splitlines()]
+    columns = [cell.strip() for cell in lines[0]]
+    for line in lines[2:-1]:
+        of = dict(zip(columns, (cell.strip() for cell in line), strict=True))
+        hidden = [of[name] == "-" for name in ("precision", "density", "coverage")]
+        assert hidden == [float(of["recall"]) <= 0.05] * 3
 
     monkeypatch.setattr(cifar10, "draw_figures", lambda *_, **__: None)
     monkeypatch.setattr(cifar10, "_draw_like_the_paper", lambda *_: None)

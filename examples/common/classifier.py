@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy, fold, interpolate, pad, unfold
 
 from common import checkpoint, distributed
 from common.cifar import load_images
@@ -23,6 +23,7 @@ class Task(NamedTuple):
     net: Callable[[], nn.Sequential]
     load: Callable[..., tuple[Tensor, Tensor]]
     augment: Callable[[Tensor], Tensor]
+    nothing: Callable[[Tensor], Tensor] | None = None  # from a batch, images that belong to none of its classes
 
 
 def classifier(
@@ -38,11 +39,11 @@ def classifier(
         updates: Of the classifier, on 128 images each.
 
     Returns:
-        The network in evaluation mode, from images in [-1, 1] of shape (n, colours, height, width) to ten logits; and
-        its accuracy on the test set.
+        The network in evaluation mode, from images in [-1, 1] of shape (n, colours, height, width) to ten logits, and
+        an eleventh where the task has images of nothing; and its accuracy on the test set.
     """
     net = task.net()
-    config = {"classifier_updates": updates}
+    config = {"classifier_updates": updates, "classes": net[-1].out_features}
     state = checkpoint.load(path, config)
     if state is not None:
         net.load_state_dict(state["parts"]["net"])
@@ -87,7 +88,10 @@ def prepare(
 
 
 def classify(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """argmax_c p(c | x) and max_c p(c | x).
+    """argmax_c p(c | x) and max_c p(c | x), over the ten classes alone.
+
+    Where the classifier knows an eleventh class for what is nothing, that class takes its share of the probability,
+    so that no class is likely for noise; yet every image is read as one of the ten.
 
     Args:
         net: The classifier.
@@ -97,7 +101,7 @@ def classify(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         Classes and their probabilities, both of shape (n,).
     """
     with torch.no_grad():
-        best = [net(batch).softmax(1).max(1) for batch in images.split(512)]
+        best = [net(batch).softmax(1)[:, :10].max(1) for batch in images.split(512)]
     return torch.cat([classes for _, classes in best]), torch.cat([probability for probability, _ in best])
 
 
@@ -119,7 +123,7 @@ def _digit_net() -> nn.Sequential:
     return nn.Sequential(
         *(nn.Conv2d(1, 24, 5, stride=2, padding=2), nn.BatchNorm2d(24), nn.ReLU()),
         *(nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(7 * 7 * 48, 128), nn.ReLU(), nn.Dropout(0.4), nn.Linear(128, 10)),
+        *(nn.Flatten(), nn.Linear(7 * 7 * 48, 128), nn.ReLU(), nn.Dropout(0.4), nn.Linear(128, 11)),
     )
 
 
@@ -139,7 +143,12 @@ def _train(task: Task, net: nn.Module, data: Path, device: torch.device, updates
     with progress_bar(updates, f"Classifier of {task.name}s") as bar:
         for _ in range(updates):
             chosen = torch.randint(len(images), (128,), device=device)
-            loss = cross_entropy(net(task.augment(_pixels(images[chosen]))), labels[chosen])
+            batch, classes = task.augment(_pixels(images[chosen])), labels[chosen]
+            if task.nothing is not None:
+                others = task.nothing(batch)
+                batch = torch.cat([batch, others])
+                classes = torch.cat([classes, classes.new_full((len(others),), 10)])
+            loss = cross_entropy(net(batch), classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -168,6 +177,37 @@ def _shifted_or_mirrored(images: Tensor) -> Tensor:
     return _shifted(torch.where(mirrored, images.flip(-1), images))
 
 
+def noise_and_blots(count: int, device: torch.device) -> Tensor:
+    """Grey noise of every grain, from one grey for the whole image over blots to single pixels.
+
+    Drawn from torch's global generator.
+
+    Args:
+        count: Number of images.
+        device: Where they are made.
+
+    Returns:
+        Shape (count, 1, 28, 28), in [-1, 1].
+    """
+    grains = (1, 2, 4, 7, 14, 28)  # independent values along each side
+    parts = []
+    for grain, part in zip(grains, torch.arange(count).chunk(len(grains)), strict=False):
+        coarse = torch.randn(len(part), 1, grain, grain, device=device)
+        contrast, mean = 3 * torch.rand(2, len(part), 1, 1, 1, device=device)
+        fine = interpolate(coarse, size=(28, 28), mode="bilinear", align_corners=False)
+        parts.append((contrast * fine - mean).tanh())
+    return torch.cat(parts)
+
+
+def _no_digits(digits: Tensor) -> Tensor:
+    """For four digits one image that is none: noise, a blot, or the strokes of a digit in another order."""
+    few = digits[: len(digits) // 8]
+    tiles = unfold(few, 7, stride=7)  # 4 × 4 of them
+    order = torch.rand(len(few), 1, 16, device=few.device).argsort(dim=2).expand_as(tiles)
+    torn = fold(tiles.gather(2, order), (28, 28), 7, stride=7)
+    return torch.cat([noise_and_blots(len(few), few.device), torn])
+
+
 # 2,500 updates bring more than 99 % on the test set.
-DIGITS = Task("digit", _digit_net, load_digits, _shifted)
+DIGITS = Task("digit", _digit_net, load_digits, _shifted, _no_digits)
 OBJECTS = Task("object", _object_net, load_images, _shifted_or_mirrored)

@@ -123,6 +123,8 @@ def train_missing(
                     # The time that the processes take to start says nothing about the time left.
                     bar.unpause()
                 update, state = message
+                # A run that is loading or measuring says 0: it has made no update that it has not reported.
+                update = max(update, done[path])
                 states[path] = f"{path.stem}: {state}"
                 bar.set_postfix_str(", ".join(states.values()), refresh=False)
                 bar.update(cost[path] * (update - done[path]))

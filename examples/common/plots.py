@@ -1,14 +1,18 @@
 """Figures in the manner of the paper's, drawn without a display."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+
+from common.files import replacing
 
 
 def density(samples: Tensor, extent: float, *, bandwidth: float, bins: int = 160) -> np.ndarray:
@@ -42,6 +46,7 @@ def density_grid(
     *,
     extent: float,
     bandwidth: float,
+    title: str,
 ) -> None:
     """Figure 2: a row of density heatmaps per label, a column per moment of training, the data in the last.
 
@@ -52,9 +57,10 @@ def density_grid(
         data: Samples of the true distribution.
         extent: Half the side of the square that every heatmap shows.
         bandwidth: Standard deviation of the kernel.
+        title: Of the whole figure.
     """
     width = len(columns) + 1
-    figure = Figure(figsize=(1.45 * width + 0.4, 1.45 * len(rows) + 0.35), layout="constrained")
+    figure = Figure(figsize=(1.45 * width + 0.4, 1.45 * len(rows) + 0.85), layout="constrained")
     axes = figure.subplots(len(rows), width, squeeze=False)
     for row, (label, moments) in zip(axes, rows, strict=True):
         row[0].set_ylabel(label, fontsize=11)
@@ -67,7 +73,9 @@ def density_grid(
                 spine.set(color="0.8", linewidth=0.6)
     for panel, caption in zip(axes[-1], [*columns, "data"], strict=True):
         panel.set_xlabel(caption, fontsize=10)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("generator updates", fontsize=10)
+    _save(figure, path)
 
 
 def density_table(
@@ -140,7 +148,9 @@ def curves(
     path: Path,
     panels: Sequence[tuple[str, str]],
     lines: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
-    levels: Mapping[str, float] | None = None,
+    levels: Mapping[str, float],
+    *,
+    title: str,
 ) -> None:
     """Measures over training: a panel a measure, a colour a label; thin lines are seeds, the thick one their mean.
 
@@ -149,6 +159,7 @@ def curves(
         panels: Pairs of a measure's name in the histories and its caption.
         lines: For every label the histories of its seeds, evaluated at the same updates.
         levels: Values of the data itself, drawn as dotted lines.
+        title: Of the whole figure.
     """
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -161,16 +172,25 @@ def curves(
             updates, _ = _series(histories[0][:common], name)
             mean = np.mean([_series(history[:common], name)[1] for history in histories], axis=0)
             panel.plot(updates, mean, color=color, linewidth=2, label=label)
-        if levels and name in levels:
+        if name in levels:
             panel.axhline(levels[name], color="0.4", linewidth=1, linestyle=":", label="data")
         panel.set(xlabel="generator updates", title=caption)
         panel.grid(color="0.92")
         panel.set_axisbelow(True)
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+        panel.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
 
 
-def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], columns: Sequence[str], *, side: int) -> None:
+def image_table(
+    path: Path,
+    rows: Sequence[tuple[str, Sequence[Tensor]]],
+    columns: Sequence[str],
+    *,
+    side: int,
+    title: str,
+    below: str = "",
+) -> None:
     """Samples side by side: a row a label, a column a caption, in each panel side × side images.
 
     Args:
@@ -178,8 +198,10 @@ def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], column
         rows: Pairs of a label and the images of every column, uint8 of shape (n, colours, height, width).
         columns: Captions.
         side: Images along each side of a panel; there must be side² of them.
+        title: Of the whole figure.
+        below: What the captions count.
     """
-    size = (1.5 * len(columns) + 0.5, 1.55 * len(rows) + 0.3)
+    size = (1.5 * len(columns) + 0.5, 1.55 * len(rows) + (0.8 if below else 0.55))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for row, (label, panels) in zip(axes, rows, strict=True):
@@ -195,16 +217,21 @@ def image_table(path: Path, rows: Sequence[tuple[str, Sequence[Tensor]]], column
             panel.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for panel, caption in zip(axes[-1], columns, strict=True):
         panel.set_xlabel(caption, fontsize=10)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(below, fontsize=10)
+    _save(figure, path)
 
 
-def distance_histograms(path: Path, panels: Sequence[tuple[str, Sequence[Tensor]]], data: Tensor) -> None:
-    """Figure 6: a panel a label, a blue line a seed, the data in red in each; vertical lines are medians.
+def distance_histograms(
+    path: Path, panels: Sequence[tuple[str, Sequence[Tensor]]], data: Tensor, *, title: str
+) -> None:
+    """Figure 6: a panel a label, a blue line a seed, the data in red in each; dashed lines are medians.
 
     Args:
         path: The PNG to write.
         panels: Pairs of a label and the distances of every seed.
         data: The distances of the data.
+        title: Of the whole figure.
     """
     longest = max(float(distances.max()) for distances in [data, *(one for _, seeds in panels for one in seeds)])
     edges = np.linspace(0, longest, 81)
@@ -216,28 +243,45 @@ def distance_histograms(path: Path, panels: Sequence[tuple[str, Sequence[Tensor]
             panel.stairs(shares, edges, color=color, linewidth=1)
             panel.axvline(float(distances.median()), color=color, linewidth=0.8, linestyle="--")
         panel.set(title=label, xlabel="distance of two images", yticks=[])
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    axes[0].plot([], [], color="tab:blue", label="model")
+    axes[0].plot([], [], color="tab:red", label="data")
+    axes[0].plot([], [], color="0.4", linewidth=0.8, linestyle="--", label="median")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
 
 
-def reconstructions(path: Path, columns: Sequence[tuple[str, Tensor, Tensor | None]], chosen: Sequence[int]) -> None:
-    """Figure 5: a row a target, a column a model, the mean squared error below each reconstruction.
+def reconstructions(
+    path: Path, rows: Sequence[tuple[str, Tensor, Tensor | None]], chosen: Sequence[int], *, title: str
+) -> None:
+    """Figure 5: a column a target, a row a model, the mean squared error below each reconstruction.
 
     Args:
         path: The PNG to write.
-        columns: A caption, images in uint8 of shape (n, 3, height, width), and their errors, None for the targets.
+        rows: A caption, images in uint8 of shape (n, 3, height, width), and their errors, None for the targets.
         chosen: Which of the n images to show.
+        title: Of the whole figure.
     """
-    figure = Figure(figsize=(1.15 * len(columns), 1.3 * len(chosen) + 0.2), layout="constrained")
-    axes = figure.subplots(len(chosen), len(columns), squeeze=False)
-    for row, image in zip(axes, chosen, strict=True):
-        for panel, (_, images, errors) in zip(row, columns, strict=True):
+    figure = Figure(figsize=(1.15 * len(chosen) + 0.3, 1.3 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for row, (caption, images, errors) in zip(axes, rows, strict=True):
+        for panel, image in zip(row, chosen, strict=True):
             panel.imshow(images[image].permute(1, 2, 0).numpy(), interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             if errors is not None:
                 panel.set_xlabel(f"{errors[image]:.4f}", fontsize=8, labelpad=1)
-    for panel, (caption, _, _) in zip(axes[0], columns, strict=True):
-        panel.set_title(caption, fontsize=9)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+        row[0].set_ylabel(caption, fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A PNG with a palette of 256 colours, a third of the size of one without."""
+    contents = BytesIO()
+    figure.savefig(contents, dpi=150)
+    picture = Image.open(contents).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    with replacing(path) as file:
+        picture.save(file, format="PNG", optimize=True)
 
 
 def _series(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -1,6 +1,7 @@
 """What a result must carry to be repeated: command, machine, versions; and tables."""
 
 import argparse
+import hashlib
 import math
 import os
 import platform
@@ -51,18 +52,26 @@ def write_report(
     ]
     if unfinished:
         table += "\nNot finished: " + "; ".join(unfinished) + ".\n"
+    if args.preset == "smoke":
+        table += "\nThese numbers mean nothing: the smoke preset shows that the script runs, and no more.\n"
     write_text(args.out / "table.md", table)
     print(f"\n{table}")
     # What all runs have in common; the rest is in the rows.
     first, *others = [asdict(config) for config, _ in found]
     shared = {name: value for name, value in first.items() if all(other[name] == value for other in others)}
     training = sum(progress["seconds"] for _, progress in found)
+    # By which a checkpoint is known for the one that a row is of.
+    paths = {config: path for path, config in runs.items()}
+    rows = [
+        {**row, "checkpoint_sha256": hashlib.sha256(paths[config].read_bytes()).hexdigest()}
+        for row, (config, _) in zip(rows, found, strict=True)
+    ]
     summary = {
         **provenance(args.device),
         "seconds": {"training": round(training, 1), "command": round(seconds, 1)},
         "config": shared,
         **measured,
-        "runs": list(rows),
+        "runs": rows,
     }
     write_json(args.out / "summary.json", summary)
     print(f"Summary: {args.out / 'summary.json'}")
@@ -107,16 +116,16 @@ def over_seeds(
         measures: Names in the rows, with the digits to print.
 
     Returns:
-        For every group "finished of all", then every measure at the end, then its mean over the last third.
+        For every group, and for "end" and "last third" of training, "finished of all" and then every measure.
     """
     groups = Counter(tuple(getattr(config, name) for name in axes) for config in configs)
     updates = {config.updates for config in configs}
     cells = {}
     for group, seeds in groups.items():
         finished = [row for row in rows if tuple(row[name] for name in axes) == group and row["updates"] in updates]
-        names = [(name + when, digits) for when in ("", "_last_third") for name, digits in measures.items()]
-        values = [mean_and_error([row[name] for row in finished], digits) for name, digits in names]
-        cells[group] = [f"{len(finished)} of {seeds}", *values]
+        for when, suffix in (("end", ""), ("last third", "_last_third")):
+            values = [[row[name + suffix] for row in finished] for name in measures]
+            cells[(*group, when)] = [f"{len(finished)} of {seeds}", *map(mean_and_error, values, measures.values())]
     return cells
 
 
@@ -139,14 +148,16 @@ def draw_figures(
         side: Images along each side of a panel of samples.
         suffix: Of the names of the files.
     """
+    print("Drawing figures.", file=sys.stderr)
     histories: dict[str, list[Any]] = {}
     for config, progress in found:
         histories.setdefault(f"K = {config.unroll}", []).append(progress["history"])
     first = found[0][0]
     columns = [f"{update:,}" for update in snapshot_updates(first.updates, first.columns)]
+    seeds = list(dict.fromkeys(config.seed for config, _ in found))
     figures = [out / f"curves{suffix}.png"]
-    curves(figures[0], panels, histories, data)
-    for seed in dict.fromkeys(config.seed for config, _ in found):
+    curves(figures[0], panels, histories, data, title=_seeds(seeds))
+    for seed in seeds:
         # Unrolled above plain, as in the paper.
         samples = [
             (f"K = {config.unroll}", list(progress["snapshots"].values()))
@@ -154,8 +165,12 @@ def draw_figures(
             if config.seed == seed
         ]
         figures.append(out / f"samples{suffix}{f'-seed{seed}' if seed != first.seed else ''}.png")
-        image_table(figures[-1], samples, columns, side=side)
+        image_table(figures[-1], samples, columns, side=side, title=f"seed {seed}", below="generator updates")
     print(f"Figures: {', '.join(map(str, figures))}")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seeds {', '.join(map(str, seeds))} (thin) and their mean (thick)" if seeds[1:] else f"seed {seeds[0]}"
 
 
 def mean_and_error(values: Sequence[float], digits: int) -> str:

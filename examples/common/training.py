@@ -230,6 +230,7 @@ def train_on_images(
     for update, losses in resumable(
         training, path, asdict(config), players, progress, save_every=save_every, report=report
     ):
+        report((0, "measuring"))
         if update in columns:
             batches = islice(samples(), math.ceil(SHOWN / config.batch))
             progress["snapshots"][update] = to_bytes(torch.cat(list(batches)))[:SHOWN]
