@@ -103,13 +103,14 @@ def check_gradient_hooks(params: Iterable[Tensor]) -> None:
     Raises:
         ValueError: there is one.
     """
+    p: Any
     for p in params:
         # Without such a node there is no hook on it, and a node would be one more who uses the tensor.
         if not p.requires_grad or p._use_count() == 1:
             continue
         node = torch.autograd.graph.get_gradient_edge(p).node
         for register in (node.register_hook, node.register_prehook):
-            handle = register(lambda *_: None)
+            handle: Any = register(lambda *_: None)
             others = len(handle.hooks_dict_ref()) - 1
             handle.remove()
             if others:

@@ -31,7 +31,9 @@ class Shielded(nn.Parameter):
     differentiates through D all the same, so these switches have no effect there.
     """
 
-    def requires_grad_(self, requires_grad: bool = True) -> "Shielded":  # noqa: ARG002
+    def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, requires_grad: bool = True
+    ) -> "Shielded":
         """Leave the flag on, whatever is asked."""
         return self
 
@@ -303,7 +305,7 @@ class Swap:
     def _unshield(self) -> None:
         for p in self._params:
             if type(p) is Shielded:
-                p.__class__ = nn.Parameter
+                p.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
 
     def buffers(self) -> tuple[Tensor, ...]:
         """What the buffers are now, after a loss has run."""

@@ -60,9 +60,11 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], secon
                 "with statistics of each rank's own batch, or GroupNorm; or pass stop_gradient=True or "
                 "backward=FiniteDifference()."
             )
+    plain: Any = Tensor
     for p in params:
+        kind: Any = type(p)
         # A DTensor has a message of its own.
-        own = type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        own = kind.__torch_dispatch__ is not plain.__torch_dispatch__
         if own and not type(p).__module__.startswith("torch.distributed."):
             raise TypeError(
                 f"A parameter of the discriminator is a {type(p).__name__}, of shape {tuple(p.shape)}, a class with a "
