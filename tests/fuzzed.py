@@ -57,17 +57,66 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
+class Tagged(nn.Parameter):
+    """A parameter of its own class, whose attributes a deep copy keeps."""
+
+    def __deepcopy__(self, memo):
+        made = memo[id(self)] = type(self)(self.detach().clone(), self.requires_grad)
+        vars(made).update(vars(self))
+        return made
+
+
+class Counter:
+    """An object of the user's own, which a forward pass changes."""
+
+    def __init__(self):
+        self.n, self.seen = 0, {"last": [0.0]}
+
+    def __call__(self):
+        self.n += 1
+        self.seen["last"].append(0.1 * (self.n % 5))
+        return 1 + self.seen["last"].pop()
+
+
+def clipping(step):
+    """A step that does more than the one inside, and counts on the optimizer itself."""
+
+    def clipped(self, closure=None):
+        self._times = getattr(self, "_times", 0) + 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.mul_(1 / (1 + 0.1 * self._times))
+        return step(self)
+
+    return clipped
+
+
+# What objects carry of their own.
+CARRIED = ["attribute", "class", "object", "frozen part", "hook in the loss", "hook of a parameter", "step of its own"]
+
+
 class Net(nn.Module):
     """Points or labelled points to logits, with a head that nothing uses."""
 
-    def __init__(self, layers, conditional):
+    def __init__(self, layers, conditional, carries=()):
         super().__init__()
+        self.kept = Counter() if "object" in carries else None
         self.body = nn.Sequential(nn.Linear(2, WIDTH), *(LAYERS[one]() for one in layers), nn.Linear(WIDTH, 1))
         self.embed = nn.Embedding(3, 2) if conditional else None
         self.unused = nn.Linear(2, 1)
+        self.frozen = nn.Parameter(torch.full((2,), 1.25), requires_grad=False) if "frozen part" in carries else None
+        if {"attribute", "class"} & set(carries):
+            self.body[0].weight = Tagged(self.body[0].weight.detach())
+        if "attribute" in carries:
+            self.body[0].weight.gain = 0.5
 
     def forward(self, x, labels=None):
-        return self.body(x if self.embed is None else x * (1 + self.embed(labels)))
+        x = x if self.frozen is None else x * self.frozen
+        weight = self.body[0].weight
+        x = x * getattr(weight, "gain", 1.0) + (0.25 if isinstance(weight, Tagged) else 0)
+        out = self.body(x if self.embed is None else x * (1 + self.embed(labels)))
+        return out if self.kept is None else out * self.kept()
 
 
 def penalty(D, x, labels):
@@ -140,6 +189,7 @@ class Case:
     clip: bool
     decay: bool
     single: bool
+    carries: tuple[str, ...] = ()
 
     @property
     def random(self) -> bool:
@@ -149,13 +199,22 @@ class Case:
     def world(self) -> World:
         """In float64, from values that float32 holds too."""
         torch.manual_seed(self.seed)
-        G, D = small_generator(), Net(self.layers, self.conditional).double()
+        G, D = small_generator(), Net(self.layers, self.conditional, self.carries).double()
         D.train(not self.eval_mode)
         with torch.no_grad():
             for p in (*G.parameters(), *D.parameters()):
                 p.copy_(p.float())
         noises, reals = torch.randn(2, DRAWS, ROWS, 2).double()
         d_loss, g_loss = OBJECTIVES[self.objective]
+        if "hook in the loss" in self.carries:
+            d_loss = with_hook(d_loss)
+        optimizer = OPTIMIZERS[self.optimizer](D.parameters())
+        if "step of its own" in self.carries:
+            kind = type(optimizer)
+            optimizer.__class__ = type("Mine", (kind,), {"step": clipping(kind.step)})
+        if "hook of a parameter" in self.carries:
+            bias = D.body[0].bias
+            bias.register_hook(lambda g: 1.5 * g)
         labels = {"labels": torch.randint(3, (ROWS,))} if self.conditional else {}
 
         def batch(i):
@@ -164,13 +223,14 @@ class Case:
 
         return World(
             D,
-            OPTIMIZERS[self.optimizer](D.parameters()),
+            optimizer,
             G,
             batch,
             d_loss,
             g_loss,
             labels,
             resample=self.resample,
+            frozen=[D.frozen] if D.frozen is not None else [],
         ).warm(self.warm)
 
     def unrolled(self, world: World) -> UnrolledGeneratorLoss:
@@ -208,6 +268,17 @@ class Case:
         return self.steps - self.backward.steps if isinstance(self.backward, Truncate) else 0
 
 
+def with_hook(d_loss):
+    """A loss with a hook on what it computes, which changes gradients."""
+
+    def hooked(*args, **kwargs):
+        loss = d_loss(*args, **kwargs)
+        loss.register_hook(lambda g: 0.7 * g)
+        return loss * 1.0
+
+    return hooked
+
+
 def shrink(grads):
     """Smooth clipping by the global norm."""
     norm = torch.sqrt(sum(g.square().sum() for g in grads) + 1e-12)
@@ -234,6 +305,7 @@ def to_single(world: World, optimizer: str) -> None:
     world.optimizer.load_state_dict(state)
 
 
+PLAIN = ["sgd", "adam", "rmsprop"]
 EXACT = [Store(), Recompute(), Recompute(every=2)]
 
 
@@ -249,11 +321,14 @@ def cases(draw, kind: str) -> Case:
         "difference": FiniteDifference(central=True),
     }[kind]
     resample = draw(st.booleans())
+    # Differences of gradients that a hook changes are refused.
+    able = [one for one in CARRIED if (kind, one) != ("difference", "hook in the loss")]
+    carries = tuple(draw(st.lists(st.sampled_from(able), max_size=2, unique=True))) if draw(st.booleans()) else ()
     return Case(
         seed=draw(st.integers(0, 2**31)),
         layers=tuple(draw(st.lists(st.sampled_from(list(LAYERS)), max_size=4))),
         conditional=draw(st.booleans()),
-        optimizer=draw(st.sampled_from(list(OPTIMIZERS))),
+        optimizer=draw(st.sampled_from(PLAIN if "step of its own" in carries else list(OPTIMIZERS))),
         # A difference over the hinge's kink is no derivative: told in some of 100 such users.
         objective=draw(st.sampled_from([one for one in OBJECTIVES if (kind, one) != ("difference", "hinge")])),
         warm=draw(st.sampled_from([0, 1, 5])),
@@ -267,5 +342,6 @@ def cases(draw, kind: str) -> Case:
         eval_mode=draw(st.booleans()),
         clip=draw(st.integers(0, 3)) == 0,
         decay=draw(st.integers(0, 3)) == 0,
-        single=draw(st.integers(0, 3)) == 0,
+        single=draw(st.integers(0, 3)) == 0 and not carries,
+        carries=carries,
     )

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .arguments import tensors_in
 from .autocast import Autocast
-from .backward import Backward, Store, sweep
+from .backward import Backward, Store, rewinds, sweep
 from .evaluate import Evaluator, misfit, one_element
 from .exclusive import exclude_others
 from .mistakes import (
@@ -229,7 +229,10 @@ class UnrolledGeneratorLoss:
         with undo, undo:
             exclude_others(modules, undo)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
-            swap, compiled = Swap(modules, owned, self.average or self.backward.rewinds), not self.backward.second_order
+            swap, compiled = (
+                Swap(modules, owned, self.average or rewinds(self.backward)),
+                not self.backward.second_order,
+            )
             self._memory = swap.check_memory(self._memory)
             keep_modes(undo)
             if steps == 0:

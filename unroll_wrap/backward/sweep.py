@@ -35,14 +35,14 @@ class Backward(Protocol):
         """Whether gradients of D's are differentiated."""
         ...
 
-    @property
-    def rewinds(self) -> bool:
-        """Whether losses run at points that training has passed already."""
-        ...
-
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A fresh tape for all K = ``steps`` inner steps, of which those from ``first`` on are differentiated."""
         ...
+
+
+def rewinds(backward: Backward) -> bool:
+    """Whether losses run at points that training has passed already; of a backward that does not say so, they do."""
+    return getattr(backward, "rewinds", True)
 
 
 def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Backward) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..unroll import Unroll
 from .store import Store
-from .sweep import Backward, Tape
+from .sweep import Backward, Tape, rewinds
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Truncate:
     @property
     def rewinds(self) -> bool:
         """Whether losses run at points that training has passed already."""
-        return self.backward.rewinds
+        return rewinds(self.backward)
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """The inner tape, which differentiates the last steps."""
