@@ -241,12 +241,16 @@ class UnrolledGeneratorLoss:
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
-            proof = self._proof(ranks, d_loss, g_loss, batch, kwargs, modules, optimizers, owned, swap)
+            ruled = [o for o in optimizers if rule_of(o) is not None]
+            traced = [o for o in optimizers if o not in ruled]
+            doubts = [d for d in guesses(modules, traced, owned, swap) if d not in self._proven]
+            if self.prove and doubts and type(ranks) is OneProcess:
+                proof = Proof(self, d_loss, g_loss, batch, kwargs, owned, doubts)
             blocks = read(optimizers, owned, self._traces)
             if autocast.active:
                 keep_autocast(undo, autocast.dtypes)
             keep_entries(optimizers, undo)
-            refuse_steps(optimizers, undo)
+            refuse_steps(ruled, undo)
             settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
             with autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
@@ -284,24 +288,6 @@ class UnrolledGeneratorLoss:
             return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)
         return hand_over(value, unroll.sensitivity), unroll.d_losses
-
-    def _proof(
-        self,
-        ranks: OneProcess,
-        d_loss: Loss,
-        g_loss: Loss,
-        batch: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        modules: list[nn.Module],
-        optimizers: list[Any],
-        owned: list[Tensor],
-        swap: Swap,
-    ) -> Proof | None:
-        """The proof of a first call with objects that are not torch's own; None where there is nothing to prove."""
-        if not self.prove or type(ranks) is not OneProcess:
-            return None
-        doubts = [d for d in guesses(modules, optimizers, owned, swap) if d not in self._proven]
-        return Proof(self, d_loss, g_loss, batch, kwargs, owned, doubts) if doubts else None
 
     def _check_hooks(self, owned: Sequence[Tensor]) -> None:
         # Whoever registers a hook anywhere moves this number.

@@ -13,7 +13,6 @@ from .described import described
 from .frames import users_line
 from .guards import is_unrolling
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from .rules.from_torch import rule_of
 from .undo import Undo
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
@@ -121,18 +120,17 @@ def check_gradient_hooks(params: Iterable[Tensor]) -> None:
 
 
 def refuse_steps(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> None:
-    """From here on a loss that steps the discriminator's optimizer itself is stopped before anything has moved."""
-    known = [o for o in optimizers if rule_of(o) is not None]
+    """From here on a loss that steps one of torch's own optimizers itself is stopped before anything has moved."""
+    # As register_step_pre_hook does it, at a tenth of its time.
+    hooks: list[dict[Any, Any]] = [o._optimizer_step_pre_hooks for o in optimizers]
 
     def put_back() -> None:
-        for optimizer in known:
-            hooks = optimizer._optimizer_step_pre_hooks
-            for key in [k for k, hook in hooks.items() if hook is _refuse_step]:
-                del hooks[key]
+        for of_one in hooks:
+            of_one.pop(_refuse_step, None)
 
     undo.later(put_back)
-    for optimizer in known:
-        optimizer.register_step_pre_hook(_refuse_step)
+    for of_one in hooks:
+        of_one[_refuse_step] = _refuse_step
 
 
 def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:

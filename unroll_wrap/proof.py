@@ -12,20 +12,19 @@ from .live import Snapshot
 from .precision import precision
 from .real_steps import RealSteps
 from .replay import EveryState, RandomState
-from .rules.from_torch import rule_of
 from .swap import Swap
 
 logger = logging.getLogger("unroll_wrap")
 
 
-def guesses(modules: Iterable[nn.Module], optimizers: Iterable[Any], params: Iterable[Tensor], swap: Swap) -> list[str]:
-    """What of the user's the package does not know from torch itself, in words."""
-    found = [f"{type(o).__name__} has no update rule of its own" for o in optimizers if rule_of(o) is None]
+def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterable[Tensor], swap: Swap) -> list[str]:
+    """What of the user's the package does not know, in words; ``traced`` are optimizers without a rule of their own."""
+    found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
     for p in params:
         if type(p) is not nn.Parameter:
             found.append(f"a parameter of D is a {type(p).__name__}")
         # torch.compile leaves some of its own.
-        if names := sorted(n for n in vars(p) if not n.startswith("_dynamo")):
+        if vars(p) and (names := sorted(n for n in vars(p) if not n.startswith("_dynamo"))):
             found.append(f"a parameter of D has the attributes {names}")
         if p._backward_hooks:
             found.append("a parameter of D has gradient hooks")
