@@ -320,7 +320,7 @@ def cases(draw, kind: str) -> Case:
         "truncate": Truncate(draw(st.integers(1, steps)), inner),
         "difference": FiniteDifference(central=True),
     }[kind]
-    resample = draw(st.booleans())
+    resample, warm = draw(st.booleans()), draw(st.sampled_from([0, 1, 5]))
     # Differences of gradients that a hook changes are refused.
     able = [one for one in CARRIED if (kind, one) != ("difference", "hook in the loss")]
     carries = tuple(draw(st.lists(st.sampled_from(able), max_size=2, unique=True))) if draw(st.booleans()) else ()
@@ -331,7 +331,7 @@ def cases(draw, kind: str) -> Case:
         optimizer=draw(st.sampled_from(PLAIN if "step of its own" in carries else list(OPTIMIZERS))),
         # A difference over the hinge's kink is no derivative: told in some of 100 such users.
         objective=draw(st.sampled_from([one for one in OBJECTIVES if (kind, one) != ("difference", "hinge")])),
-        warm=draw(st.sampled_from([0, 1, 5])),
+        warm=warm,
         steps=steps,
         backward=backward,
         average=draw(st.booleans()),
@@ -341,7 +341,9 @@ def cases(draw, kind: str) -> Case:
         frozen_at_call=draw(st.booleans()),
         eval_mode=draw(st.booleans()),
         clip=draw(st.integers(0, 3)) == 0,
-        decay=draw(st.integers(0, 3)) == 0,
-        single=draw(st.integers(0, 3)) == 0 and not carries,
+        # The oracle's decay is of every parameter, a frozen one included.
+        decay=draw(st.integers(0, 3)) == 0 and "frozen part" not in carries,
+        # In float32 a fresh Adam makes whole steps of rounding.
+        single=draw(st.integers(0, 3)) == 0 and warm > 0 and not carries,
         carries=carries,
     )

@@ -502,6 +502,26 @@ def test_refused(name):
     assert situation.record() == before
 
 
+def test_a_transform_and_a_traced_step_put_everything_back():
+    """D lets go of its values for the traced step, takes those of the transform, and has its own afterwards."""
+
+    class Mine(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    def make(s, carrying):
+        an_object_with_statistics(s, carrying)
+        s.optimizer = Mine(s.D.parameters(), lr=0.1)
+
+    situation = Situation(make)
+    before = situation.record(), situation.D.norm.n, situation.D.norm.mean.clone()
+    unrolled = situation.unrolled(param_transform=lambda p: p.clamp(-9, 9), grad_transform=lambda grads: list(grads))
+    found = unrolled(*fake_of(situation)).item()
+    assert situation.record() == before[0] and situation.D.norm.n == before[1]
+    assert torch.equal(situation.D.norm.mean, before[2])
+    assert abs(found - situation.value()) < 1e-12
+
+
 def test_sharing_that_begins_after_construction():
     situation = Situation(lambda s, carrying: None)
     unrolled = situation.unrolled()

@@ -53,7 +53,7 @@ def test_it_costs_k_real_steps_once():
 
 
 def test_a_wrong_value_is_an_error(monkeypatch):
-    """A rule that is a hundredth off is found in the first call, and nothing has moved; the control is the right one."""
+    """A rule that is a hundredth off is found in the first call, and nothing has moved; the control is right."""
     world = traced_world()
     assert torch.isfinite(call(world, unrolled_of(world, steps=STEPS)))
     right = Traced.update

@@ -66,7 +66,7 @@ class Swap:
         # The unroll's tensors with which the user's have exchanged what they hold: for parameters, and for the others.
         self._inside: Sequence[Tensor] = ()
         self._clones: Sequence[Tensor] = ()
-        self._in_slots = False
+        self._in_slots = self._entered = False
         self._live: list[Tensor] = []
         self._carried: list[Tensor] = []
         self._places: list[tuple[dict[str, Any], str, int]] = []
@@ -127,6 +127,7 @@ class Swap:
         self._flags = [(p, p.requires_grad) for p in self._live]
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
         self._handles = RemovableHandle.next_id
+        self._entered = True
 
     def __exit__(self, *_: object) -> None:
         """Put everything back as it was; to do so twice does no harm."""
@@ -142,6 +143,7 @@ class Swap:
             p.requires_grad_(flag)
         self._inside = self._clones = ()
         self.written_after_all()
+        self._entered = False
 
     def kept(self) -> list[str]:
         """The kinds of objects of the user's own that D keeps."""
@@ -264,7 +266,7 @@ class Swap:
     @contextmanager
     def holding(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
         """For a while ``params`` and clones of ``buffers``, and then what was there before."""
-        before, inside = (self._inside, self._clones), bool(self._inside)
+        before, inside = (self._inside, self._clones), self._entered
         try:
             if inside:
                 self.put(params, buffers)
