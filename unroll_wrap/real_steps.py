@@ -83,7 +83,9 @@ class RealSteps:
             return sum(values) / len(values) if values else self._g(shifted, around)
 
     def _g(self, shifted: Any, around: Any) -> float:
-        with shifted():
+        # What g_loss leaves in D is not there in the next step, where the mean asks in between.
+        aside = Snapshot(self.modules) if self._unrolled.average else nullcontext()
+        with aside, shifted():
             return self._evaluate("g_loss", self._g_loss, self._batch, around("g_loss")).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
