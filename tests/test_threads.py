@@ -1,6 +1,8 @@
 """Two threads at once: of two models both are right, of one model the second is refused."""
 
+import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +10,9 @@ import torch.utils.checkpoint as checkpoints
 from checks import assert_exact, call, distance, expected_of, gradient_of, warm_world
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
+
+from unroll_wrap import Recompute
+from unroll_wrap.backward import recompute
 
 STEPS = 3
 
@@ -134,3 +139,25 @@ def test_an_unroll_within_a_loss_is_refused():
         call(world, unrolled, g_loss=lambda D, *batch: unrolled(*batch))
     assert changed(before, snapshot(world)) == []
     assert_exact(call(world, unrolled), world, expected)
+
+
+def dropping_out():
+    """Twenty calls with dropout in D, each of which replays its steps."""
+    world = warm_world("dropout")
+    unrolled = unrolled_of(world, steps=STEPS, backward=Recompute())
+    return [gradient_of(call(world, unrolled), world) for _ in range(20)]
+
+
+def test_dropout_and_replays_in_two_threads(monkeypatch):
+    """Each draws the numbers of a step again, whatever the other draws; the control is without taking turns."""
+    for thread in [Thread(dropping_out) for _ in range(2)]:
+        assert all(g.isfinite().all() for gradient in thread.get() for g in gradient)
+    monkeypatch.setattr(recompute, "undisturbed", nullcontext)
+    sys.setswitchinterval(1e-6)
+    try:
+        with pytest.raises(RuntimeError, match="not replayable"):
+            for _ in range(20):
+                for thread in [Thread(dropping_out) for _ in range(2)]:
+                    thread.get()
+    finally:
+        sys.setswitchinterval(0.005)

@@ -3,12 +3,29 @@
 import pickle
 import random
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_drawing = threading.RLock()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A step that is going to be replayed, or is being so: torch's generators are those of the whole process.
+
+    Another thread that unrolls with replays waits for its turn; not for ever, because its loss may be waiting for ours.
+    """
+    mine = _drawing.acquire(timeout=1.0)
+    try:
+        yield
+    finally:
+        if mine:
+            _drawing.release()
 
 
 class RandomState:

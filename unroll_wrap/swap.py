@@ -62,7 +62,7 @@ class Swap:
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:
         self.modules = modules
         self._params = list(params)
-        self._rewinds = rewinds
+        self.rewinds = rewinds
         # The unroll's tensors with which the user's have exchanged what they hold: for parameters, and for the others.
         self._inside: Sequence[Tensor] = ()
         self._clones: Sequence[Tensor] = ()
@@ -182,7 +182,7 @@ class Swap:
 
     def contents(self) -> Any:
         """What attributes and containers hold now, if that will be asked for."""
-        return ([vars(m).copy() for m in self.modules], self._belongings.contents()) if self._rewinds else None
+        return ([vars(m).copy() for m in self.modules], self._belongings.contents()) if self.rewinds else None
 
     def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Let the modules use ``params`` and clones of ``buffers``.

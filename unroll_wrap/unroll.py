@@ -21,6 +21,7 @@ from .evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
 from .operators import parameters_only, repair
 from .ranks import Grads, OneProcess
 from .reach import reach
+from .replay import undisturbed
 from .rules.block import Block
 from .rules.transforms import Transforms
 from .rules.update import Update, add, check_left, params_of, update, zero_cotangent
@@ -323,7 +324,7 @@ class Unroll:
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
         self._note()
-        with self.evaluate.swap.shielded():
+        with self.evaluate.swap.shielded(), undisturbed() if self.evaluate.swap.rewinds else nullcontext():
             evaluation = self.evaluate(
                 "g_loss", self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ranks import Grads
-from ..replay import RandomState, same
+from ..replay import RandomState, same, undisturbed
 from ..rules.block import Block
 from ..unroll import Point, Step, Unroll
 from .sweep import Tape
@@ -62,8 +62,9 @@ class _Segments:
         point, _, batch = self._unroll.draw(point, k)
         if (k - self.first) % self._every == 0:
             self._segments.append((point, []))
-        random = RandomState(self._unroll.evaluate.owned)
-        point, step = self._unroll.step(point, k, batch, differentiable=False)
+        with undisturbed():
+            random = RandomState(self._unroll.evaluate.owned)
+            point, step = self._unroll.step(point, k, batch, differentiable=False)
         self._segments[-1][1].append(_Recorded(k, batch, random, step.evaluation.loss.detach(), step.averages))
         return point
 
@@ -75,7 +76,7 @@ class _Segments:
     def _replay(self, point: Point, recorded: list[_Recorded]) -> None:
         first = recorded[0].k
         for k, batch, random, loss, averages in recorded:
-            with random.replayed():
+            with undisturbed(), random.replayed():
                 point, step = self._unroll.step(point, k, batch, differentiable=True, averages=averages)
             self._replayed.append(step)
             again = step.evaluation.loss.detach()
