@@ -153,7 +153,7 @@ MODULES = [
         ("test_live_discriminators.py::test_exact",),
     ),
     Row(
-        "A parameter of its own class (`isinstance`, `type(p)`, `__torch_function__`), or looked up by its identity",
+        "A parameter of a class of its own (`isinstance`, `__torch_function__`), or looked up by its identity",
         EXACT,
         "Proven by the first call.",
         ("test_live_discriminators.py::test_exact",),

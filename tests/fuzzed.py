@@ -318,7 +318,7 @@ def to_single(world: World, optimizer: str) -> None:
     world.optimizer.load_state_dict(state)
 
 
-PLAIN = ["sgd", "adam", "rmsprop"]
+PLAIN = ["sgd", "adam", "sgd_momentum"]
 EXACT = [Store(), Recompute(), Recompute(every=2)]
 
 

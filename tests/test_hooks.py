@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from checks import MODES, assert_exact_in, call, expect, gradient_of
+from checks import MODES, assert_exact_in, call, expect, gradient_of, warm_world
 from optimizers import OPTIMIZERS
 from problems import mlp_module, plain, softplus
 from test_exact import unrolled_of
@@ -207,3 +207,16 @@ def test_hooks_of_another_thread_are_its_own():
     world.d_loss = d_loss
     unrolled_of(world, steps=1)(*world.batch())
     assert len(kept[0]._backward_hooks) == 1
+
+
+def test_differences_with_a_hook_that_scales_entries_of_a_parameter():
+    """It belongs to the update: on the gradients that are subtracted it would stand on the wrong side."""
+    world = warm_world()
+    weight = world.discriminator[0].weight
+    weight.register_hook(lambda g: g * torch.linspace(0.2, 3, g.numel(), dtype=g.dtype).view_as(g) + 0.1 * weight)
+    found = [
+        torch.cat([g.reshape(-1) for g in gradient_of(call(world, unrolled_of(world, steps=3, **options)), world)])
+        for options in ({"backward": FiniteDifference(central=True)}, {}, {"stop_gradient": True})
+    ]
+    assert (found[0] - found[1]).norm() < 1e-6 * found[1].norm()
+    assert (found[2] - found[1]).norm() > 1e-3 * found[1].norm()

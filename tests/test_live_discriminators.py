@@ -5,6 +5,7 @@ control: the same without what it carries has another value, so a library that l
 """
 
 import collections
+import functools
 
 import pytest
 import torch
@@ -614,3 +615,55 @@ def test_a_large_frozen_part_is_copied_once_and_put_back():
     with pytest.raises(ValueError, match="frozen"):
         situation.unrolled(d_loss=writing)(*fake_of(situation))
     assert torch.equal(situation.D.frozen, torch.ones(1000))
+
+
+def test_what_else_d_keeps_is_put_back():
+    """A module in a list, arrays and generators, a list of a class of its own, what a partial holds."""
+    numpy = pytest.importorskip("numpy")
+
+    class Kept(list):
+        count = 0
+
+    def counting(kept, box):
+        kept.count += 1
+        box.array[0] += 1
+        return 0.01 * (kept.count % 5) + torch.rand((), generator=box.draws)
+
+    class Box:
+        def __init__(self):
+            self.array, self.draws = numpy.zeros(1), torch.Generator().manual_seed(0)
+
+    def make(s, carrying):
+        norm, kept, box = nn.BatchNorm1d(2), Kept(), Box()
+        s.D = Net(lambda D, x: D.b(torch.tanh(D.a(D.hidden[0](x)))) + D.add(), hidden=[norm])
+        s.D.add = functools.partial(counting, kept, box)
+        s.kept = lambda: (kept.count, box.array[0], box.draws.get_state().tolist(), int(norm.num_batches_tracked))
+
+    situation = Situation(make)
+    before, statistics = situation.kept(), situation.D.hidden[0].running_mean.clone()
+    found = situation.unrolled()(*fake_of(situation)).item()
+    assert situation.kept() == before and torch.equal(situation.D.hidden[0].running_mean, statistics)
+    assert abs(found - situation.value()) < 1e-12
+    assert situation.kept() != before
+
+
+def test_a_spectral_norm_before_the_first_forward_pass():
+    """It keeps `weight` in the memory of `weight_orig` until then, and makes it anew before it is used."""
+    D = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1))
+    unrolled = UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), lr=0.1), *non_saturating, steps=2)
+    assert torch.isfinite(unrolled(torch.randn(8, 2), torch.randn(8, 2, requires_grad=True) * 1))
+
+
+def test_a_loss_that_sets_the_learning_rate():
+    """Refused, with the rate as it was."""
+    situation = Situation(lambda s, carrying: None)
+    group = situation.optimizer.param_groups[0]
+
+    def warming(D, real, fake):
+        group["lr"] = group["lr"] * 0.9
+        return d_loss(D, real, fake)
+
+    before = group["lr"]
+    with pytest.raises(ValueError, match="options of D's optimizer.*lr"):
+        situation.unrolled(d_loss=warming)(*fake_of(situation))
+    assert group["lr"] is before

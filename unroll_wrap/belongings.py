@@ -3,15 +3,16 @@
 A forward pass may change all of it. Containers are noted with their content, and tensors with their place.
 """
 
+import functools
 import types
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .was import ABSENT, holds, put_back, refill
+from .was import ABSENT, holds, put_back, refill, source
 
 # What every module has, which torch alone writes to.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -19,7 +20,7 @@ _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dty
 # What belongs to a framework is not the discriminator's: its trainer, its loggers.
 _FRAMEWORKS = frozenset(
     "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric "
-    "logging multiprocessing numpy pathlib pytorch_lightning queue re threading torch torchvision tqdm types typing "
+    "logging multiprocessing numpy pathlib pytorch_lightning re threading torch torchvision tqdm types typing "
     "wandb weakref".split()
 )
 _DEEPEST = 6
@@ -44,6 +45,8 @@ class Belongings:
         places: of tensors, parameters among them.
         objects: of classes of the user's.
         slots: the names of those of these objects that have any.
+        modules: those that no module has registered, in a list say.
+        sources: put back arrays of numpy's and sources of random numbers.
         containers: dicts, lists, deques and sets.
     """
 
@@ -52,6 +55,8 @@ class Belongings:
         self.containers: list[Any] = []
         self.objects: list[Any] = []
         self.slots: list[tuple[Any, str]] = []
+        self.modules: list[nn.Module] = []
+        self.sources: list[Callable[[], Any]] = []
         self._seen: set[int] = set()
         for own in attributes:
             self._visit(own, None, None, 0)
@@ -80,10 +85,18 @@ class Belongings:
     def _visit(self, value: Any, container: Any, key: Any, depth: int) -> None:
         if isinstance(value, Tensor):
             self.places.append(Place(value, container, key))
+        elif isinstance(value, nn.Module):
+            self.modules.append(value)
+        elif type(value) not in _PLAIN and (restore := source(value)):
+            self.sources.append(restore)
+            return
         if type(value) in _PLAIN or isinstance(value, _OTHERS) or depth == _DEEPEST or id(value) in self._seen:
             return
         self._seen.add(id(value))
         depth += 1
+        if isinstance(value, (dict, list, deque, set)) and type(own := getattr(value, "__dict__", None)) is dict:
+            # A class of the user's that derives from one of these.
+            self._visit(own, None, None, depth)
         if isinstance(value, dict):
             self.containers.append(value)
             for name, item in value.items():
@@ -99,6 +112,8 @@ class Belongings:
                 self._visit(item, None, None, depth)
         elif isinstance(value, types.MethodType):
             self._visit(value.__self__, None, None, depth)
+        elif isinstance(value, functools.partial):
+            self._visit([value.func, value.args, value.keywords], None, None, depth)
         elif type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
             self.objects.append(value)
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)

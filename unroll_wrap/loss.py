@@ -32,7 +32,7 @@ from .objectives import minimax
 from .proof import Proof, guesses
 from .ranks import OneProcess, check_group, ranks_of
 from .result import hand_over
-from .rules.family import groups_of, keep_entries, stepped
+from .rules.family import groups_of, keep_entries, keep_options, stepped
 from .rules.from_torch import Traces, read, rule_of
 from .rules.plain import is_hosted
 from .rules.transforms import Transforms
@@ -250,6 +250,7 @@ class UnrolledGeneratorLoss:
             if autocast.active:
                 keep_autocast(undo, autocast.dtypes)
             keep_entries(optimizers, undo)
+            changed_options = keep_options(optimizers, undo)
             refuse_steps(ruled, undo)
             settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
             with autocast.outside(), torch.enable_grad():
@@ -275,6 +276,11 @@ class UnrolledGeneratorLoss:
                     given,
                     unroll.sensitivity.tensors(),
                     lambda: sweep(unroll.afresh(), start, steps, self.average, slow),
+                )
+            if options := changed_options():
+                raise ValueError(
+                    f"A loss changes options of D's optimizer: {options}. An unroll takes them as they are at the "
+                    "call: change them in the training loop, by a scheduler say."
                 )
             if written := swap.written_after_all():
                 raise ValueError(

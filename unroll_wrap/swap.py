@@ -96,8 +96,15 @@ class Swap:
                 # One with a graph is a generator's, and its gradient goes there.
                 if b is not None and not b.requires_grad:
                     carry(b, module._buffers, name)
-        self._attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
-        self._belongings = Belongings(modules, self._attributes)
+        attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
+        self._belongings = Belongings(modules, attributes)
+        # Of a module that is only in a list, say, nothing moves but what a forward pass moves.
+        known = set(map(id, modules))
+        self._hidden = [m for m in all_modules(self._belongings.modules) if id(m) not in known]
+        for module in self._hidden:
+            for name, b in module._buffers.items():
+                if b is not None and not b.requires_grad:
+                    carry(b, module._buffers, name)
         for tensor, container, key in self._belongings.places:
             if (i := moved.get(id(tensor))) is not None:
                 # RNNs call their kernels with a list of their parameters.
@@ -122,7 +129,9 @@ class Swap:
 
     def _note(self) -> None:
         self._homes = [t._cdata for t in (*self._params, *self._carried)]
-        self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self.modules]
+        self._before = [
+            (m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in (*self.modules, *self._hidden)
+        ]
         self._contents = self._belongings.contents()
         self._flags = [(p, p.requires_grad) for p in self._live]
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
@@ -139,6 +148,8 @@ class Swap:
             _refill(module._buffers, buffers)
             _restore(vars(module), attributes)
         self._belongings.refill(self._contents)
+        for restore in self._belongings.sources:
+            restore()
         for p, flag in self._flags:
             p.requires_grad_(flag)
         self._inside = self._clones = ()
@@ -158,8 +169,14 @@ class Swap:
         Raises:
             ValueError: one does.
         """
+        # A legacy norm keeps `weight` beside `weight_orig`, and makes it anew before it is used.
+        normed = {
+            id(t)
+            for t, container, key in self._belongings.places
+            if isinstance(container, dict) and f"{key}_orig" in container.get("_parameters", ())
+        }
         others = distinct([*self._live, *self._carried, *(t for t, _, _ in self._belongings.places)])
-        others = [t for t in others if not any(t is p for p in self._params)] if len(others) else others
+        others = [t for t in others if id(t) not in normed and not any(t is p for p in self._params)]
         tensors = [*self._params, *others]
         where = tuple(map(Tensor.data_ptr, tensors))
         if checked is not None and checked[0] == where:

@@ -1,8 +1,9 @@
 """Second-order products from first-order gradients at shifted parameters."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,12 @@ class FiniteDifference:
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A stack of points and gradients."""
+        if unroll.evaluate.hooks:
+            # A difference of gradients that a hook changes has the hook on the wrong side: it belongs to the update.
+            evaluate = copy.copy(unroll.evaluate)
+            transforms = replace(unroll.transforms, hooks=evaluate.hooks)
+            evaluate.hooks = []
+            unroll = replace(unroll, evaluate=evaluate, transforms=transforms)
         return _Stack(unroll, first, self)
 
 

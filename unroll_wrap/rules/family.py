@@ -1,6 +1,6 @@
 """What an optimizer, or a wrapper of some, holds and steps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..live import parts
 from ..undo import Undo
+from ..was import holds, refill
 
 
 def stepped(stepper: Any) -> list[Tensor]:
@@ -37,6 +38,26 @@ def family(stepper: Any) -> list[Any]:
             known = {id(f) for f in found}
             found += [o for o in inner if isinstance(o, torch.optim.Optimizer) and id(o) not in known]
     return found
+
+
+def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], list[str]]:
+    """Let the optimizers have the options that they have now, when that is undone.
+
+    Returns:
+        What says which of them have changed.
+    """
+    before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
+
+    def changed() -> list[str]:
+        return [k for g, old in before for k in old if g.get(k, before) is not old[k]]
+
+    def put_back() -> None:
+        for group, old in before:
+            if not holds(group, old):
+                refill(group, old)
+
+    undo.later(put_back)
+    return changed
 
 
 def keep_entries(steppers: Sequence[Any], undo: Undo) -> None:

@@ -26,17 +26,19 @@ class Transforms:
             parameters if it takes an argument ``names``.
         parameter: from an updated parameter to a parameter. It is told the ``name`` if it takes such an argument.
         names: of all parameters.
+        hooks: of parameters, each with its position, where they are differentiated with the update, before all else.
         holding: a context in which the discriminator has given tensors for its parameters.
     """
 
     gradients: GradTransform | None = None
     parameter: ParamTransform | None = None
     names: Sequence[str] = ()
+    hooks: Sequence[tuple[int, Callable[[Tensor], Any]]] = ()
     holding: Holding = field(default=_holding)
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return self.gradients is not None or self.parameter is not None
+        return self.gradients is not None or self.parameter is not None or bool(self.hooks)
 
     def of_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """One gradient for each parameter, or None, and the same after ``gradients``, which gets copies.
@@ -44,8 +46,12 @@ class Transforms:
         Raises:
             ValueError: it returns something else than a gradient for each.
         """
+        grads = list(grads)
+        for i, hook in self.hooks:
+            if (g := grads[i]) is not None and (changed := hook(g.clone())) is not None:
+                grads[i] = changed
         if self.gradients is None:
-            return list(grads)
+            return grads
         present = [i for i, g in enumerate(grads) if g is not None]
         given = [g.clone() for g in grads if g is not None]
         shapes = [g.shape for g in given]

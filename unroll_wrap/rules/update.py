@@ -100,7 +100,7 @@ def update(
     leaves = [None if g is None else leaf(g) for g in grads]
     with torch.set_grad_enabled(differentiable):
         given: Sequence[Tensor | None] = leaves
-        if transforms.gradients:
+        if transforms.gradients or transforms.hooks:
             with transforms.holding(params_of(old)):
                 given = transforms.of_gradients(leaves)
         new = []
