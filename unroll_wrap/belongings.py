@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .was import ABSENT, holds, put_back, refill, source
+from .was import ABSENT, put_back, refill, source
 
 # What every module has, which torch alone writes to.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -77,8 +77,7 @@ class Belongings:
     def refill(self, contents: tuple[list[Any], list[Any]]) -> None:
         """Let them hold that again."""
         for container, before in zip(self.containers, contents[0], strict=True):
-            if not holds(container, before):
-                refill(container, before)
+            refill(container, before)
         for (one, slot), before in zip(self.slots, contents[1], strict=True):
             put_back(one, slot, before)
 

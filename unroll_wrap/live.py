@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .was import ABSENT, Was, holds, put_back, refill, set_versions, source
+from .was import ABSENT, Was, put_back, refill, set_versions, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
@@ -75,8 +75,7 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back, as often as you like."""
         for container, before in self._containers:
-            if not holds(container, before):
-                refill(container, before)
+            refill(container, before)
         for owner, name, before in self._fields:
             put_back(owner, name, before)
         for scope, name, before in self._globals:

@@ -229,10 +229,8 @@ class UnrolledGeneratorLoss:
         with undo, undo:
             exclude_others(modules, undo)
             ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
-            swap, compiled = (
-                Swap(modules, owned, self.average or rewinds(self.backward)),
-                not self.backward.second_order,
-            )
+            swap = Swap(modules, owned, self.average or rewinds(self.backward))
+            compiled = not self.backward.second_order
             self._memory = swap.check_memory(self._memory)
             keep_modes(undo)
             if steps == 0:

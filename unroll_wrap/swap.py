@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .arguments import distinct
 from .belongings import Belongings
 from .undo import Undo
+from .was import refill
 
 _exchange = torch._C._swap_tensor_impl
 
@@ -81,6 +82,12 @@ class Swap:
             if type(container) in (dict, OrderedDict):
                 self._places.append((container, key, i))
 
+        def carry_buffers(module: nn.Module) -> None:
+            for name, b in module._buffers.items():
+                # One with a graph is a generator's, and its gradient goes there.
+                if b is not None and not b.requires_grad:
+                    carry(b, module._buffers, name)
+
         for module in modules:
             for name, p in module._parameters.items():
                 if (i := moved.get(id(p))) is not None:
@@ -92,19 +99,14 @@ class Swap:
                 else:
                     # Some spectral norms keep u and v as parameters that no optimizer ever moves.
                     carry(p, module._parameters, name)
-            for name, b in module._buffers.items():
-                # One with a graph is a generator's, and its gradient goes there.
-                if b is not None and not b.requires_grad:
-                    carry(b, module._buffers, name)
+            carry_buffers(module)
         attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
         self._belongings = Belongings(modules, attributes)
         # Of a module that is only in a list, say, nothing moves but what a forward pass moves.
         known = set(map(id, modules))
         self._hidden = [m for m in all_modules(self._belongings.modules) if id(m) not in known]
         for module in self._hidden:
-            for name, b in module._buffers.items():
-                if b is not None and not b.requires_grad:
-                    carry(b, module._buffers, name)
+            carry_buffers(module)
         for tensor, container, key in self._belongings.places:
             if (i := moved.get(id(tensor))) is not None:
                 # RNNs call their kernels with a list of their parameters.
@@ -144,8 +146,8 @@ class Swap:
         self._after_exchange()
         self._unshield()
         for module, attributes, params, buffers in self._before:
-            _refill(module._parameters, params)
-            _refill(module._buffers, buffers)
+            refill(module._parameters, params)
+            refill(module._buffers, buffers)
             _restore(vars(module), attributes)
         self._belongings.refill(self._contents)
         for restore in self._belongings.sources:
@@ -411,11 +413,6 @@ def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
         for name in [n for n in now if n not in before]:
             del now[name]
         now.update(before)
-
-
-def _refill(container: dict[str, Any], originals: dict[str, Any]) -> None:
-    container.clear()
-    container.update(originals)
 
 
 def all_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:

@@ -65,7 +65,9 @@ def holds(container: Any, before: Any) -> bool:
 
 
 def refill(container: Any, before: Any) -> None:
-    """Give a container its content again."""
+    """Give a container its content again, unless it holds that."""
+    if holds(container, before):
+        return
     # By the base classes: a user's own container may count, check or refuse.
     bases: Any = OrderedDict, dict, list, set, deque, bytearray
     base = next(c for c in bases if isinstance(container, c))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..live import parts
 from ..undo import Undo
-from ..was import holds, refill
+from ..was import refill
 
 
 def stepped(stepper: Any) -> list[Tensor]:
@@ -53,8 +53,7 @@ def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], list[str]]
 
     def put_back() -> None:
         for group, old in before:
-            if not holds(group, old):
-                refill(group, old)
+            refill(group, old)
 
     undo.later(put_back)
     return changed
