@@ -20,7 +20,7 @@ def undisturbed() -> Iterator[None]:
 
     Another thread that unrolls with replays waits for its turn; not for ever, because its loss may be waiting for ours.
     """
-    mine = _drawing.acquire(timeout=1.0)
+    mine = _drawing.acquire(timeout=10.0)
     try:
         yield
     finally:
