@@ -24,7 +24,7 @@ export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hosts test-matrix fuzz soak lint style types format bench docs notebook dist venv clean
+.PHONY: help demo test test-hosts test-matrix test-on fuzz soak lint style imports types format bench docs notebook dist venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,7 +33,7 @@ help:
 	@echo 'make test-hosts    the recipes with Lightning, Ignite, Accelerate, Fabric and torchgan themselves'
 	@echo 'make test-matrix   the tests on the lowest and the newest Python and torch (LOWEST=python3.10 NEWEST=python3.13)'
 	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
-	@echo 'make lint    ruff and pyright (make style: ruff alone; make format: mend what ruff can)'
+	@echo 'make lint    ruff, import-linter and pyright (make style, imports, types: one of them; make format: mend what ruff can)'
 	@echo 'make bench   time and memory of an unrolled step on this machine, beside other libraries'
 	@echo 'make docs    the documentation as a site in site/, warnings being errors; make notebook: run the quickstart anew'
 	@echo 'make dist    sdist and wheel, checked, and the wheel tried in an environment of its own'
@@ -72,11 +72,14 @@ fuzz: $(STAMP)
 soak: $(STAMP)
 	@UNROLL_WRAP_SOAK=20000 $(PY) -m pytest tests/test_soak.py $(ARGS)
 
-lint: style types
+lint: style imports types
 
 style: $(STAMP)
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+
+imports: $(STAMP)
+	@$(VENV)/bin/lint-imports --no-cache --no-logo
 
 types: $(STAMP)
 	@$(PY) -m pyright --pythonpath $(PY)

@@ -26,9 +26,9 @@ from nets import NETS, set_up
 from timing import CLOCKS, seconds
 from torch import Tensor
 
-import unroll_wrap.rules.recording
+import unroll_wrap.optimizers.traced.recording
 from unroll_wrap import UnrolledGeneratorLoss, minimax
-from unroll_wrap.rules.from_torch import rule_of
+from unroll_wrap.optimizers.read import rule_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def measure(config: Config, clock: Callable[[], float], names: list[str]) -> lis
 def measure_traced(config: Config, clock: Callable[[], float]) -> dict[str, float]:
     """Milliseconds: traces, and an inner step with the trace at hand beside one by Adam's rule."""
     made: list[float] = []
-    own = unroll_wrap.rules.recording.Recorder.record
+    own = unroll_wrap.optimizers.traced.recording.Recorder.record
 
     def timed(*arguments: Any) -> Any:
         begin = clock()
@@ -124,11 +124,11 @@ def measure_traced(config: Config, clock: Callable[[], float]) -> dict[str, floa
 
     options = {"lr": 1e-4, "betas": (0.5, 0.999)}
     traced, ruled = (Timed(partial(kind, **options)) for kind in (RenamedAdam, optim.Adam))
-    unroll_wrap.rules.recording.Recorder.record = timed
+    unroll_wrap.optimizers.traced.recording.Recorder.record = timed
     try:
         error = (traced.gradient(config.steps) - ruled.gradient(config.steps)).abs().max()
     finally:
-        unroll_wrap.rules.recording.Recorder.record = own
+        unroll_wrap.optimizers.traced.recording.Recorder.record = own
     if len(made) != config.steps or error > 1e-4 * ruled.gradient(config.steps).abs().max():
         raise ArithmeticError(f"{len(made)} traces for {config.steps} steps, and the gradients differ by {error:.1e}.")
     rounds = [[inner_step(one, config, clock) for one in (traced, ruled)] for _ in range(config.repeats)]

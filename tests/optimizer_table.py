@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     import pytorch_optimizer_rows
     import torch_optimizer
 
-from unroll_wrap.rules.from_torch import rule_of
+from unroll_wrap.optimizers.read import rule_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "optimizers.md"
 BEGIN = "<!-- table: written by tests/optimizer_table.py -->"

@@ -41,7 +41,7 @@ from unroll_wrap import (
     predict,
     verify,
 )
-from unroll_wrap.ranks import Ranks
+from unroll_wrap.unrolling.ranks import Ranks
 
 ROWS, STEPS, EXACT, GAP = 8, 4, 1e-10, 1e-3
 CASES = {}

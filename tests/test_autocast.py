@@ -12,7 +12,7 @@ from test_exact import unrolled_of
 from torch import nn
 
 from unroll_wrap import Recompute, Store
-from unroll_wrap.autocast import Autocast, Factor
+from unroll_wrap.evaluation.autocast import Autocast, Factor
 
 STEPS = 3
 DTYPES = [torch.bfloat16, torch.float16]

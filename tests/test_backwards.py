@@ -33,8 +33,8 @@ from unroll_wrap import (
     is_unrolling,
     non_saturating,
 )
-from unroll_wrap.replay import RandomState
-from unroll_wrap.rules.update import Update
+from unroll_wrap.live.random_state import RandomState
+from unroll_wrap.optimizers.update import Update
 
 EXACT = {"every step": Recompute(), "every second": Recompute(every=2), "more than there are": Recompute(every=7)}
 EVERY = [*EXACT.values(), Store(), Truncate(2), Truncate(2, Recompute()), FiniteDifference()]

@@ -8,7 +8,8 @@ from problems import PROBLEMS
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap import Recompute, Truncate, checkpoints
+from unroll_wrap import Recompute, Truncate
+from unroll_wrap.evaluation import checkpoints
 
 STEPS = 3
 

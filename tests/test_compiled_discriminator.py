@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from unroll_wrap import FiniteDifference, UnrolledGeneratorLoss
-from unroll_wrap.runtime import _noticed
+from unroll_wrap.evaluation.runtime import _noticed
 
 STEPS = 3
 # Dynamo looks at .grad of whatever it is given.

@@ -10,7 +10,7 @@ from test_every_optimizer import wrapped
 from torch import Tensor
 from torch_table import world_of
 
-import unroll_wrap.rules.from_torch
+import unroll_wrap.optimizers.read
 from unroll_wrap import UpdateRule, register_rule
 
 
@@ -75,7 +75,7 @@ class TensorwiseLionRule(LionRule):
 
 @pytest.fixture(autouse=True)
 def rules_are_put_back(monkeypatch):
-    monkeypatch.setattr(unroll_wrap.rules.from_torch, "RULES", dict(unroll_wrap.rules.from_torch.RULES))
+    monkeypatch.setattr(unroll_wrap.optimizers.read, "RULES", dict(unroll_wrap.optimizers.read.RULES))
     LionRule.calls.clear()
 
 
@@ -121,7 +121,7 @@ def test_groups_and_subclasses_use_the_registered_rule():
     world.warm()
     assert_exact(call(world, wrapped(world, steps=3)), world, expect(world, steps=3), gap=1e-3)
     assert set(LionRule.calls) == {12, 5}
-    assert unroll_wrap.rules.from_torch.rule_of(Tiger(D.parameters())) is None
+    assert unroll_wrap.optimizers.read.rule_of(Tiger(D.parameters())) is None
 
 
 def test_a_state_of_another_shape_names_the_key():

@@ -12,7 +12,7 @@ from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
 from unroll_wrap import Compiled, Diagnosis, FiniteDifference, Recompute, Store, Truncate, diagnose
-from unroll_wrap.memory import PeakMemory
+from unroll_wrap.diagnostics.peak_memory import PeakMemory
 
 STEPS = 3
 

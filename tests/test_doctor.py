@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from unroll_wrap import Store, __version__, doctor
+from unroll_wrap import Store, __version__
+from unroll_wrap.diagnostics import doctor
 
 
 def run(monkeypatch, *arguments):

@@ -13,7 +13,7 @@ from test_exact import unrolled_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import unroll_wrap.pieces
+import unroll_wrap.evaluation.linear_pieces
 from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, minimax
 
 ONE_SIDED, CENTRAL = FiniteDifference(), FiniteDifference(central=True)
@@ -228,7 +228,7 @@ def test_units_that_change_their_piece(act, backward, captured, monkeypatch):
     exact, found, first = of_kinks(act, Store(), backward, captured=captured)
     second_term = (exact - first).norm()
     assert (found - exact).norm() < 1e-3 * second_term
-    monkeypatch.setattr(unroll_wrap.pieces, "is_piecewise", lambda *_: False)
+    monkeypatch.setattr(unroll_wrap.evaluation.linear_pieces, "is_piecewise", lambda *_: False)
     free, _ = of_kinks(act, backward, captured=captured)
     assert (free - exact).norm() > 0.5 * second_term
 

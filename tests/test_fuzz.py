@@ -89,3 +89,9 @@ def test_random_users(kind, pytestconfig):
     assert not failed
     assert seen["told apart"] > 0.3 * seen["examples"]
     assert seen["unsure"] < 0.2 * seen["examples"]
+
+
+def test_the_long_profile_draws_by_its_seed():
+    """It would take the examples of the default profile for every seed if it were derandomized too."""
+    assert settings.get_profile("default").derandomize
+    assert not settings.get_profile("long").derandomize

@@ -12,7 +12,8 @@ from test_exact import unrolled_of
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from unroll_wrap import Compiled, FiniteDifference, Recompute, Store, evaluate
+from unroll_wrap import Compiled, FiniteDifference, Recompute, Store
+from unroll_wrap.evaluation import evaluate
 
 SCALES = torch.tensor([3.0, 0.5, 2.0, 1.0, -1.0], dtype=torch.float64)
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 import unroll_wrap
 from unroll_wrap import Recompute, Store, is_unrolling
-from unroll_wrap.exclusive import _thread_of
+from unroll_wrap.live.exclusive import _thread_of
 
 PACKAGE = os.path.dirname(unroll_wrap.__file__)
 INIT, RUN, STEPS = RemovableHandle.__init__, torch.autograd._engine_run_backward, 1
@@ -126,7 +126,7 @@ def test_at_every_line(name):
 
 def test_the_control(monkeypatch):
     """Without the second context around a call some interrupts leave damage."""
-    from unroll_wrap import undo
+    from unroll_wrap.live import undo
 
     monkeypatch.setattr(undo.Undo, "__enter__", lambda self: (setattr(self, "entered", True), self)[1])
     monkeypatch.setattr(undo.Undo, "__exit__", lambda self, *_: None)

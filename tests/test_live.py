@@ -14,7 +14,7 @@ import torch
 from snapshot import describe
 from torch import nn
 
-from unroll_wrap.live import Snapshot
+from unroll_wrap.live.snapshot import Snapshot
 
 CASES = {}
 

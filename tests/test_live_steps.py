@@ -18,7 +18,7 @@ from torch.fx.graph_module import _loader
 from torch.optim import optimizer as torchs
 
 from unroll_wrap import UnrolledGeneratorLoss, non_saturating, verify
-from unroll_wrap.rules.from_torch import rule_of
+from unroll_wrap.optimizers.read import rule_of
 
 STEPS, WARM = 3, 12
 d_loss, g_loss = non_saturating

@@ -31,7 +31,7 @@ from unroll_wrap import (
     relativistic,
     verify,
 )
-from unroll_wrap.rules.sgd import SGD
+from unroll_wrap.optimizers.rules.sgd import SGD
 
 CONSTRUCTOR = {
     "arguments swapped": (

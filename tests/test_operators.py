@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unroll_wrap.evaluation.graph import reach
 from unroll_wrap.operators import convolution, repair
 from unroll_wrap.operators.batch_norm import batch_norm
 from unroll_wrap.operators.convolution import conv2d, parameters_only
-from unroll_wrap.reach import reach
 
 
 def derivatives(function, inputs: list[Tensor], order: int, mended: int | None = None) -> list[Tensor]:

@@ -8,7 +8,7 @@ from test_readme import blocks
 from test_torch_optimizer import VERDICTS
 from torch_table import REFUSED, world_of
 
-import unroll_wrap.rules.from_torch
+import unroll_wrap.optimizers.read
 
 
 def test_the_table_is_up_to_date():
@@ -44,7 +44,7 @@ def test_a_change_shows():
 
 def test_the_worked_example_runs_and_is_exact(monkeypatch):
     """Its rule against its own optimizer, by the oracle."""
-    monkeypatch.setattr(unroll_wrap.rules.from_torch, "RULES", dict(unroll_wrap.rules.from_torch.RULES))
+    monkeypatch.setattr(unroll_wrap.optimizers.read, "RULES", dict(unroll_wrap.optimizers.read.RULES))
     text = optimizer_table.DOCS.read_text(encoding="utf-8")
     names = {"__name__": "optimizers"}
     found = list(blocks(text))
@@ -53,5 +53,5 @@ def test_the_worked_example_runs_and_is_exact(monkeypatch):
         exec(compile("\n" * (line - 1) + code, str(optimizer_table.DOCS), "exec"), names)
     assert all(p.grad.abs().max() > 0 for p in names["G"].parameters())
     world = world_of(names["Drag"])
-    assert unroll_wrap.rules.from_torch.rule_of(world.optimizer) is names["DragRule"]
+    assert unroll_wrap.optimizers.read.rule_of(world.optimizer) is names["DragRule"]
     assert_exact(call(world, wrapped(world, steps=3)), world, expect(world, steps=3), gap=1e-3)

@@ -12,8 +12,9 @@ from test_exact import unrolled_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unroll_wrap import FiniteDifference, Recompute, Store, unroll
+from unroll_wrap import FiniteDifference, Recompute, Store
 from unroll_wrap.loss import SecondTermMissing
+from unroll_wrap.unrolling import unroll
 
 # Their eps is large, so that twice three digits of differences are left after dividing by a variance of six points.
 NORMS = {

@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unroll_wrap import UnrolledGeneratorLoss, cuts, non_saturating, unroll, verify
-from unroll_wrap.pieces import is_piecewise, piece_of
-from unroll_wrap.slopes import Line
+from unroll_wrap import UnrolledGeneratorLoss, non_saturating, verify
+from unroll_wrap.diagnostics import cuts
+from unroll_wrap.diagnostics.directional_derivative import Line
+from unroll_wrap.evaluation.linear_pieces import is_piecewise, piece_of
+from unroll_wrap.unrolling import unroll
 
 FUNCTIONS = {
     "relu": torch.relu,

@@ -9,7 +9,7 @@ from checks import call, warm_world
 from snapshot import changed, snapshot
 from test_exact import unrolled_of
 
-from unroll_wrap.rules.traced import Traced
+from unroll_wrap.optimizers.traced.traced import Traced
 
 STEPS = 3
 

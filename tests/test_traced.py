@@ -13,9 +13,9 @@ from test_exact import unrolled_of
 from torch import nn
 from torch_table import world_of
 
-from unroll_wrap.rules.adam import Adam as AdamRule
-from unroll_wrap.rules.from_torch import rule_of
-from unroll_wrap.rules.recording import Recorder
+from unroll_wrap.optimizers.read import rule_of
+from unroll_wrap.optimizers.rules.adam import Adam as AdamRule
+from unroll_wrap.optimizers.traced.recording import Recorder
 
 STEPS = 2
 

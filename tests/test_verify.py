@@ -15,8 +15,9 @@ from snapshot import changed, snapshot
 from test_exact import unrolled_of
 from test_finite_difference import once_world
 
-from unroll_wrap import FiniteDifference, Recompute, Truncate, detach, diagnose, is_unrolling, unroll, verify
-from unroll_wrap.rules.adam import Adam
+from unroll_wrap import FiniteDifference, Recompute, Truncate, detach, diagnose, is_unrolling, verify
+from unroll_wrap.optimizers.rules.adam import Adam
+from unroll_wrap.unrolling import unroll
 
 # Where torch or the net itself computes something from D or fake under no_grad.
 WITH_CUTS = {name for name, row in PROBLEMS.items() if row.chain}

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unroll_wrap import Compiled, Recompute, unroll
+from unroll_wrap import Compiled, Recompute
+from unroll_wrap.unrolling import unroll
 
 
 def over_pairs(norm):

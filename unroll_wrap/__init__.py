@@ -1,13 +1,13 @@
 """Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
 
 from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
-from .diagnosis import Diagnosis, diagnose
+from .diagnostics.diagnose import Diagnosis, diagnose
+from .diagnostics.predict import Prediction, predict
+from .diagnostics.verify import Verification, verify
 from .guards import detach, is_unrolling, no_grad
 from .loss import UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from .prediction import Prediction, predict
-from .rules import UpdateRule, register_rule
-from .verification import Verification, verify
+from .optimizers import UpdateRule, register_rule
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .doctor import examine
+from .diagnostics.doctor import examine
 
 
 def main() -> int:

@@ -11,12 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .arguments import tensors_in
-from .autocast import Autocast
 from .backward import Backward, Store, rewinds, sweep
-from .evaluate import Evaluator, misfit, one_element
-from .exclusive import exclude_others
-from .mistakes import (
+from .call.batch import tensors_in
+from .call.mistakes import (
     check_finite,
     check_gradient_hooks,
     check_logits,
@@ -28,19 +25,22 @@ from .mistakes import (
     refuse_steps,
     users_line,
 )
+from .call.wrappers import check_wrappers
+from .evaluation.autocast import Autocast
+from .evaluation.evaluate import Evaluator, misfit, one_element
+from .evaluation.runtime import prepare, refuse_inference_mode
+from .evaluation.swap import Swap, all_modules, all_parameters
+from .live.exclusive import exclude_others
+from .live.undo import Undo, keep_autocast, keep_modes
 from .objectives import minimax
-from .proof import Proof, guesses
-from .ranks import OneProcess, check_group, ranks_of
-from .result import hand_over
-from .rules.family import groups_of, keep_entries, keep_options, stepped
-from .rules.from_torch import Traces, read, rule_of
-from .rules.plain import is_hosted
-from .rules.transforms import Transforms
-from .runtime import prepare, refuse_inference_mode
-from .swap import Swap, all_modules, all_parameters
-from .undo import Undo, keep_autocast, keep_modes
-from .unroll import Point, Unroll
-from .wrappers import check_wrappers
+from .optimizers.family import groups_of, keep_entries, keep_options, stepped
+from .optimizers.read import Traces, read, rule_of
+from .optimizers.stock import is_hosted
+from .optimizers.transforms import Transforms
+from .proof.first_call import Proof, guesses
+from .unrolling.ranks import OneProcess, check_group, ranks_of
+from .unrolling.result import hand_over
+from .unrolling.unroll import Point, Unroll
 
 Loss = Callable[..., Tensor]
 Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]

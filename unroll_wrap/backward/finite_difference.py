@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluate import Evaluation
-from ..pieces import Diverged, Pieces
-from ..precision import length, precision
-from ..replay import RandomState, same
-from ..rules.block import Block
-from ..rules.update import Update
-from ..runtime import any_compiled
-from ..unroll import Point, Unroll
+from ..evaluation.evaluate import Evaluation
+from ..evaluation.linear_pieces import Diverged, Pieces
+from ..evaluation.precision import length, precision
+from ..evaluation.runtime import any_compiled
+from ..live.random_state import RandomState, same
+from ..optimizers.block import Block
+from ..optimizers.update import Update
+from ..unrolling.unroll import Point, Unroll
 from .sweep import Tape
 
 

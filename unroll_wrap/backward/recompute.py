@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ranks import Grads
-from ..replay import RandomState, same, undisturbed
-from ..rules.block import Block
-from ..unroll import Point, Step, Unroll
+from ..live.random_state import RandomState, same, undisturbed
+from ..optimizers.block import Block
+from ..unrolling.ranks import Grads
+from ..unrolling.unroll import Point, Step, Unroll
 from .sweep import Tape
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..rules.block import Block
-from ..unroll import Point, Step, Unroll
+from ..optimizers.block import Block
+from ..unrolling.unroll import Point, Step, Unroll
 from .sweep import Tape
 
 

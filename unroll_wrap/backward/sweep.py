@@ -4,9 +4,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..rules.block import Block
-from ..rules.update import plus
-from ..unroll import Point, Unroll
+from ..optimizers.block import Block
+from ..optimizers.update import plus
+from ..unrolling.unroll import Point, Unroll
 
 
 class Tape(Protocol):

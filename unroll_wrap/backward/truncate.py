@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..unroll import Unroll
+from ..unrolling.unroll import Unroll
 from .store import Store
 from .sweep import Backward, Tape, rewinds
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import guards
-from ..settings import Setting
+from ..live.settings import Setting
 
 _LAYER, _BATCH = "layer_norm", "batch_norm or instance_norm with the statistics of its batch"
 _OPERATORS = {

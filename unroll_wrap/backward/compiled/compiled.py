@@ -1,0 +1,162 @@
+"""Compiled functions of one inner step, called K times each.
+
+The whole unrolled call as one graph compiles for minutes and runs slower than eager.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...live.random_state import RandomState
+from ...optimizers.block import Block, values_of
+from ...optimizers.closed import tensors_of
+from ...unrolling.unroll import Point, Step, Unroll
+from ..sweep import Tape
+from .program import Batch, Program, Taken, in_closed_form
+
+logger = logging.getLogger("unroll_wrap")
+
+# Of programs for one loss: batches of ever new shapes, or a new lambda in every call, would compile for ever.
+_MOST = 8
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """For small nets, where calling operators costs more than computing: several times faster.
+
+    The loss is traced: its Python runs once, and what it reads besides its arguments counts as constant. A loss that
+    draws random numbers, branches on data, captures tensors or reaches a generator cannot be compiled; it is then run
+    by ``Store()``, with one notice in the logger ``unroll_wrap``. Every call checks the compiled loss of its first step
+    against the loss itself.
+
+    The first call takes ten seconds to two minutes, more where D has convolutions. Memory is that of ``Recompute()``.
+    """
+
+    second_order = True
+    rewinds = True
+    _programs: dict[Any, Program | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _alive: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _reported: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> Any:
+        """What is compiled is for these very modules and losses: a copy compiles anew."""
+        return type(self), ()
+
+    def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
+        """A stack of points."""
+        return _Stack(unroll, first, self)
+
+    def _program(self, unroll: Unroll, point: Point, batch: Batch) -> Program | None:
+        """The functions for inputs such as these; None if there are none."""
+        key = None
+        try:
+            key = _key(unroll, point, batch)
+            if key not in self._programs:
+                if len(self._programs) >= _MOST:
+                    key = None
+                    raise ValueError(
+                        f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction"
+                    )
+                # Whose identities stand in the key.
+                self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
+                logger.info(
+                    "d_loss is compiled, which takes a while: kind %d of loss and batch.", len(self._programs) + 1
+                )
+                # Tracing runs the loss, which may draw.
+                with RandomState(unroll.evaluate.owned).replayed():
+                    self._programs[key] = Program(unroll, point, batch)
+        except FloatingPointError:
+            return None  # Another time: this call is about to raise.
+        except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
+            self._give_up(key, f"{type(error).__name__}: {error}")
+        return self._programs[key]
+
+    def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
+        """Whether the compiled loss is still the loss; else it is given up."""
+        positional = batch.arguments[0]
+        evaluation = unroll.evaluate(
+            "d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False, contents=point.contents
+        )
+        expected = evaluation.loss.detach().reshape(())
+        near = (loss - expected).abs() <= 10 * torch.finfo(loss.dtype).eps ** 0.75 * (1 + expected.abs())
+        right = bool(near | ~(loss.isfinite() | expected.isfinite()))
+        if not right:
+            reason = "its value is no longer that of its first call. Pass what changes as an argument"
+            self._give_up(_key(unroll, point, batch), reason)
+        return right
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything has been compiled."""
+        return any(self._programs.values())
+
+    def _give_up(self, key: Any, reason: str) -> None:
+        """Run this loss by ``Store()`` from now on, and say each reason once."""
+        if reason not in self._reported:
+            self._reported.add(reason)
+            logger.warning("d_loss is not compiled but run as it is: %.500s", reason)
+        self._programs[key] = None
+
+
+def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
+    """Inputs of one key have the same program."""
+    evaluate, whole, loss = unroll.evaluate, in_closed_form(unroll, point), unroll.d_loss
+    moving = [t for b in point.blocks for t in (tensors_of(values_of(b)) if whole else [b.params])]
+    rules: list[Any] = [b.rule for b in point.blocks if whole]
+    return (
+        # A method is made anew wherever it is asked for.
+        (id(getattr(loss, "__self__", loss)), getattr(loss, "__func__", None)),
+        evaluate.second_order,
+        bool(evaluate.hooks),
+        tuple(evaluate.autocast.dtypes.items()),
+        tuple((id(m), m.training) for m in evaluate.swap.modules),
+        tuple((type(rule), rule.switches()) for rule in rules),
+        tuple(b.index for b in point.blocks if whole),
+        tuple(
+            id(hook)
+            for m in evaluate.swap.modules
+            for hook in (*m._backward_hooks.values(), *m._backward_pre_hooks.values())
+        ),
+        tuple(
+            (t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in (*moving, *point.buffers, *batch.tensors)
+        ),
+        batch.structure(),
+    )
+
+
+class _Stack:
+    def __init__(self, unroll: Unroll, first: int, settings: Compiled) -> None:
+        self._unroll = unroll
+        self.first = first
+        self._settings = settings
+        self._taken: list[Taken | Step] = []
+        self._batch: Batch | None = None
+        self._program: Program | None = None
+
+    def step(self, point: Point, k: int) -> Point:
+        unroll, keep = self._unroll, k >= self.first
+        point, _, given = unroll.draw(point, k)
+        if self._batch is None or given is not self._batch.arguments[0]:
+            self._batch = Batch.of(given, unroll.evaluate.kwargs)
+            self._program = self._settings._program(unroll, point, self._batch)
+        batch, found = self._batch, None
+        if self._program:
+            found = self._program.step(
+                unroll, point, batch, keep, lambda loss: k > 0 or self._settings._check(unroll, point, batch, loss)
+            )
+        if found is None:
+            self._program, found = None, unroll.step(point, k, given, differentiable=keep)
+        point, taken = found
+        if keep:
+            self._taken.append(taken)
+        return point
+
+    def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
+        taken, first = self._taken.pop(), k == self.first
+        if isinstance(taken, Step):
+            return self._unroll.pullback(taken, cotangent, first)
+        found = taken.program.pullback(self._unroll, taken, cotangent)
+        return None if first else found

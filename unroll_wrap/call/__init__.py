@@ -1,0 +1,1 @@
+"""What the caller passed: read once, and refused where it is wrong."""

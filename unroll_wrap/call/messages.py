@@ -1,0 +1,36 @@
+"""The words of messages: what the user gave, in a line, and the line of theirs that a warning points at."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+NOT_THE_USERS = tuple(os.path.abspath(folder) + os.sep for folder in (os.path.dirname(torch.__file__), _PACKAGE))
+
+
+def described(value: Any) -> str:
+    """Return what was given as a line of text, where its representation would often take a page."""
+    name = type(value).__name__
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a {name} of shape {tuple(value.shape)}"
+    if isinstance(value, (nn.Module, torch.optim.Optimizer)):
+        return f"an instance of {name}"
+    if isinstance(value, Mapping) and value:
+        return f"a {name} of {len(value)}, the first {described(next(iter(value.values())))}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {name} of {len(value)}, the first {described(value[0])}"
+    return f"{value!r:.100}"
+
+
+def users_line() -> int:
+    """Return the ``stacklevel`` of the nearest caller outside of this package and of torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,0 +1,175 @@
+"""Where a loss turns a tensor that has a graph into one that has none, and what it computes if that is held constant.
+
+``detach()``, ``.data``, ``.item()``, whatever runs under ``no_grad``, a buffer that a layer updates: a derivative does
+not pass there, and a difference does. Held at their first values, these tensors no longer tell a difference either.
+Decisions are held with them: comparisons, indices, the pieces of a ReLU. A derivative takes them for constant too.
+"""
+
+import linecache
+import os
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.overrides import TorchFunctionMode
+
+from ..call.messages import NOT_THE_USERS
+from ..evaluation.linear_pieces import Diverged, Piece, is_piecewise, piece_of
+
+# Their result is arbitrary or depends on no value.
+_NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "__set__", "__len__", "__bool__"}
+# They update their statistics without a mark.
+_WITH_STATISTICS = {"batch_norm", "instance_norm"}
+_DECISION = "a decision"
+
+
+class Cuts:
+    """What a first run has cut and decided, in order, and which of it depended on a value.
+
+    Attributes:
+        found: where, once a held run has shown that another value would have come. Decisions are not meant.
+    """
+
+    def __init__(self) -> None:
+        self._first: list[tuple[str, list[Any]]] = []
+        self.found: list[str] = []
+
+    def watched(self, loss: str) -> TorchFunctionMode:
+        """A context that notes every cut and decision in the named loss."""
+        return _Watch(self._first, loss)
+
+    def held(self, places: Collection[str] | None = None) -> Callable[[str], TorchFunctionMode]:
+        """The context of each loss in one later run: decisions as they were, and the cuts at some places, or all."""
+        mode = _Held(self._first, self.found, places)
+        return lambda loss: mode
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, first: list[tuple[str, list[Any]]], loss: str) -> None:
+        super().__init__()
+        self._first = first
+        self._loss = loss
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if is_piecewise(func, args, kwargs) and not _in_forward():
+            self._first.append((_DECISION, [piece_of(func, args, kwargs)]))
+            return func(*args, **kwargs)
+        out, made, written = _run(func, args, kwargs)
+        if made or written:
+            values = [v.detach().clone() if isinstance(v, Tensor) else v for v in (*made, *written)]
+            decided = not written and not any(map(_is_number, made))
+            self._first.append((_DECISION if decided else _where(func, args, self._loss), values))
+        return out
+
+
+class _Held(TorchFunctionMode):
+    def __init__(
+        self, first: list[tuple[str, list[Any]]], found: list[str], places: Collection[str] | None = None
+    ) -> None:
+        super().__init__()
+        self._following = iter(first)
+        self._found = found
+        self._places = None if places is None else set(map(_place, (_DECISION, *places)))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if is_piecewise(func, args, kwargs) and not _in_forward():
+            _, values = next(self._following, ("", []))
+            if len(values) != 1 or not isinstance(values[0], Piece) or values[0].slope.shape != args[0].shape:
+                raise Diverged
+            return values[0](args[0])
+        out, made, written = _run(func, args, kwargs)
+        now = [*made, *written]
+        if not now:
+            return out
+        where, values = next(self._following, ("", []))
+        if list(map(_shape, values)) != list(map(_shape, now)):
+            raise Diverged
+        if where != _DECISION and not all(map(_same, values, now)) and _place(where) not in map(_place, self._found):
+            self._found.append(where)
+        if self._places is not None and _place(where) not in self._places:
+            return out
+        for tensor, value in zip(written, values[len(made) :], strict=True):
+            # Through .data: batch_norm saves its statistics, and would take a mark for a change to them.
+            tensor.data.copy_(value)
+        # Copies, not in place: what detach() gives has the memory of what it was called on.
+        following = iter([v.clone() if isinstance(v, Tensor) else v for v in values[: len(made)]])
+        mine = {id(v) for v in made}
+        return pytree.tree_map(lambda v: next(following) if id(v) in mine else v, out)
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor]]:
+    """The result; what of it has no graph although an argument has one; and arguments without graph that it wrote."""
+    given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    if not any(t.requires_grad for t in given) or getattr(func, "__name__", "") in _NO_VALUE:
+        return func(*args, **kwargs), [], []
+    plain = [t for t in given if not t.requires_grad]
+    versions = [t._version for t in plain]
+    out = func(*args, **kwargs)
+    written = [t for t, version in zip(plain, versions, strict=True) if t._version != version]
+    if getattr(func, "__name__", "") in _WITH_STATISTICS:
+        named = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
+        written += [t for t in plain if any(t is one for one in named)]
+    made = [v for v in pytree.tree_leaves(out) if _is_value(v) and not any(v is t for t in plain)]
+    if (made or written) and _in_forward():
+        return out, [], []
+    return out, made, written
+
+
+def _in_forward() -> bool:
+    """Whether a torch.autograd.Function is running: it has a derivative of its own for what it does without graph."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and isinstance(frame.f_locals.get(code.co_varnames[0]), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_value(value: Any) -> bool:
+    return not value.requires_grad if isinstance(value, Tensor) else isinstance(value, float)
+
+
+def _is_number(value: Any) -> bool:
+    return value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
+
+
+def _shape(value: Any) -> Any:
+    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+def _place(where: str) -> str:
+    """One line of a net often cuts several tensors: the first one names it."""
+    return where.partition(", in ")[2]
+
+
+def _where(func: Any, args: Any, loss: str) -> str:
+    """In the user's words: what, of which tensor, by which line of theirs."""
+    name = getattr(func, "__name__", str(func))
+    name = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
+    tensor = next((t for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.requires_grad), None)
+    shape = "a tensor" if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
+    made = f" that {tensor.grad_fn.name()} made" if tensor is not None and tensor.grad_fn is not None else ""
+    caller: Any = sys._getframe(2)
+    frame: Any = caller
+    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+        frame = frame.f_back
+    if frame is None:
+        return f"{name} of {shape}{made}, in {loss}"
+    if frame is not caller and caller.f_code.co_name != "handle_torch_function":
+        name = f"{caller.f_code.co_name} ({os.path.basename(caller.f_code.co_filename)})"
+        made = ""
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    source = linecache.getline(file, line, frame.f_globals).strip()
+    under = "" if torch.is_grad_enabled() else ", under no_grad"
+    return f"{name} of {shape}{made}{under}, in {loss} at {os.path.basename(file)}:{line}: {source}".rstrip(": ")

@@ -1,0 +1,129 @@
+"""What a derivative is taken with respect to: tensors in the batch, and those that the losses capture."""
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from ..call.batch import distinct, mapped
+
+NOTHING = (
+    "Nothing requires grad, neither in the batch nor among what the losses capture: fake arrives detached. Pass "
+    "fake = G(z) with its graph, without detach() or no_grad(); or wrt=list(G.parameters()) for losses that run G."
+)
+
+
+class Inputs:
+    """The tensors to differentiate with respect to, and the arguments with leaves in the place of those among them.
+
+    A leaf of its own for each: if the batch holds ``fake`` and something computed from it, they move one by one.
+
+    Args:
+        wrt: what the user asks for. None takes all that require grad in the arguments and among what the losses
+            capture; if there are none, the parameters of a generator that they capture.
+        losses: of the call.
+        batch: of the call.
+        kwargs: of the call.
+        inner: the batch of each inner step.
+        discriminator: modules whose parameters are not meant.
+
+    Attributes:
+        tensors: empty if nothing requires grad.
+        batch: as given, with leaves.
+        kwargs: the same.
+        inner: the same.
+        captured: the modules that the losses capture, the discriminator's among them or not.
+    """
+
+    def __init__(
+        self,
+        wrt: Sequence[Tensor] | Tensor | None,
+        losses: Sequence[Callable[..., Tensor]],
+        batch: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inner: Sequence[tuple[Any, ...]],
+        discriminator: Iterable[nn.Module],
+    ) -> None:
+        owned = {id(p) for m in discriminator for p in m.parameters()}
+        leaf_of: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def moving(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            _, leaf = leaf_of.setdefault(id(tensor), (tensor, tensor.detach().clone().requires_grad_()))
+            # What comes from a generator has a graph, and is told from a batch that merely requires grad by that.
+            return leaf if tensor.is_leaf else leaf.view_as(leaf)
+
+        self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))
+        # A loss reaches into an object of the user's own as into a closure.
+        opaque = [one for one in pytree.tree_leaves((batch, kwargs, list(inner))) if not isinstance(one, Tensor)]
+        tensors, self.captured = _captured([*losses, *opaque])
+        if wrt is None:
+            found = [*(t for _, t in leaf_of.values()), *(t for t in tensors if t.requires_grad)]
+            others = [p for m in self.captured for p in m.parameters()]
+            others = [p for p in others if p.requires_grad and id(p) not in owned]
+            self.tensors = distinct(found or others)
+        else:
+            asked = [wrt] if isinstance(wrt, Tensor) else list(wrt) if isinstance(wrt, Iterable) else [wrt]
+            if not all(isinstance(t, Tensor) for t in asked):
+                raise TypeError(f"wrt is {wrt!r:.200}. Pass tensors, such as wrt=list(G.parameters()).")
+            self.tensors = [leaf_of[id(t)][1] if id(t) in leaf_of else t for t in asked]
+
+    def gradient(self, loss: Tensor) -> list[Tensor]:
+        """Of a scalar, zeros where it does not depend on one of the tensors."""
+        if not loss.requires_grad:
+            return [torch.zeros_like(t) for t in self.tensors]
+        grads = torch.autograd.grad(loss, self.tensors, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(self.tensors, grads, strict=True)]
+
+    @contextmanager
+    def shifted(self, direction: Sequence[Tensor], length: float) -> Iterator[None]:
+        """The tensors moved along a direction, and put back to the last bit."""
+        before = [t.detach().clone() for t in self.tensors]
+        try:
+            for t, d in zip(self.tensors, direction, strict=True):
+                t.data.add_(d, alpha=length)
+            yield
+        finally:
+            for t, b in zip(self.tensors, before, strict=True):
+                t.data.copy_(b)
+
+
+def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
+    """Tensors, not parameters, and modules: in closures, in globals that the code names, three levels into objects."""
+    tensors: list[Tensor] = []
+    modules: list[nn.Module] = []
+    todo, seen = [(loss, 0) for loss in losses], set()
+    while todo:
+        value, depth = todo.pop(0)
+        if id(value) in seen or isinstance(value, (types.ModuleType, type)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            modules.append(value)
+        elif inside := [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]:
+            tensors += [t for t in inside if not isinstance(t, nn.Parameter)]
+        elif depth < 3:
+            todo += [(one, depth + 1) for one in _referenced(value)]
+    return distinct(tensors), modules
+
+
+def _referenced(value: Any) -> Iterator[Any]:
+    """What a function, or else an object, holds."""
+    if isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        yield from (value.__self__, value.__func__)
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # not filled yet
+                yield cell.cell_contents
+        yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
+        yield from value.__defaults__ or ()
+    else:
+        yield from getattr(value, "__dict__", {}).values()

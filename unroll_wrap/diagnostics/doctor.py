@@ -1,0 +1,137 @@
+"""What works on this machine, in a few seconds: for a first look, and for bug reports."""
+
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..backward import FiniteDifference, Recompute, Store, Truncate
+from ..loss import UnrolledGeneratorLoss
+from ..objectives import non_saturating
+from ..optimizers.read import rule_of
+from .verify import Verification, examined
+
+# Compiled is left out: its first call takes a compiler and half a minute.
+BACKWARDS: dict[str, dict[str, Any]] = {
+    "Store()": {"backward": Store()},
+    "Recompute()": {"backward": Recompute()},
+    "Truncate(1)": {"backward": Truncate(1)},
+    "FiniteDifference()": {"backward": FiniteDifference()},
+    "stop_gradient=True": {"stop_gradient": True},
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the doctor found.
+
+    Attributes:
+        versions: of what matters, by name.
+        optimizers: what becomes of each of torch's, by name.
+        backwards: for each, what ``verify`` says on a small net: empty if it passes.
+        verification: with the default backward.
+        seconds: that the examination took.
+    """
+
+    versions: dict[str, str]
+    optimizers: dict[str, str]
+    backwards: dict[str, str]
+    verification: Verification
+    seconds: float
+
+    @property
+    def well(self) -> bool:
+        """Whether every backward passes."""
+        return not any(self.backwards.values())
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        exact = [name for name, how in self.optimizers.items() if how == _EXACT]
+        others = [f"{name} ({how})" for name, how in self.optimizers.items() if how != _EXACT]
+        lines = [f"{name:12}{version}" for name, version in self.versions.items()]
+        lines += ["", f"optimizers  exact rule: {', '.join(exact)}"]
+        lines += [f"            {other}" for other in others]
+        lines += ["            any other torch.optim.Optimizer: its step() is traced", ""]
+        titles = ["backwards", *[""] * len(self.backwards)]
+        lines += [
+            f"{title:12}{name:20}{problem or 'works'}"
+            for title, (name, problem) in zip(titles, self.backwards.items(), strict=False)
+        ]
+        verdict = "all is well" if self.well else "something is wrong: please report all of this"
+        return "\n".join([*lines, "", str(self.verification), "", f"{verdict} ({self.seconds:.1f} s)"])
+
+
+_EXACT = "exact rule"
+
+
+def examine() -> Report:
+    """Versions, optimizers, and ``verify`` of a small net with every backward, on the device at hand."""
+    began = time.perf_counter()
+    device = _device()
+    found = {name: _verify(device, options) for name, options in BACKWARDS.items()}
+    return Report(
+        versions={
+            "unroll_wrap": __version__,
+            "torch": f"{torch.__version__}",
+            "python": f"{platform.python_version()} ({sys.platform}, {platform.machine()})",
+            "device": _name(device),
+            "threads": str(torch.get_num_threads()),
+        },
+        optimizers=_optimizers(),
+        backwards={name: "; ".join(one.problems) for name, one in found.items()},
+        verification=found["Store()"],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _optimizers() -> dict[str, str]:
+    kinds = [v for v in vars(torch.optim).values() if isinstance(v, type) and issubclass(v, torch.optim.Optimizer)]
+    return {kind.__name__: _verdict(kind) for kind in kinds if kind is not torch.optim.Optimizer}
+
+
+def _verdict(kind: Callable[..., torch.optim.Optimizer]) -> str:
+    """What becomes of an optimizer of one matrix, which all of them take."""
+    try:
+        rule = rule_of(kind([nn.Parameter(torch.zeros(2, 2))]))
+    except TypeError as refusal:
+        return f"refused: {str(refusal).split(': ', 1)[1].split('. ')[0]}"
+    return "traced" if rule is None else _EXACT
+
+
+def _verify(device: torch.device, options: dict[str, Any]) -> Verification:
+    """In float64 where there is any, from an optimizer that has taken a step."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype).to(device)
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        G = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(device, dtype)
+        D = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).to(device, dtype)
+    opt_D = torch.optim.Adam(D.parameters(), lr=0.03)
+    real, fake = drawn(16, 2), G(drawn(16, 4))
+    non_saturating.d_loss(D, real, fake.detach()).backward()
+    opt_D.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        unrolled = UnrolledGeneratorLoss(D, opt_D, *non_saturating, steps=3, **options)
+        return examined(unrolled, (real, fake))
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _name(device: torch.device) -> str:
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

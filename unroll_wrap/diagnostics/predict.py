@@ -1,0 +1,148 @@
+"""What K steps will cost on this machine, from two short calls."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backward import Compiled, Recompute, Truncate
+from ..call.mistakes import check_examined
+from ..live.random_state import EveryState
+from ..loss import UnrolledGeneratorLoss
+from .differentiated import NOTHING, Inputs
+from .peak_memory import PeakMemory
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """T(K) = T(a) + (K - a) · dT and M(K) = M(a) + (K - a) · dM, one gradient of the unrolled loss.
+
+    Attributes:
+        steps: K.
+        seconds: T(K).
+        bytes: M(K), the most that tensors take at once beyond what is there before the call.
+        seconds_per_step: dT.
+        bytes_per_step: dM.
+        measured: the two K that were measured, a and b.
+    """
+
+    steps: int
+    seconds: float
+    bytes: int
+    seconds_per_step: float
+    bytes_per_step: float
+    measured: tuple[int, int]
+
+    def __str__(self) -> str:
+        """A short report."""
+        a, b = self.measured
+        return "\n".join([
+            f"unroll_wrap.predict: K = {self.steps}, {self.seconds:.3g} s and {self.bytes / 1e6:.4g} MB a gradient",
+            f"  a step more  {self.seconds_per_step:.3g} s and {self.bytes_per_step / 1e6:.4g} MB",
+            f"  measured at  K = {a} and {b}",
+        ])
+
+
+def predict(
+    unrolled: UnrolledGeneratorLoss,
+    *batch: Any,
+    steps: int | None = None,
+    wrt: Sequence[Tensor] | Tensor | None = None,
+    **options: Any,
+) -> Prediction:
+    """Time and peak memory of ``unrolled(*batch, steps=steps)`` with its gradient, without running K steps.
+
+    Both grow linearly in K, so two short calls tell: K = 2 and 3, or the multiples of n for ``Recompute(every=n)``, or
+    past n for ``Truncate(n)``. Each runs twice to be timed, and once to be counted. What is counted is tensors, not the
+    scratch inside an operator.
+
+    Args:
+        unrolled: the loss.
+        *batch: as for a call.
+        steps: K; None for the loss's own.
+        wrt: as in ``verify``.
+        **options: as for a call.
+
+    Returns:
+        What was extrapolated; ``print`` it.
+
+    Raises:
+        ValueError: there is nothing to differentiate with respect to.
+    """
+    check_examined(unrolled, "predict", batch)
+    losses = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
+    count, _ = unrolled.plan(steps, None)
+    short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
+    _, batches = unrolled.plan(short[1], options.pop("resample", None))
+    modules, _, owned = unrolled.parts()
+    inputs = Inputs(wrt, losses, batch, options, [batches(k) for k in range(short[1])] if batches else [], modules)
+    if not inputs.tensors:
+        raise ValueError(NOTHING)
+    state = EveryState([*inputs.tensors, *owned], inputs.captured)
+
+    def gradient(k: int, unrolled: UnrolledGeneratorLoss = unrolled) -> Any:
+        with state.replayed():
+            loss = unrolled(
+                *inputs.batch,
+                d_loss=losses[0],
+                g_loss=losses[1],
+                steps=k,
+                resample=inputs.inner[:k] or None,
+                **inputs.kwargs,
+            )
+            return inputs.gradient(loss)
+
+    def peak(k: int) -> int:
+        with PeakMemory() as memory:
+            gradient(k, seen)
+        return memory.peak
+
+    device = owned[0].device
+    gradient(short[0])  # The first call of all pays for what later ones find ready.
+    # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
+    seen = copy.copy(unrolled)
+    seen.backward = _seen(unrolled.backward)
+    # Interleaved, and the faster of two: whatever else runs only ever adds.
+    rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short] for _ in range(2)]
+    times = [min(times) for times in zip(*rounds, strict=True)]
+    peaks = [peak(k) for k in short]
+    a, b = short
+    seconds, size = (values[1] - values[0] for values in (times, peaks))
+    return Prediction(
+        steps=count,
+        seconds=times[0] + (count - a) * seconds / (b - a),
+        bytes=round(peaks[0] + (count - a) * size / (b - a)),
+        seconds_per_step=seconds / (b - a),
+        bytes_per_step=size / (b - a),
+        measured=short,
+    )
+
+
+def _seen(backward: Any) -> Any:
+    if isinstance(backward, Truncate):
+        return replace(backward, backward=_seen(backward.backward))
+    return Recompute() if isinstance(backward, Compiled) and backward.in_use else backward
+
+
+def _short(backward: Any) -> tuple[int, int]:
+    """Two small K between which one more period of the backward lies, and nothing else."""
+    if isinstance(backward, Truncate):
+        return backward.steps + 1, backward.steps + 2
+    every = backward.every if isinstance(backward, Recompute) else 1
+    # Not 1: the first step needs no cotangent of its start, so its pullback holds less than the others.
+    return 2 * every, 3 * every if every > 1 else 3
+
+
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    began = now()
+    function()
+    return now() - began

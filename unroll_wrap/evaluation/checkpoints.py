@@ -1,0 +1,141 @@
+"""``torch.utils.checkpoint`` inside D: what it runs again, it runs with the tensors of the step it belongs to.
+
+A checkpointed part of the forward pass is run again whenever a backward pass comes by. Of a loss that captures ``fake``
+that is after the call, in the user's own ``backward()``, when D holds its live tensors again: the gradient would be
+silently another one, and D's buffers would move.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import torch.utils.checkpoint as torch_checkpoint
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.overrides import _get_current_function_mode_stack
+
+from .. import guards
+from ..live.settings import Setting
+from ..live.undo import Undo
+from .swap import Swap, copies
+
+
+class _Current(threading.local):
+    swap: Swap | None = None
+    settings: Sequence[Setting] = ()
+
+
+_current = _Current()
+# Torch has no public way to reach what a checkpoint runs again.
+_PARTS = ("_CheckpointFrame", "CheckpointFunction")
+
+
+def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
+    """From here on what is checkpointed is run again with the tensors that ``swap`` had put into D by then.
+
+    Args:
+        swap: of this call.
+        settings: of this call, which hold again then.
+        undo: ends it.
+    """
+    before = _current.swap, _current.settings
+
+    def put_back() -> None:
+        _current.swap, _current.settings = before
+
+    undo.later(put_back)
+    _current.swap, _current.settings = swap, settings
+    if all(hasattr(torch_checkpoint, name) for name in _PARTS):
+        _watched.hold(undo)
+    else:
+        # Torch has no other way to forbid it.
+        hooks = _refused()
+        undo.later(lambda: hooks.__exit__(None, None, None))
+        hooks.__enter__()
+
+
+@contextmanager
+def in_place(swap: Swap) -> Iterator[None]:
+    """The same within a context."""
+    undo = Undo()
+    with undo, undo:
+        rerun_in_place(swap, (), undo)
+        yield
+
+
+def _refused() -> AbstractContextManager[object]:
+    return disable_saved_tensors_hooks(
+        "This version of torch checkpoints in a way that an unroll does not know. Switch checkpointing, and other "
+        "hooks on saved tensors, off while unroll_wrap.is_unrolling()."
+    )
+
+
+def _parts() -> tuple[Any, ...]:
+    return tuple(getattr(torch_checkpoint, name) for name in _PARTS)
+
+
+def _put_parts(parts: Sequence[Any]) -> None:
+    for name, part in zip(_PARTS, parts, strict=True):
+        setattr(torch_checkpoint, name, part)
+
+
+@cache
+def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
+    class Frame(frame):
+        def __init__(self, recompute_fn: Callable[..., None], *rest: Any, **named: Any) -> None:
+            swap = _current.swap
+            super().__init__(recompute_fn if swap is None else _again(recompute_fn, swap), *rest, **named)
+
+    class Reentrant(reentrant):
+        @classmethod
+        def apply(cls, *args: Any, **kwargs: Any) -> Any:
+            if _current.swap is None:
+                return reentrant.apply(*args, **kwargs)
+            raise RuntimeError(
+                "A loss calls torch.utils.checkpoint with use_reentrant=True, which hides parameters from the "
+                "gradients that an unroll takes. Pass use_reentrant=False."
+            )
+
+    return Frame, Reentrant
+
+
+def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
+    """``function`` with what D held when it was checkpointed.
+
+    Run again for the first time it moves D's buffers once more, as in a real step; later it starts from the same ones.
+    """
+    params, buffers, settings = swap.inside(), copies(swap.buffers()), _current.settings
+    around = [getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes()]
+    unrolling = guards.is_unrolling()
+    ran = False
+
+    def run(*args: Any) -> None:
+        nonlocal ran, buffers
+        first, ran = not ran, True
+        undo = Undo()
+        with undo, undo, ExitStack() as stack:
+            for setting in settings:
+                setting.hold(undo)
+            if unrolling:
+                stack.enter_context(guards.unrolling())
+            active = _own_modes()
+            for context in around:
+                if context not in active:
+                    stack.enter_context(context)
+            if first and swap.inside() is params:
+                buffers = copies(swap.buffers())
+            else:
+                stack.enter_context(swap.holding(params, buffers))
+            function(*args)
+
+    return run
+
+
+def _own_modes() -> list[Any]:
+    """The replacements of operators that are in force: their graph has to come out the same."""
+    own = __name__.split(".")[0]
+    return [m for m in _get_current_function_mode_stack() if type(m).__module__.split(".")[0] == own]
+
+
+_watched = Setting(_parts, _put_parts, lambda parts: _watched_parts(*parts))

@@ -1,0 +1,62 @@
+"""Hooks that a loss has on the tensors and nodes of its graph.
+
+They fire in every backward pass that comes by. A real step makes one, and they belong to it; the one that
+differentiates it they would change once more.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import register_multi_grad_hook
+from torch.utils.hooks import RemovableHandle
+
+from ..live.settings import Setting
+
+# Who makes the handles of hooks on tensors and on nodes. Those of modules and optimizers are of other kinds; what a
+# module's backward hook does, it does by one on a node.
+_OF_GRAPHS = {Tensor.register_hook.__code__, BackwardCFunction._register_hook.__code__}
+_LOOKING_ON = register_multi_grad_hook.__code__.co_filename
+
+
+class _Here(threading.local):
+    handles: list[RemovableHandle] | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def noted() -> Iterator[list[RemovableHandle]]:
+    """The handles of hooks that this thread registers on tensors and nodes meanwhile, if ``hooks_noted`` is on."""
+    before, _here.handles = _here.handles, []
+    try:
+        yield _here.handles
+    finally:
+        _here.handles = before
+
+
+def gradient_hooks(tensor: Tensor) -> list[Callable[[Tensor], Any]]:
+    """The hooks of a tensor, but for those of ``register_multi_grad_hook``, which look on and only in an engine."""
+    hooks: list[Any] = list((tensor._backward_hooks or {}).values())
+    return [h for h in hooks if not hasattr(h, "__code__") or h.__code__.co_filename != _LOOKING_ON]
+
+
+def _noting(init: Callable[..., None]) -> Callable[..., None]:
+    def noting(self: RemovableHandle, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if _here.handles is not None and sys._getframe(1).f_code in _OF_GRAPHS:
+            _here.handles.append(self)
+
+    return noting
+
+
+def _put(init: Callable[..., None]) -> None:
+    RemovableHandle.__init__ = init
+
+
+hooks_noted = Setting(lambda: RemovableHandle.__init__, _put, _noting)

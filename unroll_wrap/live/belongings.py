@@ -1,0 +1,129 @@
+"""What a module keeps beside its parameters and buffers: counts, lists, objects of the user's own, tensors in them.
+
+A forward pass may change all of it. Containers are noted with their content, and tensors with their place.
+"""
+
+import functools
+import types
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .restore import ABSENT, put_back, refill, source
+
+# What every module has, which torch alone writes to.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+# What belongs to a framework is not the discriminator's: its trainer, its loggers.
+_FRAMEWORKS = frozenset(
+    "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric "
+    "logging multiprocessing numpy pathlib pytorch_lightning re threading torch torchvision tqdm types typing "
+    "wandb weakref".split()
+)
+_DEEPEST = 6
+
+
+class Place(NamedTuple):
+    """A tensor and where it is, ``container[key]``; no container if nothing else can be put there."""
+
+    tensor: Tensor
+    container: Any
+    key: Any
+
+
+class Belongings:
+    """The tensors that some modules keep outside of their registers, and every container that may change.
+
+    Args:
+        modules: each for itself, whatever is in it.
+        attributes: those of their parameters.
+
+    Attributes:
+        places: of tensors, parameters among them.
+        objects: of classes of the user's.
+        slots: the names of those of these objects that have any.
+        modules: those that no module has registered, in a list say.
+        sources: put back arrays of numpy's and sources of random numbers.
+        containers: dicts, lists, deques and sets.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
+        self.places: list[Place] = []
+        self.containers: list[Any] = []
+        self.objects: list[Any] = []
+        self.slots: list[tuple[Any, str]] = []
+        self.modules: list[nn.Module] = []
+        self.sources: list[Callable[[], Any]] = []
+        self._seen: set[int] = set()
+        for own in attributes:
+            self._visit(own, None, None, 0)
+        for module in modules:
+            own = vars(module)
+            for name, value in own.items():
+                if name not in _OF_EVERY_MODULE and type(value) not in _PLAIN:
+                    self._visit(value, own, name, 0)
+            if module._forward_hooks or module._forward_pre_hooks:
+                for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                    self._visit(hook, None, None, 0)
+
+    def contents(self) -> tuple[list[Any], list[Any]]:
+        """What the containers and slots hold now."""
+        slots = [getattr(one, slot, ABSENT) for one, slot in self.slots]
+        return [dict(c) if isinstance(c, dict) else list(c) for c in self.containers], slots
+
+    def refill(self, contents: tuple[list[Any], list[Any]]) -> None:
+        """Let them hold that again."""
+        for container, before in zip(self.containers, contents[0], strict=True):
+            refill(container, before)
+        for (one, slot), before in zip(self.slots, contents[1], strict=True):
+            put_back(one, slot, before)
+
+    def _visit(self, value: Any, container: Any, key: Any, depth: int) -> None:
+        if isinstance(value, Tensor):
+            self.places.append(Place(value, container, key))
+        elif isinstance(value, nn.Module):
+            self.modules.append(value)
+        elif type(value) not in _PLAIN and (restore := source(value)):
+            self.sources.append(restore)
+            return
+        if type(value) in _PLAIN or isinstance(value, _OTHERS) or depth == _DEEPEST or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        depth += 1
+        if isinstance(value, (dict, list, deque, set)) and type(own := getattr(value, "__dict__", None)) is dict:
+            # A class of the user's that derives from one of these.
+            self._visit(own, None, None, depth)
+        if isinstance(value, dict):
+            self.containers.append(value)
+            for name, item in value.items():
+                self._visit(item, value, name, depth)
+        elif isinstance(value, (list, deque)):
+            self.containers.append(value)
+            for i, item in enumerate(value):
+                self._visit(item, value, i, depth)
+        elif isinstance(value, (set, frozenset, tuple)):
+            if isinstance(value, set):
+                self.containers.append(value)
+            for item in value:
+                self._visit(item, None, None, depth)
+        elif isinstance(value, types.MethodType):
+            self._visit(value.__self__, None, None, depth)
+        elif isinstance(value, functools.partial):
+            self._visit([value.func, value.args, value.keywords], None, None, depth)
+        elif type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
+            self.objects.append(value)
+            self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
+            for slot in _slots(type(value)):
+                self.slots.append((value, slot))
+                self._visit(getattr(value, slot, None), None, None, depth)
+
+
+_OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)
+
+
+def _slots(kind: type) -> list[str]:
+    own = [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
+    return [n for names in own for n, member in names.items() if isinstance(member, types.MemberDescriptorType)]

@@ -1,0 +1,75 @@
+"""What a call changes outside of itself, undone whatever happens: Ctrl-C at any line included."""
+
+import operator
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import guards
+
+Step = Callable[[], Any]
+
+# For whatever several threads may change. Held for a few lines, and never while anything of the user's runs.
+LOCK = threading.RLock()
+owned: Callable[[Any], bool] = operator.methodcaller("_is_owned")
+
+
+class Undo:
+    """A list of changes, each noted before it is made.
+
+    As a context it undoes them, the last one first. Enter it twice, ``with undo, undo``: if an interrupt stops the one
+    in the middle, even at its first line, the other goes on from there. So what undoes a change may run twice.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+
+    def __enter__(self) -> "Undo":
+        """Nothing is changed yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Undo what is left."""
+        while self._steps:
+            self._steps[-1]()
+            self._steps.pop()
+        # An interrupt between the last line of a `with` and its end keeps the lock.
+        while owned(LOCK):
+            LOCK.release()
+
+    def later(self, step: Step) -> None:
+        """Note what undoes the change that comes next."""
+        self._steps.append(step)
+
+
+def keep_modes(undo: Undo) -> None:
+    """Note this thread's grad mode, function modes and guards, which their own contexts may fail to put back."""
+    grad, modes, depth = torch.is_grad_enabled(), torch._C._len_torch_function_stack(), guards.depth()
+
+    def put_back() -> None:
+        guards.back_to(depth)
+        torch._C._set_grad_enabled(grad)
+        while torch._C._len_torch_function_stack() > modes:
+            torch._C._pop_torch_function_stack()
+
+    undo.later(put_back)
+
+
+def keep_autocast(undo: Undo, devices: dict[str, torch.dtype]) -> None:
+    """Note autocast as it is on these devices, each with its dtype."""
+    cache, depth = torch.is_autocast_cache_enabled(), torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+
+    def put_back() -> None:
+        for device, dtype in devices.items():
+            torch.set_autocast_enabled(device, True)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cache)
+        while torch.autocast_increment_nesting() > depth:
+            torch.autocast_decrement_nesting()
+            torch.autocast_decrement_nesting()
+        torch.autocast_decrement_nesting()
+
+    undo.later(put_back)

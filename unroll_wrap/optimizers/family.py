@@ -1,0 +1,71 @@
+"""What an optimizer, or a wrapper of some, holds and steps."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..live.restore import refill
+from ..live.snapshot import parts
+from ..live.undo import Undo
+
+
+def stepped(stepper: Any) -> list[Tensor]:
+    """Everything that an optimizer, or a wrapper of some, steps: in the order of the groups, each once."""
+    every = [p for one in family(stepper) for group in groups_of(one) for p in group["params"]]
+    return list({id(p): p for p in every}.values())
+
+
+def groups_of(stepper: Any) -> list[dict[str, Any]]:
+    """The groups with their options; a wrapper may have none of its own."""
+    return list(getattr(stepper, "param_groups", ()))
+
+
+def family(stepper: Any) -> list[Any]:
+    """The stepper, and the optimizers that it holds."""
+    found = [stepper]
+    if type(stepper).__module__.startswith("torch.optim."):
+        # Torch's own hold no others.
+        return found
+    for one in found:
+        held = vars(one).values() if hasattr(one, "__dict__") else parts(one) or ()
+        for value in held:
+            if isinstance(value, (list, tuple)):
+                inner: Iterable[Any] = value
+            else:
+                inner = value.values() if isinstance(value, dict) else (value,)
+            known = {id(f) for f in found}
+            found += [o for o in inner if isinstance(o, torch.optim.Optimizer) and id(o) not in known]
+    return found
+
+
+def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], list[str]]:
+    """Let the optimizers have the options that they have now, when that is undone.
+
+    Returns:
+        What says which of them have changed.
+    """
+    before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
+
+    def changed() -> list[str]:
+        return [k for g, old in before for k in old if g.get(k, before) is not old[k]]
+
+    def put_back() -> None:
+        for group, old in before:
+            refill(group, old)
+
+    undo.later(put_back)
+    return changed
+
+
+def keep_entries(steppers: Sequence[Any], undo: Undo) -> None:
+    """Let the optimizers have state for no more parameters than now, when that is undone: to ask for it makes some."""
+    before = [(s, len(s)) for one in steppers for o in family(one) if isinstance(s := getattr(o, "state", None), dict)]
+
+    def put_back() -> None:
+        for state, entries in before:
+            while len(state) > entries:
+                state.popitem()
+
+    undo.later(put_back)

@@ -1,0 +1,1 @@
+"""Optimizers with a rule of their own, one a file."""

@@ -1,0 +1,43 @@
+"""Adagrad (Duchi et al. 2011), as torch.optim writes it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rule import UpdateRule, sqrt
+
+
+class AdagradState(NamedTuple):
+    """Updates so far, and the sum of g²."""
+
+    step: float
+    sum: Tensor
+
+
+@dataclass(frozen=True)
+class Adagrad(UpdateRule):
+    """θ ← θ - lr / (1 + (t - 1) · lr_decay) · g / (√s + eps), with s the sum of g² over all t updates."""
+
+    lr: Any
+    lr_decay: float
+    weight_decay: float
+    initial_accumulator_value: float
+    eps: float
+    maximize: bool
+
+    def init(self, param: Tensor) -> AdagradState:
+        """No update yet, and the sum's start."""
+        return AdagradState(0.0, torch.full_like(param, self.initial_accumulator_value))
+
+    def update(self, param: Tensor, grad: Tensor, state: AdagradState) -> tuple[Tensor, AdagradState]:
+        """One step, in the order of operations of ``torch.optim.adagrad._single_tensor_adagrad``."""
+        step = state.step + 1
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            grad = torch.add(grad, param, alpha=self.weight_decay)
+        total = torch.addcmul(state.sum, grad, grad)
+        lr = float(self.lr / (1 + (step - 1) * self.lr_decay))
+        return torch.addcdiv(param, grad, sqrt(total) + self.eps, value=-lr), AdagradState(step, total)

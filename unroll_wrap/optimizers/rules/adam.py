@@ -1,0 +1,159 @@
+"""Adam (Kingma & Ba 2014) and AdamW (Loshchilov & Hutter 2017), as torch.optim writes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..closed import ClosedRule, plus, plus_product, plus_quotient
+
+
+class AdamState(NamedTuple):
+    """Updates so far, and the running moments."""
+
+    step: float
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+
+
+class AdamNumbers(NamedTuple):
+    """The numbers of one update; ``decay`` is the factor of θ in g, ``shrink`` that of θ itself."""
+
+    beta1: Any
+    one_minus_beta1: Any
+    beta2: Any
+    one_minus_beta2: Any
+    step_size: Any
+    root_correction: Any
+    eps: Any
+    decay: Any
+    shrink: Any
+
+
+@dataclass(frozen=True)
+class Adam(ClosedRule):
+    """θ ← θ - lr · m̂ / (√v̂ + eps), with m and v the running means of g and g².
+
+    Weight decay joins the gradient (Adam), or shrinks the parameter itself by 1 - lr · weight_decay when
+    ``decoupled_weight_decay`` (AdamW). ``amsgrad`` divides by the largest v̂ so far. Hyperparameters are numbers or
+    one-element tensors, as the live optimizer has them.
+    """
+
+    lr: Any
+    betas: tuple[Any, Any]
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+    maximize: bool
+    decoupled_weight_decay: bool = False
+    fused: bool | None = None
+
+    def init(self, param: Tensor) -> AdamState:
+        """No update yet, zero moments."""
+        zeros = torch.zeros_like(param)
+        return AdamState(0.0, zeros, zeros, zeros if self.amsgrad else None)
+
+    def adopt(self, state: AdamState) -> AdamState:
+        """The largest v counts under ``amsgrad`` alone."""
+        return state if self.amsgrad else state._replace(max_exp_avg_sq=None)
+
+    def numbers(self, state: AdamState) -> AdamNumbers:
+        """Bias corrections included."""
+        # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer; a fused kernel
+        # reads out the learning rate.
+        (beta1, beta2), lr = self.betas, float(self.lr) if self.fused else self.lr
+        step = state.step + 1
+        return AdamNumbers(
+            float(beta1),
+            1 - float(beta1),
+            beta2,
+            float(1 - beta2),
+            float(lr / (1 - beta1**step)),
+            float((1 - beta2**step) ** 0.5),
+            self.eps,
+            self.weight_decay,
+            1 - lr * self.weight_decay,
+        )
+
+    def switches(self) -> tuple[bool, ...]:
+        """The options, but for those that are numbers; amsgrad shows in the state."""
+        return self.maximize, self.weight_decay != 0, self.decoupled_weight_decay
+
+    def following(self, state: AdamState, after: Sequence[Tensor]) -> AdamState:
+        """One step more."""
+        m, v, *largest = after
+        return AdamState(state.step + 1, m, v, largest[0] if largest else None)
+
+    def descend(self, numbers: AdamNumbers, param: Tensor, grad: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
+        """In the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+        m, v, *largest = before
+        param, grad = self._decayed(numbers, param, grad)
+        m = torch.lerp(m, grad, numbers.one_minus_beta1)
+        v = plus_product(v * numbers.beta2, grad, grad, numbers.one_minus_beta2)
+        s = torch.maximum(largest[0], v) if largest else v
+        _, denominator = _root_and_denominator(numbers, s)
+        param = plus_quotient(param, m, denominator, -numbers.step_size)
+        return (param, m, v, s) if largest else (param, m, v)
+
+    def ascend(
+        self,
+        numbers: AdamNumbers,
+        param: Tensor,
+        grad: Tensor,
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
+        bars: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """With √s of derivative 0 at 0, see ``rule.sqrt``.
+
+        Root and denominator are made again: three calls, for two vectors less in every stored step.
+        """
+        _, grad = self._decayed(numbers, param, grad)
+        (m, v, *largest), (of_param, of_m, of_v, *of_largest) = after, bars
+        root, denominator = _root_and_denominator(numbers, largest[0] if largest else v)
+        along = of_param / denominator
+        of_m = plus(of_m, along, -numbers.step_size)
+        slope = along * m * (numbers.step_size / (2 * numbers.root_correction)) / (denominator * root)
+        of_s = torch.where(root > 0, slope, root)
+        if largest:
+            of_s = of_s + of_largest[0]
+            # As torch.maximum has it, which gives each of two equal arguments a half.
+            share = torch.heaviside(v - before[2], torch.full_like(v, 0.5))
+            of_v, of_largest = plus_product(of_v, of_s, share, 1), [of_s * (1 - share)]
+        else:
+            of_v = of_v + of_s
+        of_grad = plus_product(of_m * numbers.one_minus_beta1, of_v, grad, 2 * numbers.one_minus_beta2)
+        if self.weight_decay != 0:
+            if self.decoupled_weight_decay:
+                of_param = of_param * numbers.shrink
+            else:
+                of_param = plus(of_param, of_grad, numbers.decay)
+        if self.maximize:
+            of_grad = -of_grad
+        return of_grad, of_param, of_m * numbers.beta1, of_v * numbers.beta2, *of_largest
+
+    def _decayed(self, numbers: AdamNumbers, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """θ and g as the moments see them."""
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            if self.decoupled_weight_decay:
+                param = param * numbers.shrink
+            else:
+                grad = plus(grad, param, numbers.decay)
+        return param, grad
+
+
+def _root_and_denominator(numbers: AdamNumbers, s: Tensor) -> tuple[Tensor, Tensor]:
+    root = s.sqrt()
+    return root, root / numbers.root_correction + numbers.eps
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay; since torch 2.7 the optimizer says so itself, before that by its class."""
+
+    decoupled_weight_decay: bool = True

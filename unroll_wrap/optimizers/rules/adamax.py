@@ -1,0 +1,46 @@
+"""Adamax (Kingma & Ba 2014, section 7.1), as torch.optim writes it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rule import UpdateRule
+
+
+class AdamaxState(NamedTuple):
+    """Updates so far, the running mean of g, and the decaying maximum of |g|."""
+
+    step: float
+    exp_avg: Tensor
+    exp_inf: Tensor
+
+
+@dataclass(frozen=True)
+class Adamax(UpdateRule):
+    """θ ← θ - lr · m̂ / u, with m the running mean of g and u ← max(beta2 · u, |g| + eps)."""
+
+    lr: Any
+    betas: tuple[Any, Any]
+    eps: float
+    weight_decay: float
+    maximize: bool
+
+    def init(self, param: Tensor) -> AdamaxState:
+        """No update yet, zero moments."""
+        zeros = torch.zeros_like(param)
+        return AdamaxState(0.0, zeros, zeros)
+
+    def update(self, param: Tensor, grad: Tensor, state: AdamaxState) -> tuple[Tensor, AdamaxState]:
+        """One step, in the order of operations of ``torch.optim.adamax._single_tensor_adamax``."""
+        beta1, beta2 = self.betas
+        step = state.step + 1
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            grad = torch.add(grad, param, alpha=self.weight_decay)
+        exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
+        exp_inf = torch.maximum(state.exp_inf * beta2, grad.abs() + self.eps)
+        step_size = float(self.lr / (1 - beta1**step))
+        return torch.addcdiv(param, exp_avg, exp_inf, value=-step_size), AdamaxState(step, exp_avg, exp_inf)

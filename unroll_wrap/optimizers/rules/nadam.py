@@ -1,0 +1,63 @@
+"""NAdam (Dozat 2016), as torch.optim writes it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rule import Scalar, UpdateRule, sqrt
+
+
+class NAdamState(NamedTuple):
+    """Updates so far, the product of the momentum schedule, and the running moments."""
+
+    step: float
+    mu_product: Scalar
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+@dataclass(frozen=True)
+class NAdam(UpdateRule):
+    """θ ← θ - lr · ((1 - μ_t) / (1 - Πμ) · g + μ_{t+1} / (1 - Πμ · μ_{t+1}) · m) / (√v̂ + eps).
+
+    Adam with Nesterov's look-ahead; μ_t = beta1 · (1 - 0.5 · 0.96^(t · momentum_decay)).
+    """
+
+    lr: Any
+    betas: tuple[Any, Any]
+    eps: float
+    weight_decay: float
+    momentum_decay: float
+    maximize: bool
+    decoupled_weight_decay: bool
+
+    def init(self, param: Tensor) -> NAdamState:
+        """No update yet, zero moments."""
+        zeros = torch.zeros_like(param)
+        return NAdamState(0.0, Scalar.of(1.0), zeros, zeros)
+
+    def update(self, param: Tensor, grad: Tensor, state: NAdamState) -> tuple[Tensor, NAdamState]:
+        """One step of ``torch.optim.nadam._single_tensor_nadam``."""
+        beta1, beta2 = self.betas
+        step = state.step + 1
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            if self.decoupled_weight_decay:
+                param = param * (1 - self.lr * self.weight_decay)
+            else:
+                grad = torch.add(grad, param, alpha=self.weight_decay)
+        mu = beta1 * (1 - 0.5 * 0.96 ** (step * self.momentum_decay))
+        mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * self.momentum_decay))
+        mu_product = state.mu_product.times(mu)
+        exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
+        exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
+        denominator = sqrt(exp_avg_sq / float(1 - beta2**step)) + self.eps
+        product = float(mu_product)
+        # torch divides twice; the quotient of the sum is half of the derivative's work.
+        of_grad, of_avg = float(self.lr * (1 - mu) / (1 - product)), float(self.lr * mu_next / (1 - product * mu_next))
+        direction = torch.add(grad * of_grad, exp_avg, alpha=of_avg)
+        param = torch.addcdiv(param, direction, denominator, value=-1)
+        return param, NAdamState(step, mu_product, exp_avg, exp_avg_sq)

@@ -1,0 +1,62 @@
+"""RMSprop (Tieleman & Hinton 2012), as torch.optim writes it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rule import UpdateRule, sqrt
+
+
+class RMSpropState(NamedTuple):
+    """Updates so far, the running means of g² and (centered) of g, and the velocity."""
+
+    step: float
+    square_avg: Tensor
+    momentum_buffer: Tensor | None
+    grad_avg: Tensor | None
+
+
+@dataclass(frozen=True)
+class RMSprop(UpdateRule):
+    """θ ← θ - lr · g / (√v + eps), with v the running mean of g²; less the squared mean of g when ``centered``.
+
+    With momentum the quotient goes through a velocity b ← momentum · b + g / (√v + eps).
+    """
+
+    lr: Any
+    alpha: float
+    eps: float
+    weight_decay: float
+    momentum: float
+    centered: bool
+    maximize: bool
+
+    def init(self, param: Tensor) -> RMSpropState:
+        """No update yet, zero means."""
+        zeros = torch.zeros_like(param)
+        return RMSpropState(0.0, zeros, zeros if self.momentum > 0 else None, zeros if self.centered else None)
+
+    def adopt(self, state: RMSpropState) -> RMSpropState:
+        """The mean of g counts when ``centered`` alone."""
+        return state if self.centered else state._replace(grad_avg=None)
+
+    def update(self, param: Tensor, grad: Tensor, state: RMSpropState) -> tuple[Tensor, RMSpropState]:
+        """One step, in the order of operations of ``torch.optim.rmsprop._single_tensor_rmsprop``."""
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            grad = torch.add(grad, param, alpha=self.weight_decay)
+        square_avg = torch.addcmul(state.square_avg * self.alpha, grad, grad, value=1 - self.alpha)
+        variance, grad_avg, velocity = square_avg, state.grad_avg, state.momentum_buffer
+        if grad_avg is not None:
+            grad_avg = torch.lerp(grad_avg, grad, 1 - self.alpha)
+            variance = torch.addcmul(square_avg, grad_avg, grad_avg, value=-1)
+        denominator = sqrt(variance) + self.eps
+        if velocity is not None:
+            velocity = torch.addcdiv(velocity * self.momentum, grad, denominator)
+            param = torch.add(param, velocity, alpha=-float(self.lr))
+        else:
+            param = torch.addcdiv(param, grad, denominator, value=-float(self.lr))
+        return param, RMSpropState(state.step + 1, square_avg, velocity, grad_avg)

@@ -1,0 +1,49 @@
+"""Gradient descent, plain or with momentum, as torch.optim writes it."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rule import UpdateRule
+
+
+class SGDState(NamedTuple):
+    """The velocity; None before the first update with momentum, and always without."""
+
+    momentum_buffer: Tensor | None
+
+
+@dataclass(frozen=True)
+class SGD(UpdateRule):
+    """θ ← θ - lr · b, with b ← momentum · b + (1 - dampening) · g; b is g itself at the first update.
+
+    Nesterov's form steps along g + momentum · b.
+    """
+
+    lr: Any
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    maximize: bool
+
+    def init(self, param: Tensor) -> SGDState:
+        """No velocity yet."""
+        return SGDState(None)
+
+    def update(self, param: Tensor, grad: Tensor, state: SGDState) -> tuple[Tensor, SGDState]:
+        """One step, in the order of operations of ``torch.optim.sgd._single_tensor_sgd``."""
+        if self.maximize:
+            grad = -grad
+        if self.weight_decay != 0:
+            grad = torch.add(grad, param, alpha=self.weight_decay)
+        buffer = state.momentum_buffer
+        if self.momentum != 0:
+            if buffer is None:
+                buffer = grad
+            else:
+                buffer = torch.add(buffer * self.momentum, grad, alpha=1 - self.dampening)
+            grad = torch.add(grad, buffer, alpha=self.momentum) if self.nesterov else buffer
+        return torch.add(param, grad, alpha=-float(self.lr)), SGDState(buffer)

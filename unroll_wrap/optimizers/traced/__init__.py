@@ -1,0 +1,1 @@
+"""Optimizers without a rule: their own ``step()``, recorded and differentiated."""

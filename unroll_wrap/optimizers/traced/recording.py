@@ -1,0 +1,252 @@
+"""One live step as a function: recorded on the live objects, freed of in-place operations, and put to the test.
+
+The live optimizer, or whatever the user steps in its place, is brought into the state that is asked for, stepped under
+``make_fx``, and everything is put back. The function that comes out has to do what the step does where it was recorded,
+and nearby: a number that was read out of a tensor is frozen in it, and shows there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+
+from ...live.random_state import EveryState
+from ...live.snapshot import Snapshot
+from .graphs import compiled, differentiable
+from .operations import Asked, is_recorded, rename
+from .perturb import close, same, shifted, varied_by
+from .step_inputs import Seen, look
+
+
+class State(NamedTuple):
+    """Where an optimizer stands: what was seen of it, and how to bring it there, if it is not there anyway."""
+
+    seen: Seen
+    snapshot: Snapshot | None
+
+
+class Trace(NamedTuple):
+    """A step as a function.
+
+    Attributes:
+        function: parameters, gradients, holes → parameters and holes after the step, then what it decided by.
+        decisions: how it decided when it was recorded.
+        after: the state after it.
+    """
+
+    function: Callable[..., Sequence[Tensor]]
+    decisions: list[bool]
+    after: State
+
+    def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
+        """What the step moved, and how it would have decided with these inputs."""
+        outputs = list(self.function(*inputs))
+        n = len(outputs) - len(self.decisions)
+        return outputs[:n], [bool(t) for t in outputs[n:]]
+
+
+class Depends(Exception):
+    """Numbers that a step keeps as tensors depend on gradients: they are no constants."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(f"{paths} depend on gradients")
+        self.paths = paths
+
+
+class Recorder(NamedTuple):
+    """How to step an optimizer from any state, and look at what it did.
+
+    Attributes:
+        stepper: the live object.
+        params: all that it steps.
+        moved: which of them are unrolled.
+        used: which of the unrolled ones have a gradient.
+        promoted: paths of numbers that are no constants.
+    """
+
+    stepper: Any
+    params: Sequence[Tensor]
+    moved: Sequence[bool]
+    used: Sequence[bool]
+    promoted: frozenset[str]
+
+    def record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
+        """The step from a state as a function.
+
+        Args:
+            state: where it starts.
+            inputs: the values of parameters (all of them, the unrolled ones first), gradients and holes.
+
+        Raises:
+            Depends: some constants are none.
+            RuntimeError: the step cannot be recorded.
+        """
+        # At the start of an unroll they lie in the memory of what is about to be stepped.
+        inputs = [t.detach().clone() for t in inputs]
+        with self.put_back(state) as live:
+            start = state if state.snapshot else state._replace(snapshot=live)
+            left: list[Any] = []
+            asked, random = Asked(), EveryState(self.params, ())
+            # Modules that are compiled when they first run, which these never do: torch keeps the source of any.
+            with _use_lazy_graph_module(True):
+                graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
+                if not random.is_now():
+                    raise RuntimeError("it draws random numbers, and a trace would draw others.")
+                function = compiled(differentiable(make_fx(torch.func.functionalize(compiled(graph)))(*inputs)))
+            values, seen, snapshot = left
+            with torch.no_grad():
+                found = list(function(*inputs))
+            if not all(map(same, found, values)):
+                raise RuntimeError("the recorded step gives another result than step() itself.")
+            trace = Trace(function, asked.values, State(seen, snapshot))
+            self._check_nearby(trace, start, inputs, asked.rewritten)
+        snapshot.let_go(live)
+        return trace
+
+    def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
+        """What a state looks like where other numbers count as constants."""
+        with self.put_back(state) as live:
+            self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
+            return look(self.stepper, self.params, self.promoted)
+
+    @contextmanager
+    def put_back(self, state: State) -> Iterator[Snapshot]:
+        """Whatever happens, everything is as it was before: the live objects, and those of a recorded state."""
+        recorded = Snapshot(state.snapshot.objects() if state.snapshot else ())
+        live = Snapshot([self.stepper, *self.params])
+        with EveryState(self.params, ()).replayed(), recorded, live:
+            yield live
+
+    def _place(self, state: State, inputs: Sequence[Tensor]) -> None:
+        """Bring the live objects into a state."""
+        assert state.snapshot is not None
+        state.snapshot.restore()
+        params, grads, holes = self._divided(inputs)
+        with torch.no_grad():
+            for hole, value in zip(state.seen.holes, holes, strict=True):
+                if hole.shape == value.shape:
+                    hole.data.copy_(value)
+                else:
+                    hole.data = value.detach().clone()
+            for view in state.seen.views:
+                if view.tensor.shape != view.place[0]:
+                    view.tensor.data = view.of(view.base.data)
+            # After what they may be views of.
+            for live, value in zip(self._ordered(), params, strict=True):
+                live.data.copy_(value)
+        for p in self.params:
+            p.grad = None
+        for p, g in zip(self._with_gradient(), grads, strict=True):
+            p.grad = g.detach().clone()
+
+    def _run(self, state: State, given: Sequence[Tensor], asked: Asked, left: list[Any]) -> list[Tensor]:
+        """Under trace: the live step from a state, whose tensors are these."""
+        with disable_proxy_modes_tracing():
+            self._place(state, given)
+        self._name(state, given)
+        with asked, torch.enable_grad():
+            self.stepper.step()
+        with disable_proxy_modes_tracing():
+            seen, snapshot = self._look()
+        out = [*self._unrolled(), *seen.holes]
+        known = list(map(is_recorded, out))
+        with disable_proxy_modes_tracing():
+            # What the graph does not know is the same whatever it is given.
+            out = [t if k else t.detach().clone() for t, k in zip(out, known, strict=True)]
+            left[:] = [t.detach().clone() for t in (*out, *asked.tensors)], seen, snapshot
+        return [*out, *asked.tensors]
+
+    def _name(self, state: State, given: Sequence[Tensor]) -> None:
+        """Tell the graph what the live tensors are in it."""
+        params, grads, holes = self._divided(given)
+        lying = {id(v.tensor) for v in state.seen.views}
+        with torch.no_grad():
+            pairs = [*zip(self._ordered(), params, strict=True), *zip(state.seen.holes, holes, strict=True)]
+            for live, value in pairs:
+                if id(live) not in lying:
+                    rename(live, value.clone())
+            values = {id(live): value for live, value in pairs}
+            for view in state.seen.views:
+                stand_in = view.of(view.base)
+                if (value := values.get(id(view.tensor))) is not None:
+                    stand_in.copy_(value)
+                rename(view.tensor, stand_in)
+            for live, value in zip(self._with_gradient(), grads, strict=True):
+                assert live.grad is not None
+                rename(live.grad, value.clone())
+            for live in state.seen.constants:
+                with disable_proxy_modes_tracing():
+                    number = live.item()
+                # Of this form make_fx knows the value, so that a step may read it out.
+                rename(live, torch.tensor(number, dtype=live.dtype, device=live.device).reshape(live.shape))
+
+    def _look(self) -> tuple[Seen, Snapshot]:
+        """The state that a step has left."""
+        for p in self.params:
+            p.grad = None
+        seen = look(self.stepper, self.params, self.promoted)
+        return seen, self.snapshot(seen)
+
+    def snapshot(self, seen: Seen) -> Snapshot:
+        """All that is not written by whoever brings the live objects into a state."""
+        tensors = (*self.params, *seen.holes, *(v.tensor for v in seen.views))
+        return Snapshot([self.stepper, *self.params], bare={id(t) for t in tensors})
+
+    def _check_nearby(self, trace: Trace, state: State, inputs: Sequence[Tensor], rewritten: bool) -> None:
+        """The live step, from other numbers that it decides on alike, has to do what the function does."""
+        for scale in (1e-3, 1e-6, 0.0):
+            varied = varied_by(inputs, scale)
+            with torch.no_grad():
+                outputs, decisions = trace.run(varied)
+            if decisions == trace.decisions:
+                break
+        # Where an operator was put in another form, the two agree to the last bit only if the live step does so, too.
+        for mode in (Asked(), nullcontext()) if rewritten else (nullcontext(),):
+            self._place(state, varied)
+            foreign = shifted(state.seen.foreign)
+            with mode, torch.enable_grad():
+                self.stepper.step()
+            for t, before in foreign:
+                if not same(t.detach(), before):
+                    raise RuntimeError(f"it changes {state.seen.paths[id(t)]}, which belongs to the discriminator.")
+            for p in self.params:
+                p.grad = None
+            seen = look(self.stepper, self.params, self.promoted)
+            self._compare(trace.after.seen, seen)
+            found = [*self._unrolled(), *seen.holes]
+            as_it_is = rewritten and not isinstance(mode, Asked)
+            if not all(map(close if as_it_is else same, outputs, found)):
+                if as_it_is:
+                    raise RuntimeError(
+                        "with operators on lists of tensors it gives another result. Pass foreach=False."
+                    )
+                raise RuntimeError(
+                    "it computes with numbers that it reads out of tensors, with .item(), .tolist(), .numpy() or in "
+                    "code of its own, or with the discriminator's buffers, and these would be constants."
+                )
+
+    def _compare(self, recorded: Seen, again: Seen) -> None:
+        """What a step leaves besides tensors may not depend on the numbers in them."""
+        if recorded.key != again.key:
+            if depending := recorded.other_counts(again):
+                raise Depends(depending)
+            place = recorded.difference(again)
+            raise RuntimeError(f"{place} is not the same for other gradients, and a trace would take it for constant.")
+
+    def _divided(self, inputs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        n, m = len(self.params), sum(self.used)
+        return inputs[:n], inputs[n : n + m], inputs[n + m :]
+
+    def _unrolled(self) -> list[Tensor]:
+        return [p for p, m in zip(self.params, self.moved, strict=True) if m]
+
+    def _ordered(self) -> list[Tensor]:
+        """The unrolled parameters, then those that keep still."""
+        return self._unrolled() + [p for p, m in zip(self.params, self.moved, strict=True) if not m]
+
+    def _with_gradient(self) -> list[Tensor]:
+        return [p for p, used in zip(self._unrolled(), self.used, strict=True) if used]

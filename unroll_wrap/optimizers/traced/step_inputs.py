@@ -1,0 +1,232 @@
+"""What a step goes by, read off the live objects: the tensors it computes with, and all the rest as a key.
+
+Two states with one key have the same structure, the same options and the same counts, so that what was recorded in one
+of them serves in the other.
+"""
+
+import types
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...live.restore import contents
+from ...live.snapshot import ATOMS, parts
+from .places import Places, named
+
+
+class _Same:
+    """Stands for an object that is not looked into: equal to itself alone."""
+
+    def __init__(self, one: Any) -> None:
+        self.one = one
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.one is other.one
+
+    def __hash__(self) -> int:
+        return id(self.one)
+
+
+class Key:
+    """All that a step goes by but tensors. Compares by content; the hash, of much, is computed once."""
+
+    def __init__(self, content: list[Any], counts: list[Any]) -> None:
+        self.content, self.counts = tuple(content), tuple(counts)
+        self._hash = hash((self.content, self.counts))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Key):
+            return False
+        return self._hash == other._hash and self.content == other.content and self.counts == other.counts
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class View(NamedTuple):
+    """A tensor that lies in the memory of another one, by size, strides and offset."""
+
+    tensor: Tensor
+    base: Tensor
+    place: tuple[torch.Size, tuple[int, ...], int]
+
+    def of(self, base: Tensor) -> Tensor:
+        """The same view of another tensor like the base."""
+        shape, _, start = self.place
+        if self.tensor.is_contiguous() or not self.tensor.numel():
+            return base.reshape(-1)[start : start + shape.numel()].view(shape)
+        return base.as_strided(*self.place)
+
+
+class Seen(NamedTuple):
+    """A state of a stepper.
+
+    Attributes:
+        key: everything but the holes.
+        holes: the tensors that it computes with, besides parameters and gradients.
+        constants: numbers that it keeps as tensors, such as counts, which are a part of the key.
+        views: tensors that lie in the memory of a parameter or a hole.
+        foreign: tensors of the discriminator's that it could reach, which it may neither use nor change.
+        knows_modules: whether it could reach any modules.
+        places: where each entry of the key was found.
+        paths: where each tensor was, by its id.
+    """
+
+    key: Key
+    holes: list[Tensor]
+    constants: list[Tensor]
+    views: list[View]
+    foreign: list[Tensor]
+    knows_modules: bool
+    places: Places
+    paths: dict[int, str]
+
+    def other_counts(self, other: "Seen") -> list[str]:
+        """The paths of the constants with another value, where nothing else is different."""
+        if self.key.content != other.key.content:
+            return []
+        pairs = zip(self.constants, self.key.counts, other.key.counts, strict=True)
+        return [self.paths[id(t)] for t, one, two in pairs if one != two]
+
+    def difference(self, other: "Seen") -> str:
+        """Where the first difference to another state is."""
+        pairs = zip(self.key.content, other.key.content, strict=False)
+        return self.places.path(next((i for i, (a, b) in enumerate(pairs) if a != b), 0))
+
+
+def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ()) -> Seen:
+    """The state of a stepper as it is now; nothing is changed.
+
+    Args:
+        stepper: the live optimizer, or what the user steps in its place.
+        params: what it steps.
+        promoted: paths of numbers, kept as tensors, that depend on gradients and so are no constants.
+
+    Raises:
+        TypeError: it holds what an unroll cannot carry.
+    """
+    position = {id(p): i for i, p in enumerate(params)}
+    numbers: dict[int, int] = {}
+    key: list[Any] = []
+    places, paths = Places(), {}
+    tensors: list[Tensor] = []
+    foreign: list[Tensor] = []
+    # Whether it is a part of a module that is unrolled, with a tensor that moves in each of its own ways.
+    todo: list[tuple[Any, int, str, bool]] = [(stepper, -1, "", False)]
+    # What holds the attributes of an object: what is in it has a name with a dot.
+    fields: set[int] = set()
+    # The numbers of modules and of what is in them.
+    modular: set[int] = set()
+    while todo:
+        one, above, name, inside = todo.pop()
+        kind, number = type(one), places.add(above, name, len(key))
+        if kind in ATOMS:
+            key += (kind, one if one == one else "nan")
+            continue
+        if (known := numbers.get(id(one))) is not None:
+            key += (_Same, known)
+            continue
+        numbers[id(one)] = number
+        key.append(kind)
+        if isinstance(one, nn.Module) and not inside:
+            inside = any(id(p) in position for p in one.parameters())
+            modular.add(number)
+        children = parts(one)
+        if isinstance(one, Tensor):
+            paths[id(one)] = places.of(number)
+            if (at := position.get(id(one))) is not None:
+                key.append(at)
+            elif inside:
+                foreign.append(one)
+            else:
+                _check(one, paths[id(one)], above in modular)
+                tensors.append(one)
+            key += (one.shape, one.dtype, one.device, one.requires_grad)
+        elif isinstance(one, (set, frozenset)):
+            # Their own order is that of ids and hashes.
+            children = sorted(children or (), key=lambda e: (0, repr(e)) if type(e) in ATOMS else (1, str(id(e))))
+            key += [_Same(e) for e in children if type(e) not in ATOMS]
+        elif (content := contents(one)) is not None:
+            key.append(content)
+        elif isinstance(one, types.FunctionType):
+            key.append(_Same(one.__code__))
+        if not children and not isinstance(one, (list, tuple, dict, set, frozenset, Tensor)):
+            key.append(_Same(one))
+        key.append(len(children or ()))
+        if (attributes := getattr(one, "__dict__", None)) is not None:
+            fields.add(id(attributes))
+        if above in modular:
+            modular.add(number)
+        todo += [(c, number, n, inside) for n, c in reversed(named(one, children or (), id(one) in fields, position))]
+    sorted_out = _sorted_out(params, tensors, key, places, paths, promoted)
+    return sorted_out._replace(foreign=foreign, knows_modules=bool(modular))
+
+
+def _check(tensor: Tensor, path: str, of_a_module: bool) -> None:
+    if tensor.requires_grad and tensor.is_leaf and not of_a_module:
+        raise TypeError(f"it holds a tensor that requires grad and that it does not step, in {path}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"it holds a tensor that is not dense, in {path}")
+
+
+def _sorted_out(
+    params: Sequence[Tensor],
+    tensors: list[Tensor],
+    key: list[Any],
+    places: Places,
+    paths: dict[int, str],
+    promoted: Collection[str],
+) -> Seen:
+    """Which tensors are holes, constants and views; the key is told."""
+    holes: list[Tensor] = []
+    constants: list[Tensor] = []
+    views: list[View] = []
+    together: dict[int, list[Tensor]] = {}
+    for t in (*params, *tensors):
+        if pointer := t.untyped_storage().data_ptr() if t.layout is torch.strided else 0:
+            together.setdefault(pointer, []).append(t)
+    lying = {id(v.tensor): v for group in together.values() if len(group) > 1 for v in _views(group, params, paths)}
+    shared = {id(v.base) for v in lying.values()}
+    order = {id(t): i for i, t in enumerate((*params, *tensors))}
+    for t in (*params, *tensors):
+        path = paths.get(id(t), "")
+        if (view := lying.get(id(t))) is not None:
+            views.append(view)
+            key += ("view", order[id(t)], order[id(view.base)], view.place)
+        elif order[id(t)] < len(params):
+            continue
+        elif id(t) not in shared and path not in promoted and _is_count(t, path):
+            constants.append(t)
+            key.append("constant")
+        else:
+            holes.append(t)
+            key.append("hole")
+    return Seen(Key(key, [t.item() for t in constants]), holes, constants, views, [], False, places, paths)
+
+
+def _is_count(tensor: Tensor, path: str) -> bool:
+    """Torch's own optimizers keep the number of updates as a tensor, and read it out in their steps."""
+    return tensor.numel() == 1 and (tensor.dim() == 0 or path.endswith("['step']"))
+
+
+def _views(group: list[Tensor], params: Sequence[Tensor], paths: dict[int, str]) -> Iterable[View]:
+    """Of tensors that share memory: all but the one that covers it; none where no two of them overlap."""
+    whole = group[0].untyped_storage().nbytes()
+    base = next(
+        (t for t in group if t.is_contiguous() and t.storage_offset() == 0 and t.numel() * t.element_size() == whole),
+        None,
+    )
+    if base is not None and all(t.dtype is base.dtype for t in group):
+        return [View(t, base, (t.shape, t.stride(), int(t.storage_offset()))) for t in group if t is not base]
+    ends = 0
+    for t in sorted(group, key=lambda t: t.storage_offset() * t.element_size()):
+        start = t.storage_offset() * t.element_size()
+        if start < ends or not t.is_contiguous():
+            mine = {id(p) for p in params}
+            other = "a parameter's memory" if any(id(o) in mine for o in group) else "memory that others hold, too"
+            path = next((paths[id(o)] for o in group if id(o) in paths and id(o) not in mine), paths.get(id(t), ""))
+            raise TypeError(f"{path} holds a view of {other}, of another kind or in part")
+        ends = start + t.numel() * t.element_size()
+    return []

@@ -1,0 +1,158 @@
+"""Any other optimizer: its own ``step()``, traced into a differentiable function.
+
+The live optimizer itself is stepped, once for each trace, and put back bit for bit; what it does to parameters and to
+the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever it
+decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these are
+the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
+"""
+
+import re
+from collections import OrderedDict, namedtuple
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..block import Block, pack, unpack
+from ..rule import UpdateRule
+from .recording import Depends, Recorder, State, Trace
+from .step_inputs import look
+
+# A call uses one trace for each inner step, and the next call, a live step later, all of them but one.
+_KEEP = 64
+
+
+class _At(NamedTuple):
+    """The part of the state that is not differentiated: counts, options, tensors of whole numbers."""
+
+    state: State
+    carried: tuple[Tensor, ...]
+
+
+class _Memory:
+    """What is known of an optimizer: traces by key, and the numbers that turned out to be no constants."""
+
+    def __init__(self) -> None:
+        self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
+        self.promoted: frozenset[str] = frozenset()
+
+    def of(self, key: Any) -> list[Trace]:
+        """The traces with a key; the oldest keys are forgotten."""
+        traces = self.traces.setdefault(key, [])
+        self.traces.move_to_end(key)
+        while len(self.traces) > _KEEP:
+            self.traces.popitem(last=False)
+        return traces
+
+
+class Traced(UpdateRule):
+    """θ, state ← the optimizer's own ``step()``, for all of its parameters at once.
+
+    Args:
+        stepper: the live optimizer, or a wrapper that steps in its place.
+        live: all that it steps.
+        moved: for each of these, whether it is unrolled; the others keep still.
+    """
+
+    elementwise: ClassVar[bool] = False
+    joint: ClassVar[bool] = True
+
+    def __init__(self, stepper: Any, live: Sequence[Tensor], moved: Sequence[bool]) -> None:
+        self.stepper = stepper
+        self.live = live
+        self.moved = moved
+        self.shapes = [p.shape for p, m in zip(live, moved, strict=True) if m]
+        self.used = [True] * len(self.shapes)
+        self.memory = _Memory()
+
+    def for_used(self, used: list[bool]) -> "Traced":
+        """The rule of a step in which only some of the unrolled parameters have a gradient."""
+        rule = Traced(self.stepper, self.live, self.moved)
+        rule.used, rule.memory = used, self.memory
+        return rule
+
+    def block(self, index: tuple[int, ...], params: Sequence[Tensor]) -> Block:
+        """Where an unroll starts: the unrolled parameters, and the live state."""
+        try:
+            seen = look(self.stepper, self.live, self.memory.promoted)
+        except TypeError as error:
+            name = type(self.stepper).__name__
+            raise TypeError(
+                f"{name} cannot be unrolled: {error}. Write an UpdateRule, and register_rule() it."
+            ) from error
+        packed = pack([p.detach() for p in params])
+        holes = [t.detach() for t in seen.holes]
+        # While losses run, stand-ins are where a step that knows the discriminator would look for parameters.
+        at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
+        return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
+
+    def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One step of all parameters, packed; ``grad`` is zero where there is no gradient."""
+        at, holes = _taken_apart(state)
+        params = unpack(param, self.shapes)
+        grads = [g for g, used in zip(unpack(grad, self.shapes), self.used, strict=True) if used]
+        while True:
+            still = [p.detach() for p, moved in zip(self.live, self.moved, strict=True) if not moved]
+            inputs = [*params, *still, *grads, *holes]
+            key = (at.seen.key, tuple(self.used), *((t.shape, t.dtype, t.device) for t in inputs))
+            traces = self.memory.of(key)
+            for trace in traces:
+                new, decided = trace.run(inputs)
+                if decided == trace.decisions:
+                    return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
+            try:
+                traces.append(trace := self._trace(at, [t.detach() for t in inputs]))
+            except Depends as found:
+                at, holes = self._promote(found.paths, at, holes, inputs)
+                continue
+            new, _ = trace.run(inputs)
+            return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
+
+    def _recorder(self) -> Recorder:
+        return Recorder(self.stepper, self.live, self.moved, self.used, self.memory.promoted)
+
+    def _trace(self, at: State, inputs: list[Tensor]) -> Trace:
+        try:
+            return self._recorder().record(at, inputs)
+        except Depends:
+            raise
+        except Exception as error:
+            name, reason = type(self.stepper).__name__, str(error).strip().split("\n")[0].rstrip(".")
+            if "INTERNAL ASSERT" in reason or "tracing tensor" in reason:
+                reason = "it reads numbers out of tensors, by .item() say, or has an operator that cannot be recorded"
+            if kernel := re.search(r"custom \(non-ATen\) operator.*annotations: ([\w:.]+)", reason):
+                reason = f"it uses a kernel of its own, {kernel[1]}"
+            raise TypeError(
+                f"{name} cannot be unrolled: tracing its step() failed with {type(error).__name__}: {reason}. Write an "
+                "UpdateRule, and register_rule() it."
+            ) from error
+
+    def _promote(
+        self, paths: Sequence[str], at: State, holes: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> tuple[State, list[Tensor]]:
+        """The same state where some numbers are no constants any more."""
+        self.memory.promoted |= frozenset(paths)
+        seen = self._recorder().seen_in(at, [t.detach() for t in inputs])
+        values = {id(t): value for t, value in zip(at.seen.holes, holes, strict=True)}
+        for t, count in zip(at.seen.constants, at.seen.key.counts, strict=True):
+            values[id(t)] = torch.tensor(count, dtype=t.dtype, device=t.device).reshape(t.shape)
+        return State(seen, at.snapshot), [values[id(t)] for t in seen.holes]
+
+
+def _state(state: State, holes: Sequence[Tensor]) -> Any:
+    smooth = [t for t in holes if t.is_floating_point()]
+    carried = tuple(t for t in holes if not t.is_floating_point())
+    return _state_type(len(smooth))(_At(state, carried), *smooth)
+
+
+def _taken_apart(state: Any) -> tuple[State, list[Tensor]]:
+    at, *smooth = state
+    carried, rest = iter(at.carried), iter(smooth)
+    return at.state, [next(rest if t.is_floating_point() else carried) for t in at.state.seen.holes]
+
+
+@cache
+def _state_type(tensors: int) -> Any:
+    return namedtuple("TracedState", ["at", *(f"tensor{i}" for i in range(tensors))])  # pyright: ignore[reportUntypedNamedTuple]

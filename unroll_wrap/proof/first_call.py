@@ -1,0 +1,137 @@
+"""The first call's value beside K real steps, wherever the package has to guess what an object of the user's does."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..evaluation.precision import precision
+from ..evaluation.swap import Swap
+from ..live.random_state import EveryState, RandomState
+from ..live.snapshot import Snapshot
+from .real_steps import RealSteps
+
+logger = logging.getLogger("unroll_wrap")
+
+
+def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterable[Tensor], swap: Swap) -> list[str]:
+    """What of the user's the package does not know, in words; ``traced`` are optimizers without a rule of their own."""
+    found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
+    for p in params:
+        if type(p) is not nn.Parameter:
+            found.append(f"a parameter of D is a {type(p).__name__}")
+        # torch.compile leaves some of its own.
+        if vars(p) and (names := sorted(n for n in vars(p) if not n.startswith("_dynamo"))):
+            found.append(f"a parameter of D has the attributes {names}")
+        if p._backward_hooks:
+            found.append("a parameter of D has gradient hooks")
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            found.append(f"the {type(module).__name__} in D has backward hooks")
+    found += [f"D keeps a {kind} outside of its registers" for kind in swap.kept()]
+    return list(dict.fromkeys(found))
+
+
+class Proof:
+    """K real steps of the live objects from where a call started, and what they come to.
+
+    Args:
+        unrolled: the loss.
+        d_loss: of this call.
+        g_loss: the same.
+        batch: of this call.
+        kwargs: the same.
+        owned: the parameters that move.
+        doubts: what the package does not know.
+
+    Attributes:
+        batches: those of the inner steps, to be noted while the call runs.
+        doubts: as given.
+        random: torch's generators before each evaluation of a loss, the same way.
+    """
+
+    def __init__(
+        self,
+        unrolled: Any,
+        d_loss: Callable[..., Tensor],
+        g_loss: Callable[..., Tensor],
+        batch: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        owned: Sequence[Tensor],
+        doubts: Sequence[str],
+    ) -> None:
+        self.batches: list[tuple[Any, ...]] = []
+        self.random: list[RandomState] = []
+        self._owned = owned
+        self.doubts = doubts
+        self._losses = d_loss, g_loss
+        self._before = Snapshot(self._losses)
+        self._state = EveryState(owned, ())
+        self._real = RealSteps(unrolled, d_loss, g_loss, batch, self.batches, kwargs)
+
+    def note(self, batch: tuple[Any, ...] | None = None) -> None:
+        """A loss is about to run."""
+        self.random.append(RandomState(self._owned))
+        if batch is not None:
+            self.batches.append(batch)
+
+    def check(self, value: Tensor, d_losses: Sequence[Tensor]) -> None:
+        """Whether a call has come to what real steps come to.
+
+        Raises:
+            ValueError: it has not.
+        """
+        found = value.item()
+        after = Snapshot(self._losses)
+        try:
+            right = self._run()
+            first = self._real.values[0][1]
+            unit = precision(self._owned)
+            allowed = 100 * unit * max(1.0, abs(right)) * len(self.batches)
+            if not abs(found - right) > allowed:
+                return
+            again = self._run()
+            repeats = again == right and self._real.values[0][1] == first
+            if repeats and abs(found - right) <= 30 * self._rounding(right, unit):
+                return
+        finally:
+            after.restore()
+        if not repeats:
+            logger.warning(
+                "The first call could not be proven, because d_loss gives %r and, from the same state again, %r: %s.",
+                right,
+                again,
+                "; ".join(self.doubts),
+            )
+            return
+        raise ValueError(
+            f"The loss is {found!r}, and after {len(self.batches)} real steps of your own objects it is {right!r}; "
+            f"d_loss at the first was {d_losses[0].item()!r}, and {first!r} there. What an unroll may have missed: "
+            f"{'; '.join(self.doubts)}. verify(unrolled, ...) tells more; unrolled.prove = False "
+            "switches this check off."
+        )
+
+    def _run(self) -> float:
+        self._before.restore()
+        following = iter(self.random)
+
+        def drawn(_: str) -> AbstractContextManager[object]:
+            return next(following).replayed()
+
+        with self._state.replayed():
+            return self._real.run(around=drawn)
+
+    def _rounding(self, right: float, unit: float) -> float:
+        """How far real steps come from parameters that differ in the last bit or two."""
+        generator = torch.Generator().manual_seed(0)
+        moved = []
+        for _ in range(2):
+            with Snapshot(self._owned):
+                for p in self._owned:
+                    noise = torch.rand(p.shape, generator=generator).to(p) - 0.5
+                    p.data.mul_(1 + 4 * unit * noise)
+                moved.append(abs(self._run() - right))
+        return max(moved)

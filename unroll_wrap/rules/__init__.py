@@ -1,6 +1,0 @@
-"""Optimizers as pure functions: one a file, and the reader of live ones."""
-
-from .from_torch import register_rule
-from .rule import UpdateRule
-
-__all__ = ["UpdateRule", "register_rule"]

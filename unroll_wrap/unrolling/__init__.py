@@ -1,0 +1,1 @@
+"""K optimizer steps of the discriminator, each with its pullback."""

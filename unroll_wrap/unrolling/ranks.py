@@ -1,0 +1,300 @@
+"""Inner gradients averaged over the ranks of a process group, as one process would have them on the joined batch.
+
+With F = 1/N Σ_r g_loss_r(θ^K), every step moves θ by g = 1/N Σ_r g_r(θ, fake_r). Let λ be the cotangent of θ^{k+1} in
+F, the same on every rank. The rule's pullback makes ḡ of it, the same on every rank too, and then
+
+    ∂F/∂θ^k = direct part + 1/N Σ_r (∂g_r/∂θ)ᵀḡ,        N ∂F/∂fake_r = (∂g_r/∂fake_r)ᵀḡ.
+
+So each rank differentiates its own g_r alone, and what is averaged on the way back is one cotangent of θ a step. The N
+is what G's own averaging over the ranks (DDP) divides by.
+
+No rank may wait for one that does not come: a rank that raises takes its part in the message that the others are at,
+with a flag up, and all of them raise.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..call.batch import tensors_in
+from ..optimizers.block import Block, unpack
+from ..optimizers.update import add
+
+logger = logging.getLogger("unroll_wrap")
+
+Grads = list[Tensor | None]
+
+
+class OneProcess:
+    """Nobody to average with: each rank looks ahead on its own."""
+
+    def __enter__(self) -> "OneProcess":
+        """Nothing to begin."""
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Nobody to tell."""
+
+    def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
+        """Make sure that all are about to do the same."""
+
+    def expect(self, averages: int) -> None:
+        """So many are to come."""
+
+    def gradients(self, grads: Grads, batch: Any) -> Grads | None:
+        """The averages, without graph; None where there is nothing to average."""
+
+    def cotangent(self, blocks: list[Block]) -> list[Block]:
+        """Cotangents with that of θ averaged."""
+        return blocks
+
+
+def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) -> OneProcess:
+    """Whom one call averages with.
+
+    Args:
+        group: False for nobody.
+        modules: D; messages are made where it is.
+
+    Raises:
+        RuntimeError: the group is gone.
+    """
+    if isinstance(group, bool):
+        return OneProcess()
+    try:
+        dist.get_backend(group)
+    except (ValueError, TypeError) as error:  # the second in torch 2.6
+        raise RuntimeError(
+            "The process group that average_gradients was given is gone, or is of other processes. Build "
+            f"UnrolledGeneratorLoss after init_process_group, on the ranks of the group. Torch said: {error}"
+        ) from error
+    if dist.get_world_size(group) == 1:
+        return OneProcess()
+    return Ranks(group, next((p.device for m in modules for p in m.parameters()), torch.device("cpu")))
+
+
+def check_group(group: Any) -> None:
+    """A process group, or False.
+
+    Raises:
+        TypeError: something else.
+        ValueError: what stands for the group of all processes before there is one.
+    """
+    if group is None:
+        raise ValueError(
+            "average_gradients is None, as torch.distributed.group.WORLD is before init_process_group. Call that "
+            "first, or leave average_gradients out, and each rank looks ahead on its own."
+        )
+    if not (group is False or (dist.is_available() and isinstance(group, dist.ProcessGroup))):
+        raise TypeError(
+            f"average_gradients is {group!r:.200}. Pass a process group, torch.distributed.group.WORLD or "
+            "mesh.get_group(), or False for ranks that look ahead on their own."
+        )
+
+
+class Ranks(OneProcess):
+    """One call on every rank of a group.
+
+    A context: on leaving it well, a rank waits until all have; by an exception, it lets them know, and they raise too.
+
+    Args:
+        group: whom the averages are over.
+        device: where messages are made.
+    """
+
+    def __init__(self, group: "dist.ProcessGroup", device: torch.device) -> None:
+        self._group, self._device = group, device
+        self._size, self._rank = dist.get_world_size(group), dist.get_rank(group)
+        self._owned: list[Tensor] = []
+        self._left = 0
+        self._error: str | None = None
+        self._over = False
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Ctrl-C, which reaches every rank, waits for nobody."""
+        if self._over or isinstance(error, GroupFailed) or not isinstance(error, (Exception, type(None))):
+            return
+        if error is None:
+            self._status()
+            return
+        self._error = f"{type(error).__name__}: {error}"
+        try:
+            if self._left > 0:
+                self._average([None] * len(self._owned), "")
+            else:
+                self._status()
+        except GroupFailed as failure:
+            logger.warning("The other ranks could not be told of %r: %s", error, failure)
+
+    def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
+        """Make sure that all are about to do the same.
+
+        Args:
+            steps: K.
+            owned: the live parameters that move.
+            batch: the call's arguments.
+            facts: gives, by name, what else must be the same everywhere.
+
+        Raises:
+            ValueError: it is not.
+        """
+        mine = {"steps": repr(steps), "the batch": _looks(tensors_in(batch)), "the discriminator": _looks(owned)}
+        mine |= {name: _words(value) for name, value in facts().items()}
+        values = torch.cat([p.detach().reshape(-1).to(self._device) for p in owned])
+        total, length = float(values.sum()), float(values.norm())
+        rows = self._status([zlib.crc32(repr(mine).encode()), total, length])
+        if any(row[0] != rows[0][0] for row in rows):
+            everyone = self._everyone(mine)
+            self._over = True
+            told = "; ".join(
+                f"{name}: " + ", ".join(f"{one[name]} on rank {r}" for r, one in enumerate(everyone))
+                for name in mine
+                if len({one[name] for one in everyone}) > 1
+            )
+            raise ValueError(
+                f"The ranks are not about to unroll the same. {told}. With average_gradients all {self._size} make the "
+                "same call, each on a batch of its own of the same shapes (drop_last=True in a DataLoader)."
+            )
+        if any(abs(a - b) > 1e-4 * length for row in rows for a, b in zip(row[1:], rows[0][1:], strict=True)):
+            self._over = True
+            raise ValueError(
+                "The ranks hold different parameters of the discriminator, which sum to "
+                f"{', '.join(f'{row[1]:.6g} on rank {r}' for r, row in enumerate(rows))}. Wrap it in "
+                "DistributedDataParallel, which keeps them the same, or broadcast them from one rank."
+            )
+        self._owned = list(owned)
+        # What comes next, before anyone has said how many there are.
+        self._left = min(steps, 1)
+
+    def expect(self, averages: int) -> None:
+        """So many are to come."""
+        self._left = averages
+
+    def gradients(self, grads: Grads, batch: Any) -> Grads:
+        """The averages, without graph; a rank whose loss does not reach a parameter counts as zeros.
+
+        Args:
+            grads: for each parameter.
+            batch: of this inner step, which must look the same on every rank.
+
+        Raises:
+            ValueError: it does not.
+        """
+        looks = _looks(tensors_in(batch))
+        found, same = self._average([None if g is None else g.detach() for g in grads], looks)
+        if not same:
+            raise ValueError(
+                f"On rank {self._rank} the batch of an inner step is {looks}, and not so on another. Give every rank "
+                "batches of the same shapes (drop_last=True in a DataLoader)."
+            )
+        return found
+
+    def cotangent(self, blocks: list[Block]) -> list[Block]:
+        """Cotangents with that of θ averaged; that of the state is the same on every rank already."""
+        own: dict[int, Tensor] = {}
+        for block in blocks:
+            if block.params is not None:
+                own.update(zip(block.index, unpack(block.params, block.shapes), strict=True))
+        found, _ = self._average([own.get(i) for i in range(len(self._owned))], "")
+        return add([b._replace(params=None) for b in blocks], found)
+
+    def _average(self, entries: Grads, looks: str) -> tuple[Grads, bool]:
+        """One sum over the ranks, in one bucket, of what there is for each parameter.
+
+        Parameters of several dtypes or devices take a bucket for each.
+
+        Returns:
+            The averages, None where no rank has anything; and whether ``looks`` is the same everywhere.
+        """
+        self._left -= 1
+        # Small whole numbers: their sums over 4096 ranks are exact in float32.
+        code = zlib.crc32(looks.encode())
+        digest = [code & 0xFFF, code >> 12 & 0xFFF]
+        told = [self._error is not None, *digest, *(e is not None for e in entries)]
+        together: dict[Any, list[int]] = {}
+        for i, p in enumerate(self._owned):
+            together.setdefault((p.dtype, p.device), []).append(i)
+        sums: dict[int, Tensor] = {}
+        heard: list[float] = []
+        for (dtype, device), index in together.items():
+            # Gradients of 16 bits are summed in 32.
+            kind: dict[str, Any] = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
+            present = [(i, self._owned[i], entries[i]) for i in index]
+            flat = [torch.zeros(p.numel(), **kind) if e is None else e.reshape(-1).to(**kind) for _, p, e in present]
+            bucket = torch.cat([*flat, torch.tensor(told, **kind)])
+            with _talking():
+                dist.all_reduce(bucket, group=self._group)
+            *values, last = bucket.split([*(f.numel() for f in flat), len(told)])
+            heard = last.tolist()
+            sums.update((i, v.view(p.shape).to(dtype)) for (i, p, _), v in zip(present, values, strict=True))
+        failed, *digests = heard[:3]
+        if failed:
+            self._stop()
+        found = [sums[i] / self._size if n else None for i, n in enumerate(heard[3:])]
+        return found, digests == [self._size * d for d in digest]
+
+    def _status(self, row: Sequence[float] = (0.0, 0.0, 0.0)) -> list[list[float]]:
+        """A few numbers from every rank."""
+        mine = torch.tensor([self._error is not None, *row], dtype=torch.float64, device=self._device)
+        rows = [torch.empty_like(mine) for _ in range(self._size)]
+        with _talking():
+            dist.all_gather(rows, mine, group=self._group)
+        found = torch.stack(rows).tolist()
+        if any(failed for failed, *_ in found):
+            self._stop()
+        return [rest for _, *rest in found]
+
+    def _stop(self) -> None:
+        """After a message in which some rank's flag was up: raise what it did, unless it is this one.
+
+        Raises:
+            RuntimeError: another rank has failed.
+        """
+        self._over = True
+        errors = self._everyone(self._error)
+        if self._error is None:
+            told = "; ".join(f"rank {r} raised {error}" for r, error in enumerate(errors) if error is not None)
+            raise RuntimeError(f"The unroll ends on every rank, because {told}")
+
+    def _everyone(self, thing: Any) -> list[Any]:
+        """``thing`` of every rank."""
+        found: list[Any] = [None] * self._size
+        with _talking():
+            dist.all_gather_object(found, thing, group=self._group)
+        return found
+
+
+class GroupFailed(RuntimeError):
+    """A message did not arrive."""
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise GroupFailed(
+            "The process group failed in the middle of an unroll: another rank has ended, makes another call than this "
+            f"one, or took longer than the group's timeout. See what it printed. Torch said: {error}"
+        ) from error
+
+
+def _looks(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+
+
+def _words(value: Any) -> str:
+    """What can be compared between processes: no address, no device."""
+    if isinstance(value, Tensor):
+        return str(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value))
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return repr(value)
