@@ -133,6 +133,63 @@ def test_where_no_second_derivative_is_needed():
     assert distance(gradient_of(call(world, unrolled_of(world, steps=3)), world), expected) < 1e-7
 
 
+class Cut(torch.autograd.Function):
+    """tanh, whose gradient is computed without a graph, though nothing says that it has one derivative."""
+
+    graph = False
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @classmethod
+    def backward(cls, ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.set_grad_enabled(cls.graph):
+            return grad * (1 - x.tanh() ** 2)
+
+
+class NoGradient(torch.autograd.Function):
+    """Zero, whatever comes: a constant, with nothing to be cut."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad).detach()
+
+
+def cut_world(function):
+    class Net(OnceNet):
+        def forward(self, x):
+            return self.b(function.apply(self.a(x)) + self.a(x).tanh())
+
+    world, D = warm_world(), Net().double()
+    world.discriminator, world.optimizer = D, torch.optim.Adam(D.parameters(), lr=0.02, betas=(0.5, 0.9))
+    return world.warm()
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute()], ids=str)
+def test_a_function_that_computes_its_gradient_without_a_graph(backward, monkeypatch):
+    """Refused where autograd would take its second derivative to be 0; with a graph, and by differences, it is right."""
+    with pytest.raises(RuntimeError, match=r"^Cut, .* computes its gradient without a graph.*FiniteDifference"):
+        call(world := cut_world(Cut), unrolled_of(world, steps=3, backward=backward))
+    monkeypatch.setattr(Cut, "graph", True)
+    assert error(cut_world(Cut), expect(cut_world(Cut), steps=3), backward) < 1e-7
+    monkeypatch.setattr(Cut, "graph", False)
+    for differences, bound in BOUNDS.items():
+        assert error(cut_world(Cut), expect(cut_world(Cut), steps=3), differences) < bound
+
+
+def test_a_function_whose_gradient_is_a_constant():
+    """Zero for every input: no second derivative is missing."""
+    expected = expect(cut_world(NoGradient), steps=3)
+    assert error(cut_world(NoGradient), expected, Store()) < 1e-7
+
+
 @pytest.mark.parametrize("backward", BOUNDS, ids=str)
 @pytest.mark.parametrize("noise", [1e-1, 1e-3])
 def test_a_loss_that_is_not_deterministic_is_refused(backward, noise):
