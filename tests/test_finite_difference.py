@@ -174,7 +174,7 @@ def cut_world(function):
 
 @pytest.mark.parametrize("backward", [Store(), Recompute()], ids=str)
 def test_a_function_that_computes_its_gradient_without_a_graph(backward, monkeypatch):
-    """Refused where autograd would take its second derivative to be 0; with a graph, and by differences, it is right."""
+    """Refused where autograd takes its second derivative to be 0; with a graph, and by differences, it is right."""
     with pytest.raises(RuntimeError, match=r"^Cut, .* computes its gradient without a graph.*FiniteDifference"):
         call(world := cut_world(Cut), unrolled_of(world, steps=3, backward=backward))
     monkeypatch.setattr(Cut, "graph", True)

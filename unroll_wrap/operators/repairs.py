@@ -56,8 +56,8 @@ def _check_graph(node: Any, found: Cotangents, of: Cotangents) -> None:
     if any(bar is not None and bar.requires_grad for bar in of) and not any(g.requires_grad for g in given):
         if any(g.any() for g in given):
             raise RuntimeError(
-                f"{_function_of(node).__name__}, a torch.autograd.Function, computes its gradient without a graph, under "
-                "no_grad() or in numpy say, and autograd would take the second derivative to be 0. Compute it by "
+                f"{_function_of(node).__name__}, a torch.autograd.Function, computes its gradient without a graph, "
+                "under no_grad() or in numpy say, and autograd would take the second derivative to be 0. Compute it by "
                 "differentiable operations, pass backward=FiniteDifference(), or stop_gradient=True for the first term "
                 "alone."
             )
