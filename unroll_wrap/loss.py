@@ -40,6 +40,7 @@ from .optimizers.family import keep_entries, keep_options
 from .optimizers.read import Traces, read, rule_of
 from .optimizers.transforms import Transforms
 from .proof.first_call import Proof, guesses
+from .torch_private import disable_dynamo
 from .unrolling.one_process import OneProcess
 from .unrolling.ranks import ranks_of
 from .unrolling.result import SecondTermMissing, check_terms, hand_over
@@ -149,7 +150,7 @@ class UnrolledGeneratorLoss:
         self._memory = check_memory(Holders(modules, self._steppers.owned(modules, optimizers)))
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    @disable_dynamo
     def __call__(
         self,
         *batch: Any,
@@ -178,7 +179,7 @@ class UnrolledGeneratorLoss:
         """
         return self.watched(*batch, d_loss=d_loss, g_loss=g_loss, resample=resample, steps=steps, **kwargs)[0]
 
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    @disable_dynamo
     def watched(
         self,
         *batch: Any,

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 _PIECES = (
     "each process holds a piece of its parameters, and its hooks put the gathered ones where an unroll puts its own. "
@@ -19,6 +18,7 @@ _REFUSED = {
     "Wrap D in DistributedDataParallel",
 }
 _KNOWN = ("torch.distributed.algorithms._checkpoint.",)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.", "megatron.", "colossalai.", "horovod.")
 
 
@@ -48,7 +48,7 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], secon
                 "pass the module inside."
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            if any(isinstance(m, _BatchNorm) for m in module.modules()):
+            if any(isinstance(m, _BATCH_NORMS) for m in module.modules()):
                 raise TypeError(
                     f"The discriminator is a DataParallel on {len(module.device_ids)} devices, and its BatchNorm takes "
                     "the statistics of each one's part of a batch. An unroll runs on the first device alone. Use "

@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from ..call.messages import NOT_THE_USERS
 from ..evaluation.linear_pieces import Diverged, Piece, is_piecewise, piece_of
+from ..torch_private import pytree
 
 # Their result is arbitrary or depends on no value.
 _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "__set__", "__len__", "__bool__"}

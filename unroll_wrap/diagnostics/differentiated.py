@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..call.batch import distinct, mapped
+from ..torch_private import pytree
 
 NOTHING = (
     "Nothing requires grad, neither in the batch nor among what the losses capture: fake arrives detached. Pass "

@@ -3,9 +3,9 @@
 import weakref
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..torch_private import TorchDispatchMode, pytree
 
 
 class PeakMemory(TorchDispatchMode):

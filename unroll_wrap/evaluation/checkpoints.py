@@ -13,11 +13,11 @@ from typing import Any
 
 import torch.utils.checkpoint as torch_checkpoint
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.overrides import _get_current_function_mode_stack
 
 from .. import guards
 from ..live.settings import Setting
 from ..live.undo import Undo
+from ..torch_private import function_modes
 from .swap import Swap, copies
 
 
@@ -135,7 +135,7 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
 def _own_modes() -> list[Any]:
     """The replacements of operators that are in force: their graph has to come out the same."""
     own = __name__.split(".")[0]
-    return [m for m in _get_current_function_mode_stack() if type(m).__module__.split(".")[0] == own]
+    return [m for m in function_modes() if type(m).__module__.split(".")[0] == own]
 
 
 _watched = Setting(_parts, _put_parts, lambda parts: _watched_parts(*parts))

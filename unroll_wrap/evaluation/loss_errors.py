@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
+from ..torch_private import is_criterion
 
 
 def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeError) -> ValueError | None:
@@ -35,7 +36,7 @@ def misfit(
     except TypeError as cause:
         batch = ", ".join(described(x) for x in given[1:]) or "nothing"
         remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
-        if isinstance(loss, nn.modules.loss._Loss):
+        if is_criterion(loss):
             remedy = (
                 f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
             )

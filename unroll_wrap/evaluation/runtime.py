@@ -1,18 +1,17 @@
 """What holds for the whole of a call, beside the tensors in D: found out once, from what the user gave."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from ..live.undo import Undo
 from ..operators import norms_watched
+from ..torch_private import has_dynamo, is_optimized, parametrization_cache
 from .checkpoints import rerun_in_place
 from .hooks import hooks_noted
 from .swap import Swap
@@ -40,10 +39,10 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         settings.append(math_attention)
         if any(isinstance(m, nn.RNNBase) for m in swap.modules):
             settings.append(no_cudnn)
-    if "torch._dynamo" in sys.modules and not (compiled and any_compiled([*swap.modules, *losses])):
+    if has_dynamo() and not (compiled and any_compiled([*swap.modules, *losses])):
         _notice([*swap.modules, *losses])
         settings.append(eager)
-    if parametrize._cache_enabled:
+    if parametrization_cache()[0]:
         settings.append(no_parametrization_cache)
     for setting in (hooks_noted, norms_watched, *settings):
         setting.hold(undo)
@@ -100,7 +99,7 @@ def _notice(objects: Sequence[Any]) -> None:
 
 def any_compiled(objects: Sequence[Any]) -> bool:
     """Whether torch.compile made any of these modules and losses what it is."""
-    return "torch._dynamo" in sys.modules and any(map(_is_compiled, objects))
+    return has_dynamo() and any(map(_is_compiled, objects))
 
 
 def _is_compiled(thing: Any) -> bool:
@@ -108,7 +107,7 @@ def _is_compiled(thing: Any) -> bool:
         return hasattr(thing, "_torchdynamo_orig_callable")
     own = vars(thing)
     return (
-        isinstance(thing, sys.modules["torch._dynamo"].OptimizedModule)
+        is_optimized(thing)
         or own.get("_compiled_call_impl") is not None
         or ("forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"))
     )

@@ -17,11 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..live.looks import Looks
 from ..live.undo import Undo
+from ..torch_private import swap_tensors
 from .frozen import left_alone, put_back_written
 from .holders import Holders
 from .shield import shielded, unshield
-
-_exchange = torch._C._swap_tensor_impl
 
 
 class Swap:
@@ -73,7 +72,7 @@ class Swap:
     def __exit__(self, *_: object) -> None:
         """Put everything back as it was; to do so twice does no harm."""
         self._home()
-        self._after_exchange()
+        self._afterswap_tensors()
         unshield(self._params)
         self._looks.restore()
         self._inside = self._clones = ()
@@ -122,7 +121,7 @@ class Swap:
             except RuntimeError:
                 self._home()
             self._inside = self._clones = ()
-            self._after_exchange()
+            self._afterswap_tensors()
 
     def _home(self) -> None:
         """Whatever has been exchanged so far, in the middle of it too, goes back."""
@@ -132,16 +131,16 @@ class Swap:
         lent = {t._cdata: t for t in (*self._inside, *self._clones, *(clone for _, clone in self._unwritten))}
         for mine, home in zip((*self._params, *self._carried), self._homes, strict=True):
             if mine._cdata != home:
-                _exchange(mine, lent[home])
+                swap_tensors(mine, lent[home])
 
     def _exchange_all(self) -> None:
         # In C from end to end, so that no interrupt comes between two.
-        deque(map(_exchange, self._params, self._inside), 0)
-        deque(map(_exchange, map(self._carried.__getitem__, self._copied), self._clones), 0)
+        deque(map(swap_tensors, self._params, self._inside), 0)
+        deque(map(swap_tensors, map(self._carried.__getitem__, self._copied), self._clones), 0)
         for p, _ in self._hooks:
             p._backward_hooks = None
 
-    def _after_exchange(self) -> None:
+    def _afterswap_tensors(self) -> None:
         for p, hooks in self._hooks:
             p._backward_hooks = hooks
 
@@ -181,7 +180,7 @@ class Swap:
             if inside:
                 # Not out(), which takes for granted that the exchange has been made.
                 self._home()
-                self._after_exchange()
+                self._afterswap_tensors()
                 self._inside, self._clones = before
                 self._exchange_all()
 
@@ -212,7 +211,7 @@ class Swap:
         alone = left_alone(self._carried, pairs, self.shared)
         for i in alone:
             self._unwritten.append((self._carried[i], pairs[i]))
-            _exchange(self._carried[i], pairs[i])
+            swap_tensors(self._carried[i], pairs[i])
         self._copied = [i for i in pairs if i not in alone]
         self._clones = [pairs[i] for i in self._copied]
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..torch_private import has_overlapping_entries, put_versions
+
 ABSENT = object()
 
 
@@ -31,9 +33,8 @@ class Was(NamedTuple):
         """The tensor as it is now; its value only where it is asked for."""
         alias = memory = tensor.data
         if tensor.layout is torch.strided and not tensor.is_contiguous():
-            overlap: Callable[[Tensor], int] = torch._debug_has_internal_overlap  # pyright: ignore[reportPrivateImportUsage]
             # Expanded: a copy into it would be refused, one into the whole of its memory is not.
-            memory = alias.new_empty(0).set_(alias.untyped_storage()) if overlap(alias) else alias
+            memory = alias.new_empty(0).set_(alias.untyped_storage()) if has_overlapping_entries(alias) else alias
         leaf, version = tensor.is_leaf, -1 if tensor.is_inference() else tensor._version
         grad = tensor.grad if leaf else None
         return cls(tensor, alias, memory, memory.clone() if valued else None, leaf, grad, tensor.requires_grad, version)
@@ -126,10 +127,9 @@ def set_versions(changed: list[Was]) -> None:
     """Autograd's count of writes to each tensor: what a graph has saved is here again, so it may be used."""
     if not changed:
         return
-    put: Any = torch._C._autograd._unsafe_set_version_counter  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        put(tuple(w.tensor for w in changed), tuple(w.version for w in changed))
+        put_versions(tuple(w.tensor for w in changed), tuple(w.version for w in changed))
     except TypeError:
         # Older versions of torch take one at a time.
         for was in changed:
-            put(was.tensor, was.version)
+            put_versions(was.tensor, was.version)

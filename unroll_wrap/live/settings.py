@@ -5,13 +5,12 @@ No setting can be made private to a thread. Each loss of an unroll begins with t
 another thread has put back its own choice in between; what another thread runs meanwhile runs under them too.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.utils import parametrize
 
+from ..torch_private import eager_stance, parametrization_cache, put_parametrization_cache, stance, take_stance
 from .undo import LOCK, Undo
 
 
@@ -75,29 +74,13 @@ def _use_kernels(chosen: tuple[bool, ...]) -> None:
         enable(yes)
 
 
-def _stance() -> Any:
-    return sys.modules["torch._dynamo.eval_frame"]._stance
-
-
-def _take_stance(stance: Any) -> None:
-    sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)
-
-
-def _eagerly(_: Any) -> Any:
-    return sys.modules["torch._dynamo.eval_frame"].DynamoStance("force_eager")
-
-
-def _cache() -> tuple[int, Any]:
-    return parametrize._cache_enabled, parametrize._cache
-
-
-def _put_cache(cache: tuple[int, Any]) -> None:
-    parametrize._cache_enabled, parametrize._cache = cache
+def _use_cudnn(chosen: bool) -> None:
+    torch.backends.cudnn.enabled = chosen
 
 
 math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False, True))
 # cudnn.flags() would reset the user's other choices to its own defaults.
-no_cudnn = Setting(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, lambda _: False)
-eager = Setting(_stance, _take_stance, _eagerly)
+no_cudnn = Setting(lambda: torch.backends.cudnn.enabled, _use_cudnn, lambda _: False)
+eager = Setting(stance, take_stance, lambda _: eager_stance())
 # Inside parametrize.cached() a module answers with the weight of another step.
-no_parametrization_cache = Setting(_cache, _put_cache, lambda _: (0, {}))
+no_parametrization_cache = Setting(parametrization_cache, put_parametrization_cache, lambda _: (0, {}))

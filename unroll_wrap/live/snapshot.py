@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..torch_private import without_torch_function
 from .restore import ABSENT, Was, put_back, refill, set_versions, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
@@ -51,7 +52,7 @@ class Snapshot:
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._states: list[Callable[[], Any]] = []
         self._tensors: list[Was] = []
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_torch_function(), torch.no_grad():
             todo = list(roots)
             while todo:
                 one = todo.pop()
@@ -82,7 +83,7 @@ class Snapshot:
             scope[name] = before
         for again in self._states:
             again()
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_torch_function(), torch.no_grad():
             for was in self._tensors:
                 was.put_back()
             set_versions([w for w in self._tensors if w.version >= 0 and w.tensor._version != w.version])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import guards
+from ..torch_private import count_function_modes, leave_function_mode, set_grad_enabled
 
 Step = Callable[[], Any]
 
@@ -46,13 +47,13 @@ class Undo:
 
 def keep_modes(undo: Undo) -> None:
     """Note this thread's grad mode, function modes and guards, which their own contexts may fail to put back."""
-    grad, modes, depth = torch.is_grad_enabled(), torch._C._len_torch_function_stack(), guards.depth()
+    grad, modes, depth = torch.is_grad_enabled(), count_function_modes(), guards.depth()
 
     def put_back() -> None:
         guards.back_to(depth)
-        torch._C._set_grad_enabled(grad)
-        while torch._C._len_torch_function_stack() > modes:
-            torch._C._pop_torch_function_stack()
+        set_grad_enabled(grad)
+        while count_function_modes() > modes:
+            leave_function_mode()
 
     undo.later(put_back)
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
@@ -24,7 +23,7 @@ REPLACED: dict[Any, Any] = {
     F.batch_norm: batch_norm,
     torch.conv2d: conv2d,
 }
-_WITH_REPLACED = (BatchNorm1d, BatchNorm2d, BatchNorm3d, nn.Conv2d)
+_WITH_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Conv2d)
 
 
 def twice_differentiable(modules: Sequence[nn.Module]) -> AbstractContextManager[object]:

@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import guards
 from ..live.settings import Setting
+from ..torch_private import TorchDispatchMode, engine_functions, forward_level, put_engine_functions
 
 _LAYER, _BATCH = "layer_norm", "batch_norm or instance_norm with the statistics of its batch"
 _OPERATORS = {
@@ -88,15 +87,6 @@ def _raising(norm: str) -> Callable[..., None]:
     return refuse
 
 
-def _functions() -> tuple[Any, ...]:
-    return forward_ad.enter_dual_level, forward_ad.exit_dual_level, torch.autograd._engine_run_backward  # pyright: ignore
-
-
-def _put(functions: tuple[Any, ...]) -> None:
-    autograd: Any = torch.autograd
-    forward_ad.enter_dual_level, forward_ad.exit_dual_level, autograd._engine_run_backward = functions
-
-
 def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
     enter, leave, run = functions
 
@@ -108,7 +98,7 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
         return level
 
     def leaving(*, level: Any = None) -> None:
-        mode = _modes.pop(forward_ad._current_level if level is None else level, None)
+        mode = _modes.pop(forward_level() if level is None else level, None)
         if mode is not None:
             mode.__exit__(None, None, None)
         leave(level=level)
@@ -127,4 +117,4 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
 
 # Forward mode has one level at a time, of one thread.
 _modes: dict[int, AbstractContextManager[object]] = {}
-norms_watched = Setting(_functions, _put, _watching)
+norms_watched = Setting(engine_functions, put_engine_functions, _watching)

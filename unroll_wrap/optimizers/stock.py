@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.optim.optimizer as torchs
+
+from ..torch_private import has_global_step_hooks
 
 # Their wrappers leave what a step does as it is.
 HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")
@@ -40,7 +41,7 @@ def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
     rule = known.rule and rules.get(known.rule)
     if rule is None:
         return None
-    if torchs._global_optimizer_pre_hooks or torchs._global_optimizer_post_hooks:
+    if has_global_step_hooks():
         return None
     own = vars(optimizer)
     if own.get("_optimizer_step_pre_hooks") or own.get("_optimizer_step_post_hooks"):

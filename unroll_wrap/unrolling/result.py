@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..call.messages import users_line
 from ..evaluation.gradients import GIVEN_BACK
+from ..torch_private import after_backward
 from .sensitivity import Sensitivity
 
 _NO_SECOND_TERM = (
@@ -78,7 +79,7 @@ def _refuse_nan(edge: Sequence[Any]) -> None:
 
     def note(found: Sequence[Tensor | None], of: Any) -> None:  # noqa: ARG001
         if not totals:
-            torch.autograd.Variable._execution_engine.queue_callback(check)  # type: ignore[attr-defined]
+            after_backward(check)
         totals.extend(g.detach().abs().max() for g in found if g is not None and g.numel())
 
     for node in edge:

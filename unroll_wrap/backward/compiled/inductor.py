@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ...torch_private import compile_ahead
+
 
 def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """The same function, for tensors like these, without autograd.
@@ -18,7 +20,7 @@ def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]
     with torch.enable_grad():
         traced = _trace(function, inputs)
     with torch.no_grad():
-        compiled: Any = torch._inductor.compile(traced, inputs)  # pyright: ignore[reportArgumentType]
+        compiled: Any = compile_ahead(traced, inputs)
     # Compiled code is for the strides that it was made with, and a cotangent has what strides it has.
     strides = [t.stride() for t in inputs]
     return lambda *tensors: compiled(*map(_with_strides, tensors, strides))

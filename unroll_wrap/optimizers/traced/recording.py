@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ...live.random_state import EveryState
 from ...live.snapshot import Snapshot
+from ...torch_private import use_lazy_graph_module
 from .graphs import compiled, differentiable
 from .operations import Asked, is_recorded, rename
 from .perturb import close, same, shifted, varied_by
@@ -92,7 +92,7 @@ class Recorder(NamedTuple):
             left: list[Any] = []
             asked, random = Asked(), EveryState(self.params, ())
             # Modules that are compiled when they first run, which these never do: torch keeps the source of any.
-            with _use_lazy_graph_module(True):
+            with use_lazy_graph_module(True):
                 graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
                 if not random.is_now():
                     raise RuntimeError("it draws random numbers, and a trace would draw others.")
