@@ -44,7 +44,7 @@ class Belongings:
     Attributes:
         places: of tensors, parameters among them.
         objects: of classes of the user's.
-        slots: the names of those of these objects that have any.
+        slots: objects of these classes with the names of their slots, and variables of closures.
         modules: those that no module has registered, in a list say.
         sources: put back arrays of numpy's and sources of random numbers.
         containers: dicts, lists, deques and sets.
@@ -89,6 +89,9 @@ class Belongings:
         elif type(value) not in _PLAIN and (restore := source(value)):
             self.sources.append(restore)
             return
+        if isinstance(value, types.FunctionType) and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._visit_closure(value, depth + 1)
         if type(value) in _PLAIN or isinstance(value, _OTHERS) or depth == _DEEPEST or id(value) in self._seen:
             return
         self._seen.add(id(value))
@@ -119,6 +122,19 @@ class Belongings:
             for slot in _slots(type(value)):
                 self.slots.append((value, slot))
                 self._visit(getattr(value, slot, None), None, None, depth)
+
+    def _visit_closure(self, function: types.FunctionType, depth: int) -> None:
+        """Note what a hook or a replaced ``forward`` keeps in variables around it: counts, lists, statistics."""
+        for cell in function.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:  # It has none yet.
+                continue
+            if type(value) in _PLAIN:
+                self.slots.append((cell, "cell_contents"))
+            elif isinstance(value, (Tensor, dict, list, deque, set, types.FunctionType)):
+                # An object there may be a whole trainer, which is not the discriminator's.
+                self._visit(value, None, None, depth)
 
 
 _OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)
