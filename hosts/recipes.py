@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HOSTS = Path(__file__).parent
-LOOPS = HOSTS.parent / "tests" / "loops"
+LOOPS = HOSTS.parent / "tests" / "exact" / "loops"
 DOCS = HOSTS.parent / "docs" / "hosts.md"
 PAIRS = {
     name: tuple(folder / f"{name}_{kind}.py" for kind in ("before", "after"))

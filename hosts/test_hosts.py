@@ -1,7 +1,7 @@
 """The recipes with the real packages: at most six lines change, the result is exact, K=0 is the loop as it was.
 
-What a pair is held to is what `tests/test_loops.py` holds the loops in the shape of well-known code to. Lightning and
-the plain script have their pairs there, and are run here too.
+What a pair is held to is what `tests/exact/test_loops.py` holds the loops in the shape of well-known code to.
+Lightning and the plain script have their pairs there, and are run here too.
 """
 
 import runpy
@@ -9,8 +9,8 @@ import runpy
 import pytest
 import recipes
 import torch
-from test_loops import CALL, Audit, changed_lines
-from test_readme import blocks
+from audit import CALL, Audit, changed_lines
+from pages import blocks
 
 from unroll_wrap import UnrolledGeneratorLoss
 
