@@ -1,8 +1,6 @@
 """The generator's loss after the discriminator has reacted: reads the user's objects, unrolls, evaluates."""
 
-import operator
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .backward import Backward, Store, rewinds, sweep
 from .call.batch import tensors_in
+from .call.call import Call, Loss, Resample, Steps, batches_of, count_of
+from .call.discriminator import all_parameters, given_modules, modules_of, named_parameters
 from .call.mistakes import (
     check_finite,
     check_gradient_hooks,
@@ -23,43 +23,27 @@ from .call.mistakes import (
     check_order,
     described,
     refuse_steps,
-    users_line,
 )
+from .call.optimizer import Steppers, options_of
 from .call.wrappers import check_wrappers
 from .evaluation.autocast import Autocast
-from .evaluation.evaluate import Evaluator, misfit, one_element
+from .evaluation.evaluate import Evaluator, evaluate_plainly
+from .evaluation.holders import Holders
 from .evaluation.runtime import prepare, refuse_inference_mode
-from .evaluation.swap import Swap, all_modules, all_parameters
+from .evaluation.shared_memory import check_memory
+from .evaluation.swap import Swap
 from .live.exclusive import exclude_others
 from .live.undo import Undo, keep_autocast, keep_modes
 from .objectives import minimax
-from .optimizers.family import groups_of, keep_entries, keep_options, stepped
+from .optimizers.family import keep_entries, keep_options
 from .optimizers.read import Traces, read, rule_of
-from .optimizers.stock import is_hosted
 from .optimizers.transforms import Transforms
 from .proof.first_call import Proof, guesses
 from .unrolling.ranks import OneProcess, check_group, ranks_of
-from .unrolling.result import hand_over
+from .unrolling.result import SecondTermMissing, check_terms, hand_over
 from .unrolling.unroll import Point, Unroll
 
-Loss = Callable[..., Tensor]
-Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
-Steps = int | Callable[[], int]
-
-
-_NO_SECOND_TERM = (
-    "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
-    "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
-)
-_NOT_THROUGH_D = (
-    "g_loss does not depend on the discriminator that is unrolled, so no derivative passes through its steps, and the "
-    "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
-    "that it is given, or pass steps=0 if the other network is meant."
-)
-
-
-class SecondTermMissing(UserWarning):
-    """d_loss does not depend on the generator, or g_loss not on the discriminator that is unrolled."""
+__all__ = ["SecondTermMissing", "UnrolledGeneratorLoss"]
 
 
 class UnrolledGeneratorLoss:
@@ -146,21 +130,20 @@ class UnrolledGeneratorLoss:
         check_group(average_gradients)
         check_losses(d_loss=d_loss, g_loss=g_loss)
         if not callable(steps):
-            _count(steps)
+            count_of(steps)
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
-        modules = all_modules(_modules(discriminator))
+        modules = modules_of(discriminator)
         params = all_parameters(modules)
         check_modules(modules)
         check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
-        trained = [p for p in params if p.requires_grad]
-        self._frozen = [p for p in params if not p.requires_grad] if trained else []
+        self._steppers = Steppers(optimizer, params)
         self._traces = Traces()
-        self._spec = None if _is_live(optimizer) else _from_spec(optimizer, trained)
-        for one in self._optimizers():
+        optimizers = self._steppers.plain(optimizer)
+        for one in optimizers:
             rule_of(one)
         self._hooks = -1
         self._proven: set[str] = set()
-        self._memory = Swap(modules, self._owned(modules, self._optimizers())).check_memory()
+        self._memory = check_memory(Holders(modules, self._steppers.owned(modules, optimizers)))
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
@@ -206,92 +189,77 @@ class UnrolledGeneratorLoss:
         refuse_inference_mode()
         d_loss, g_loss = self.losses(d_loss, g_loss)
         check_order(d_loss, batch)
-        with ranks_of(self.average_gradients, _modules(self.discriminator)) as ranks:
-            return self._call(ranks, batch, d_loss, g_loss, resample, steps, kwargs)
+        with ranks_of(self.average_gradients, given_modules(self.discriminator)) as ranks:
+            count, inner = self.plan(steps, resample)
+            return self._call(Call(d_loss, g_loss, count, batch, kwargs, inner), ranks)
 
-    def _call(
-        self,
-        ranks: OneProcess,
-        batch: tuple[Any, ...],
-        d_loss: Loss,
-        g_loss: Loss,
-        resample: Resample | None,
-        steps: Steps | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, list[Tensor]]:
-        steps, inner_batch = self.plan(steps, resample)
-        modules = all_modules(_modules(self.discriminator))
-        check_logits((d_loss, g_loss), modules)
-        optimizers = self._optimizers()
-        owned = self._owned(modules, optimizers)
+    def _call(self, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
+        modules, optimizers, owned = self.parts()
+        check_logits((call.d_loss, call.g_loss), modules)
         self._check_hooks(owned)
-        proof, undo = None, Undo()
-        with undo, undo:
+        with (undo := Undo()), undo:
             exclude_others(modules, undo)
-            ranks.agree(steps, owned, (batch, kwargs), lambda: self._facts(d_loss, g_loss, optimizers))
+            ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: self._facts(call, optimizers))
             swap = Swap(modules, owned, self.average or rewinds(self.backward))
-            compiled = not self.backward.second_order
-            self._memory = swap.check_memory(self._memory)
+            self._memory = check_memory(swap.holders, self._memory)
+            swap.shared = self._memory.shared
             keep_modes(undo)
-            if steps == 0:
-                prepare(swap, (g_loss,), second_order=False, compiled=compiled, undo=undo)
-                return self._plain(g_loss, swap, owned, batch, kwargs), []
-            # The inner steps need gradients even where the caller wants none.
-            differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
-            second_order = differentiate and not self.stop_gradient and self.backward.second_order
-            ruled = [o for o in optimizers if rule_of(o) is not None]
-            traced = [o for o in optimizers if o not in ruled]
-            doubts = [d for d in guesses(modules, traced, owned, swap) if d not in self._proven]
-            if self.prove and doubts and type(ranks) is OneProcess:
-                proof = Proof(self, d_loss, g_loss, batch, kwargs, owned, doubts)
-            blocks = read(optimizers, owned, self._traces)
-            if autocast.active:
-                keep_autocast(undo, autocast.dtypes)
-            keep_entries(optimizers, undo)
-            changed_options = keep_options(optimizers, undo)
-            refuse_steps(ruled, undo)
-            settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
-            with autocast.outside(), torch.enable_grad():
-                unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order, settings),
-                    d_loss,
-                    g_loss,
-                    inner_batch and autocast.within(inner_batch),
-                    batch,
-                    self.transforms(owned),
-                    differentiate,
-                    self.stop_gradient,
-                    ranks,
-                    proof,
-                )
-                start = Point(blocks, swap.originals(), swap.contents())
-                value = sweep(unroll, start, steps, self.average, self.backward)
-                given = {"batch": tensors_in(batch, kwargs), "discriminator": owned}
-                slow = Store() if second_order else self.backward
-                check_finite(
-                    unroll.d_losses,
-                    value,
-                    given,
-                    unroll.sensitivity.tensors(),
-                    lambda: sweep(unroll.afresh(), start, steps, self.average, slow),
-                )
-            if options := changed_options():
-                raise ValueError(
-                    f"A loss changes options of D's optimizer: {options}. An unroll takes them as they are at the "
-                    "call: change them in the training loop, by a scheduler say."
-                )
-            if written := swap.written_after_all():
-                raise ValueError(
-                    f"A loss writes to frozen parameters of D, of shapes {[tuple(t.shape) for t in written][:4]}, but "
-                    "not when it runs for the first time. Make them buffers (register_buffer)."
-                )
+            if call.steps == 0:
+                prepare(swap, (call.g_loss,), second_order=False, compiled=not self.backward.second_order, undo=undo)
+                return evaluate_plainly(call, self.discriminator, swap, owned), []
+            value, unroll, proof = self._unroll(call, swap, owned, optimizers, ranks, undo)
         if proof:
             proof.check(value, unroll.d_losses)
             self._proven.update(proof.doubts)
-        if not unroll.differentiate:
-            return value, unroll.d_losses
-        self._check_terms(unroll, batch, kwargs)
-        return hand_over(value, unroll.sensitivity), unroll.d_losses
+        if unroll.differentiate:
+            check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), self.stop_gradient)
+            value = hand_over(value, unroll.sensitivity)
+        return value, unroll.d_losses
+
+    def _unroll(
+        self, call: Call, swap: Swap, owned: list[Tensor], optimizers: list[Any], ranks: OneProcess, undo: Undo
+    ) -> tuple[Tensor, Unroll, Proof | None]:
+        """Take the steps and the way back; nothing of the user's has moved once ``undo`` is done."""
+        # The inner steps need gradients even where the caller wants none.
+        differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
+        second_order = differentiate and not self.stop_gradient and self.backward.second_order
+        ruled = [o for o in optimizers if rule_of(o) is not None]
+        traced = [o for o in optimizers if o not in ruled]
+        doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in self._proven]
+        proof = Proof(self, call, owned, doubts) if self.prove and doubts and type(ranks) is OneProcess else None
+        blocks = read(optimizers, owned, self._traces)
+        if autocast.active:
+            keep_autocast(undo, autocast.dtypes)
+        keep_entries(optimizers, undo)
+        check_options_kept = keep_options(optimizers, undo)
+        refuse_steps(ruled, undo)
+        settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not self.backward.second_order, undo)
+        with autocast.outside(), torch.enable_grad():
+            unroll = Unroll(
+                Evaluator(self.discriminator, owned, swap, call.kwargs, autocast, second_order, settings),
+                call.d_loss,
+                call.g_loss,
+                call.inner and autocast.within(call.inner),
+                call.batch,
+                self.transforms(owned),
+                differentiate,
+                self.stop_gradient,
+                ranks,
+                proof,
+            )
+            start = Point(blocks, swap.originals(), swap.contents())
+            value = sweep(unroll, start, call.steps, self.average, self.backward)
+            slow = Store() if second_order else self.backward
+            check_finite(
+                unroll.d_losses,
+                value,
+                {"batch": tensors_in(call.batch, call.kwargs), "discriminator": owned},
+                unroll.sensitivity.tensors(),
+                lambda: sweep(unroll.afresh(), start, call.steps, self.average, slow),
+            )
+        check_options_kept()
+        swap.check_unwritten()
+        return value, unroll, proof
 
     def _check_hooks(self, owned: Sequence[Tensor]) -> None:
         # Whoever registers a hook anywhere moves this number.
@@ -319,204 +287,30 @@ class UnrolledGeneratorLoss:
         None stands for what the constructor was given.
         """
         steps = self.steps if steps is None else steps
-        count = _count(steps() if callable(steps) else steps)
-        return count, _batches(self.resample if resample is None else resample, count)
+        count = count_of(steps() if callable(steps) else steps)
+        return count, batches_of(self.resample if resample is None else resample, count)
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
-        """The user's modules, plain optimizers, and the parameters that these move, as they are now."""
-        modules, optimizers = all_modules(_modules(self.discriminator)), self._optimizers()
-        return modules, optimizers, self._owned(modules, optimizers)
+        """Return the user's modules, plain optimizers, and the parameters that these move, as they are now."""
+        modules, optimizers = modules_of(self.discriminator), self._steppers.plain(self.optimizer)
+        return modules, optimizers, self._steppers.owned(modules, optimizers)
 
     def transforms(self, owned: Sequence[Tensor]) -> Transforms:
         """The user's, and the names of the parameters that they may ask for."""
         transforms = Transforms(self.grad_transform, self.param_transform)
         if not transforms:
             return transforms
-        name_of = {id(p): name for name, p in _named_parameters(self.discriminator)}
+        name_of = {id(p): name for name, p in named_parameters(self.discriminator)}
         return replace(transforms, names=[name_of[id(p)] for p in owned])
 
-    def _facts(self, d_loss: Loss, g_loss: Loss, optimizers: list[Any]) -> dict[str, Any]:
-        """What processes that average their gradients must have in common."""
+    def _facts(self, call: Call, optimizers: list[Any]) -> dict[str, Any]:
+        """Return what processes that average their gradients must have in common."""
         return {
-            "d_loss": d_loss,
-            "g_loss": g_loss,
+            "d_loss": call.d_loss,
+            "g_loss": call.g_loss,
             "backward": self.backward,
             "average": self.average,
             "stop_gradient": self.stop_gradient,
             "differentiation": torch.is_grad_enabled(),
-            "the optimizers": [type(o) for o in optimizers],
-            **{
-                f"{type(o).__name__}'s {option} (group {i})": value
-                for o in optimizers
-                for i, group in enumerate(groups_of(o))
-                for option, value in group.items()
-                if option != "params"
-            },
+            **options_of(optimizers),
         }
-
-    def _plain(
-        self, g_loss: Loss, swap: Swap, owned: list[Tensor], batch: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """K = 0: the user's own ``g_loss``, on stand-ins that keep D's gradients, values and buffers out of it."""
-        swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
-        try:
-            with swap.shielded():
-                value = g_loss(self.discriminator, *batch, **kwargs)
-        except TypeError as error:
-            if told := misfit("g_loss", g_loss, (self.discriminator, *batch), kwargs, error):
-                raise told from error
-            raise
-        return one_element("g_loss", value)
-
-    def _optimizers(self) -> list[Any]:
-        """The plain optimizers, as the user's objects are now."""
-        return _unwrapped(self.optimizer) if self._spec is None else self._spec
-
-    def _owned(self, modules: list[nn.Module], optimizers: list[Any]) -> list[Tensor]:
-        """The parameters that the optimizers move, in D's order."""
-        listed = [p for o in optimizers for p in stepped(o)]
-        held = {id(p) for p in listed}
-        mine = {id(p): p for p in all_parameters(modules)}
-        if len(listed) > len(held):
-            raise ValueError(
-                "The optimizers own the same parameter twice, so the order of their steps would matter. Pass "
-                "optimizers that share none."
-            )
-        foreign = [tuple(p.shape) for p in listed if id(p) not in mine]
-        names = ", ".join(type(o).__name__ for o in optimizers)
-        if foreign and len(foreign) == len(held):
-            raise ValueError(
-                f"The optimizer ({names}) owns {len(held)} parameters, and none of them is the discriminator's. Pass "
-                "the optimizer that steps this discriminator."
-            )
-        if foreign:
-            raise ValueError(
-                f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
-                f"{foreign[:4]}. Pass every module that it steps: [D, other]."
-            )
-        self._frozen = [p for p in self._frozen if not p.requires_grad]
-        # An optimizer that has state for a parameter has moved it, whatever its flag was when this was built.
-        trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
-        frozen = {id(p) for p in self._frozen} - trained
-        owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
-        if not owned:
-            raise ValueError(
-                f"The optimizer ({names}) moves none of the discriminator's parameters: it owns {len(held)}, of which "
-                f"{len(frozen & held)} have never required grad. Pass the optimizer that trains it."
-            )
-        return owned
-
-    def _check_terms(self, unroll: Unroll, batch: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = unroll.sensitivity
-        given = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in tensors_in(batch, kwargs))
-        if not (found.first_term or found.second_term):
-            raise ValueError(
-                f"Neither loss depends on a generator: the batch is [{given}]. Pass fake = G(z) with its graph, "
-                "without detach() or no_grad(); for the value alone, call under torch.no_grad()."
-            )
-        if not (found.second_term or self.stop_gradient):
-            cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
-            warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
-
-
-def _modules(discriminator: Any) -> list[nn.Module]:
-    found = list(discriminator.values()) if isinstance(discriminator, Mapping) else discriminator
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
-    wrong = [m for m in found if not isinstance(m, nn.Module)]
-    if wrong or not found:
-        raise TypeError(
-            f"discriminator is {described(discriminator)}. Pass an instance of torch.nn.Module, or a list, tuple or "
-            "dict of them, and after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
-        )
-    return found
-
-
-def _named_parameters(discriminator: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(discriminator, nn.Module):
-        yield from discriminator.named_parameters()
-        return
-    parts = discriminator.items() if isinstance(discriminator, Mapping) else enumerate(discriminator)
-    for key, module in parts:
-        yield from ((f"{key}.{name}", p) for name, p in module.named_parameters())
-
-
-def _is_live(optimizer: Any) -> bool:
-    if isinstance(optimizer, (torch.optim.Optimizer, list, tuple)) or hasattr(optimizer, "optimizer"):
-        return True
-    return hasattr(optimizer, "step") and not isinstance(optimizer, type)
-
-
-def _unwrapped(optimizer: Any) -> list[Any]:
-    """The optimizers inside known hosts' wrappers, and whatever else has a step of its own as it is."""
-    found = []
-    for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
-        inner = one
-        while hasattr(inner, "optimizer") and (is_hosted(inner) or not _steps_itself(inner)):
-            inner = inner.optimizer
-        if not _steps_itself(inner):
-            raise TypeError(
-                f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps the discriminator, a "
-                "list of them, or a callable params -> Optimizer."
-            )
-        found.append(inner)
-    return found
-
-
-def _steps_itself(optimizer: Any) -> bool:
-    """Whether it does more than to pass ``step`` on by ``__getattr__`` to what it holds."""
-    own = hasattr(type(optimizer), "step") or "step" in getattr(optimizer, "__dict__", ())
-    return own and not isinstance(optimizer, type)
-
-
-def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[Any]:
-    if isinstance(spec, type):
-        raise TypeError(
-            f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps the discriminator, or, for "
-            f"fresh state in every call, functools.partial({spec.__name__}, lr=1e-4), say."
-        )
-    if not callable(spec):
-        return _unwrapped(spec)
-    if not params:
-        raise ValueError(
-            "An optimizer given as a callable steps the parameters that require grad, and none of the discriminator's "
-            "does. Build UnrolledGeneratorLoss while D is trainable, or pass the live optimizer."
-        )
-    return _unwrapped(spec(params))
-
-
-def _count(steps: Any) -> int:
-    try:
-        count = -1 if isinstance(steps, bool) else operator.index(steps)
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise ValueError(f"steps is {steps!r}. Pass a whole number >= 0, or a callable that returns one.")
-    return count
-
-
-def _batches(resample: Resample | None, steps: int) -> Callable[[int], tuple[Any, ...]] | None:
-    """``k -> batch`` for the inner steps; None for the call's own."""
-    if resample is None:
-        return None
-    if not callable(resample):
-        if not isinstance(resample, Iterable):
-            raise TypeError(
-                f"resample is {described(resample)}. Pass None, a callable k -> batch, or an iterable of batches."
-            )
-        iterator = iter(resample)
-
-        def following(k: int) -> Any:
-            for drawn in iterator:
-                return drawn
-            raise ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
-
-    def checked(k: int) -> tuple[Any, ...]:
-        drawn = resample(k) if callable(resample) else following(k)
-        if not isinstance(drawn, (list, tuple)):
-            raise TypeError(
-                f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "
-                "after D, such as (real, fake)."
-            )
-        return tuple(drawn)
-
-    return checked

@@ -4,14 +4,14 @@ A float16 graph loses gradients below 6e-8, which is what a GradScaler is for. I
 float16 multiplies by one of its own, a power of two, and divides in float32.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Differentiate = Callable[..., list[Tensor | None]]
+from .gradients import Factor
 
 
 class Autocast:
@@ -57,32 +57,6 @@ def autocast_dtypes(devices: Iterable[str]) -> dict[str, torch.dtype]:
     # Of a device without autocast it must not be asked whether it is on.
     known = (d for d in sorted(set(devices)) if d in ("cpu", "cuda") or torch.amp.is_autocast_available(d))
     return {d: torch.get_autocast_dtype(d) for d in known if torch.is_autocast_enabled(d)}
-
-
-class Factor:
-    """What a graph's cotangents are multiplied by, less of it whenever they overflow."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def differentiate(
-        self,
-        differentiate: Differentiate,
-        name: str,
-        outputs: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        grad_outputs: Sequence[Tensor] | None = None,
-        **options: Any,
-    ) -> list[Tensor | None]:
-        """``differentiate(...)``, larger on the way and the same at the end."""
-        bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
-        while True:
-            scaled = [bar * self.value for bar in bars]
-            found = differentiate(name, outputs, inputs, scaled, **{**options, "retain_graph": True})
-            overflowed = any(g is not None and not g.isfinite().all() for g in found)
-            if not overflowed or self.value <= 1:
-                return [None if g is None else g / self.value for g in found]
-            self.value = max(self.value / 2**8, 1.0)
 
 
 @contextmanager

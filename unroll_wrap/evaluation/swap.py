@@ -6,10 +6,9 @@ objects stay where they are, and for the time of an unroll they exchange what th
 ``torch.utils.swap_tensors`` does the same. The exchange is undone whatever happens.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from contextlib import AbstractContextManager, contextmanager
 from operator import is_
 from typing import Any
 
@@ -17,35 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..call.batch import distinct
-from ..live.belongings import Belongings
 from ..live.restore import refill
 from ..live.undo import Undo
+from .holders import Holders
+from .shield import shielded, unshield
 
 _exchange = torch._C._swap_tensor_impl
-
-
-class Shielded(nn.Parameter):
-    """A parameter while ``g_loss`` runs, which always requires grad.
-
-    Most loops switch D's ``requires_grad`` off around the generator's step, some from within the loss. An unroll
-    differentiates through D all the same, so these switches have no effect there.
-    """
-
-    def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, requires_grad: bool = True
-    ) -> "Shielded":
-        """Leave the flag on, whatever is asked."""
-        return self
-
-    @property
-    def requires_grad(self) -> bool:
-        """True."""
-        return True
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        pass
 
 
 class Swap:
@@ -62,62 +38,20 @@ class Swap:
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:
         self.modules = modules
-        self._params = list(params)
         self.rewinds = rewinds
         # The unroll's tensors with which the user's have exchanged what they hold: for parameters, and for the others.
         self._inside: Sequence[Tensor] = ()
         self._clones: Sequence[Tensor] = ()
         self._in_slots = self._entered = False
-        self._live: list[Tensor] = []
-        self._carried: list[Tensor] = []
-        self._places: list[tuple[dict[str, Any], str, int]] = []
-        self._slots: list[tuple[Any, Any, int]] = []
-        index: dict[int, int] = {}
-        moved = {id(p): i for i, p in enumerate(params)}
-
-        def carry(tensor: Tensor, container: Any, key: Any) -> None:
-            i = index.setdefault(id(tensor), len(self._carried))
-            if i == len(self._carried):
-                self._carried.append(tensor)
-            if type(container) in (dict, OrderedDict):
-                self._places.append((container, key, i))
-
-        def carry_buffers(module: nn.Module) -> None:
-            for name, b in module._buffers.items():
-                # One with a graph is a generator's, and its gradient goes there.
-                if b is not None and not b.requires_grad:
-                    carry(b, module._buffers, name)
-
-        for module in modules:
-            for name, p in module._parameters.items():
-                if (i := moved.get(id(p))) is not None:
-                    self._slots.append((module._parameters, name, i))
-                elif p is None:
-                    continue
-                elif p.requires_grad:
-                    self._live.append(p)
-                else:
-                    # Some spectral norms keep u and v as parameters that no optimizer ever moves.
-                    carry(p, module._parameters, name)
-            carry_buffers(module)
-        attributes = [vars(t) for t in (*params, *self._live, *self._carried) if vars(t)]
-        self._belongings = Belongings(modules, attributes)
-        # Of a module that is only in a list, say, nothing moves but what a forward pass moves.
-        known = set(map(id, modules))
-        self._hidden = [m for m in all_modules(self._belongings.modules) if id(m) not in known]
-        for module in self._hidden:
-            carry_buffers(module)
-        for tensor, container, key in self._belongings.places:
-            if (i := moved.get(id(tensor))) is not None:
-                # RNNs call their kernels with a list of their parameters.
-                self._slots += [(container, key, i)] if container is not None else []
-            elif tensor.is_leaf and not tensor.requires_grad:
-                carry(tensor, container, key)
+        self.holders = holders = Holders(modules, params)
+        self._params, self._live, self._carried = holders.params, holders.live, holders.carried
+        self._places, self._slots = holders.places, holders.slots
+        self._belongings, self._hidden = holders.belongings, holders.hidden
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._learned = False
         # Pairs that lie in the same memory, which their clones do not.
-        self._shared: list[tuple[Tensor, Tensor]] = []
+        self.shared: Sequence[tuple[Tensor, Tensor]] = ()
 
     def enter(self, undo: Undo) -> None:
         """As a context, which ends when that is undone."""
@@ -144,7 +78,7 @@ class Swap:
         """Put everything back as it was; to do so twice does no harm."""
         self._home()
         self._after_exchange()
-        self._unshield()
+        unshield(self._params)
         for module, attributes, params, buffers in self._before:
             refill(module._parameters, params)
             refill(module._buffers, buffers)
@@ -155,45 +89,8 @@ class Swap:
         for p, flag in self._flags:
             p.requires_grad_(flag)
         self._inside = self._clones = ()
-        self.written_after_all()
+        self._put_back_written()
         self._entered = False
-
-    def kept(self) -> list[str]:
-        """The kinds of objects of the user's own that D keeps."""
-        return [type(o).__name__ for o in self._belongings.objects]
-
-    def check_memory(self, checked: Any = None) -> Any:
-        """No parameter that moves lies in the memory of another tensor of D's, where a real step would move both.
-
-        Args:
-            checked: what an earlier check has returned; nothing need be done if all lies as it did.
-
-        Raises:
-            ValueError: one does.
-        """
-        # A legacy norm keeps `weight` beside `weight_orig`, and makes it anew before it is used.
-        normed = {
-            id(t)
-            for t, container, key in self._belongings.places
-            if isinstance(container, dict) and f"{key}_orig" in container.get("_parameters", ())
-        }
-        others = distinct([*self._live, *self._carried, *(t for t, _, _ in self._belongings.places)])
-        others = [t for t in others if id(t) not in normed and not any(t is p for p in self._params)]
-        tensors = [*self._params, *others]
-        where = tuple(map(Tensor.data_ptr, tensors))
-        if checked is not None and checked[0] == where:
-            self._shared = checked[1]
-            return checked
-        moving = {id(p) for p in self._params}
-        for one, other in overlapping(tensors):
-            if id(one) in moving or id(other) in moving:
-                raise ValueError(
-                    f"Two tensors of the discriminator, of shapes {tuple(one.shape)} and {tuple(other.shape)}, lie in "
-                    "the same memory: a real step moves both, and an unroll would move them apart. Share the "
-                    "parameter itself (b.weight = a.weight), or give each a copy (.clone())."
-                )
-            self._shared.append((one, other))
-        return where, self._shared
 
     def originals(self) -> tuple[Tensor, ...]:
         """The live buffers, and the parameters that nothing trains."""
@@ -302,31 +199,9 @@ class Swap:
                 self._inside, self._clones = before
                 self._exchange_all()
 
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Parameters require grad whatever a loss asks of them.
-
-        Raises:
-            ValueError: one of a class of its own was switched off.
-        """
-        try:
-            for p in self._params:
-                if type(p) is nn.Parameter:
-                    p.__class__ = Shielded
-            yield
-        finally:
-            self._unshield()
-        off = [type(p).__name__ for p in self._params if not p.requires_grad]
-        if off:
-            raise ValueError(
-                f"g_loss switches requires_grad off for {len(off)} parameters of D, the first of them a {off[0]}: no "
-                "derivative would pass through D's steps. Leave that to the training loop."
-            )
-
-    def _unshield(self) -> None:
-        for p in self._params:
-            if type(p) is Shielded:
-                p.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
+    def shielded(self) -> AbstractContextManager[None]:
+        """Return a context in which the parameters require grad, whatever a loss asks of them."""
+        return shielded(self._params)
 
     def buffers(self) -> tuple[Tensor, ...]:
         """What the buffers are now, after a loss has run."""
@@ -353,7 +228,7 @@ class Swap:
             ValueError: it has written to one of two tensors in the same memory.
         """
         pairs = dict(zip(self._copied, self._clones, strict=True))
-        together = {id(t) for pair in self._shared for t in pair}
+        together = {id(t) for pair in self.shared for t in pair}
         for i, clone in pairs.items():
             # The user's object holds the clone, and the other way round.
             mine = self._carried[i]
@@ -374,29 +249,27 @@ class Swap:
         self._copied = [i for i in pairs if id(self._carried[i]) not in unwritten]
         self._clones = [pairs[i] for i in self._copied]
 
-    def written_after_all(self) -> list[Tensor]:
-        """What a later loss has written to, put back as it was."""
+    def check_unwritten(self) -> None:
+        """Put back the frozen parameters that a later loss has written to.
+
+        Raises:
+            ValueError: there are some.
+        """
+        if written := self._put_back_written():
+            raise ValueError(
+                f"A loss writes to frozen parameters of D, of shapes {written[:4]}, but not when it runs for the first "
+                "time. Make them buffers (register_buffer)."
+            )
+
+    def _put_back_written(self) -> list[tuple[int, ...]]:
         changed = [(mine, clone) for mine, clone in self._unwritten if not _equal(mine, clone)]
         for mine, clone in changed:
             mine.data.copy_(clone)
-        return [mine for mine, _ in changed]
+        return [tuple(mine.shape) for mine, _ in changed]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool(((one == other) | (one != one)).all())
-
-
-def overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs that lie in the same memory."""
-    spans: list[tuple[int, int, Tensor]] = []
-    for t in tensors:
-        if t.layout is torch.strided and t.numel() and (start := t.data_ptr()):
-            entries = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-            spans.append((start, start + entries * t.itemsize, t))
-    spans.sort(key=lambda span: span[:2])
-    for (_, end, one), (start, _, other) in pairwise(spans):
-        if start < end and one is not other:
-            yield one, other
 
 
 def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
@@ -413,23 +286,3 @@ def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
         for name in [n for n in now if n not in before]:
             del now[name]
         now.update(before)
-
-
-def all_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Every parameter of these modules, each once, in the order of ``nn.Module.parameters``."""
-    return list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
-
-
-def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
-    """Every module under ``roots``, wrappers and what they wrap included, each once, in the order of ``modules()``."""
-    found: dict[int, nn.Module] = {}
-
-    def visit(module: nn.Module | None) -> None:
-        if module is not None and id(module) not in found:
-            found[id(module)] = module
-            for child in module._modules.values():
-                visit(child)
-
-    for root in roots:
-        visit(root)
-    return list(found.values())

@@ -40,23 +40,27 @@ def family(stepper: Any) -> list[Any]:
     return found
 
 
-def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], list[str]]:
+def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
     """Let the optimizers have the options that they have now, when that is undone.
 
     Returns:
-        What says which of them have changed.
+        A function that raises ValueError if one of them has changed.
     """
     before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
 
-    def changed() -> list[str]:
-        return [k for g, old in before for k in old if g.get(k, before) is not old[k]]
+    def check() -> None:
+        if changed := [k for g, old in before for k in old if g.get(k, before) is not old[k]]:
+            raise ValueError(
+                f"A loss changes options of D's optimizer: {changed}. An unroll takes them as they are at the "
+                "call: change them in the training loop, by a scheduler say."
+            )
 
     def put_back() -> None:
         for group, old in before:
             refill(group, old)
 
     undo.later(put_back)
-    return changed
+    return check
 
 
 def keep_entries(steppers: Sequence[Any], undo: Undo) -> None:

@@ -1,13 +1,51 @@
 """The value, joined to the generator's graph by gradients that are known already."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..evaluation.evaluate import GIVEN_BACK
+from ..call.messages import users_line
+from ..evaluation.gradients import GIVEN_BACK
 from .unroll import Sensitivity
+
+_NO_SECOND_TERM = (
+    "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
+    "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
+)
+_NOT_THROUGH_D = (
+    "g_loss does not depend on the discriminator that is unrolled, so no derivative passes through its steps, and the "
+    "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
+    "that it is given, or pass steps=0 if the other network is meant."
+)
+
+
+class SecondTermMissing(UserWarning):
+    """d_loss does not depend on the generator, or g_loss not on the discriminator that is unrolled."""
+
+
+def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool) -> None:
+    """Refuse a result that depends on no generator, and warn of one that lacks the second term of Eq. 12.
+
+    Args:
+        found: the derivative.
+        given: the tensors of the batch.
+        stop_gradient: whether the first term alone is asked for.
+
+    Raises:
+        ValueError: it depends on no generator.
+    """
+    if not (found.first_term or found.second_term):
+        batch = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in given)
+        raise ValueError(
+            f"Neither loss depends on a generator: the batch is [{batch}]. Pass fake = G(z) with its graph, "
+            "without detach() or no_grad(); for the value alone, call under torch.no_grad()."
+        )
+    if not (found.second_term or stop_gradient):
+        cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
+        warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
 
 
 def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:

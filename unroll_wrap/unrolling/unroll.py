@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..call.batch import tensors_in
-from ..evaluation.evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, differentiate
+from ..evaluation.evaluate import Evaluation, Evaluator
+from ..evaluation.gradients import NO_SECOND_DERIVATIVE, differentiate
 from ..evaluation.graph import reach
 from ..live.random_state import undisturbed
 from ..operators import parameters_only, repair
