@@ -59,5 +59,5 @@ def test_messages_are_found():
     """The control of both: in every file that raises."""
     found = messages()
     assert len(found) > 45
-    raising = {"loss.py", "unrolling/unroll.py", "diagnostics/differentiated.py", "optimizers/read.py"}
+    raising = {"call/optimizer.py", "unrolling/unroll.py", "diagnostics/differentiated.py", "optimizers/read.py"}
     assert {place.split(":")[0] for place in found} >= raising

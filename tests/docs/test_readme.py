@@ -23,6 +23,8 @@ def test_blocks_are_found():
     """The control: other languages are left out, and a block that fails is not passed over."""
     text = "a\n```bash\nls\n```\n```python\n1 / 0\n```\n"
     assert list(blocks(text)) == [(6, "1 / 0\n")]
+    inside = "1. a\n\n   ```python\n   if a:\n       b\n   ```\n"
+    assert list(blocks(inside)) == [(4, "if a:\n    b\n")]
 
 
 def test_the_tables_are_those_of_the_results(tmp_path):

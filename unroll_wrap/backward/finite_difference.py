@@ -17,11 +17,11 @@ from ..live.random_state import RandomState, same
 from ..optimizers.block import Block
 from ..optimizers.update import Update
 from ..unrolling.unroll import Point, Unroll
-from .sweep import Tape
+from .sweep import Backward, Tape
 
 
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(Backward):
     """For a D without second derivatives (compiled, cuDNN RNNs, flash attention); approximate, two gradients a step.
 
     ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or the same between θ ± ε ḡ when ``central`` (three
@@ -71,7 +71,7 @@ class _Taken(NamedTuple):
     update: Update
 
 
-class _Stack:
+class _Stack(Tape):
     def __init__(self, unroll: Unroll, first: int, settings: FiniteDifference) -> None:
         self._unroll = unroll
         self.first = first

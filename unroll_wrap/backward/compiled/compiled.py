@@ -14,7 +14,7 @@ from ...live.random_state import RandomState
 from ...optimizers.block import Block, values_of
 from ...optimizers.closed import tensors_of
 from ...unrolling.unroll import Point, Step, Unroll
-from ..sweep import Tape
+from ..sweep import Backward, Tape
 from .program import Batch, Program, Taken, in_closed_form
 
 logger = logging.getLogger("unroll_wrap")
@@ -24,7 +24,7 @@ _MOST = 8
 
 
 @dataclass(frozen=True)
-class Compiled:
+class Compiled(Backward):
     """For small nets, where calling operators costs more than computing: several times faster.
 
     The loss is traced: its Python runs once, and what it reads besides its arguments counts as constant. A loss that
@@ -127,7 +127,7 @@ def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
     )
 
 
-class _Stack:
+class _Stack(Tape):
     def __init__(self, unroll: Unroll, first: int, settings: Compiled) -> None:
         self._unroll = unroll
         self.first = first
