@@ -2,7 +2,6 @@
 
 import itertools
 from contextlib import nullcontext
-from functools import lru_cache
 
 import pytest
 import reference
@@ -13,6 +12,7 @@ from checks import (
     assert_exact,
     assert_exact_in,
     call,
+    computed_once,
     distance,
     expect,
     expected_of,
@@ -185,7 +185,7 @@ def test_average_recomputed(backward):
 # Truncate
 
 
-@lru_cache
+@computed_once
 def truncated(name, steps, last) -> Expected:
     """Differences of `last` real steps from the point that `steps - last` real ones lead to, whose fake never moves."""
     world = warm_world(name)

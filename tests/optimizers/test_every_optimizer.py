@@ -1,11 +1,9 @@
 """Every configuration that torch tests its own optimizers with: K real steps' value, and its derivative."""
 
-from functools import lru_cache
-
 import pytest
 import reference
 import torch
-from checks import GRADIENT, VALUE, assert_value, call, gradient_of, oracle
+from checks import GRADIENT, VALUE, assert_value, call, computed_once, gradient_of, oracle
 from torch import nn
 from torch_table import (
     GAP,
@@ -29,7 +27,7 @@ def names(rows):
     return [one.name for one in rows]
 
 
-@lru_cache
+@computed_once
 def shared_steepness(name):
     """Loop, foreach and fused are one function up to rounding and have one derivative, but for ASGD.
 

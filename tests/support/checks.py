@@ -1,6 +1,6 @@
 """What "exact" means here: value to 1e-12, gradient to 1e-7, and the gradient without the second term is neither."""
 
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import NamedTuple
 
 import reference
@@ -61,7 +61,22 @@ def expect(world, *, whole=False, **options) -> Expected:
     )
 
 
-@lru_cache
+def computed_once(function):
+    """What `function` returns, remembered; the random stream is left alone, whether it is computed or remembered.
+
+    Otherwise the draws of a test would be those of the test that happens to come first.
+    """
+
+    @lru_cache
+    @wraps(function)
+    def computed(*arguments):
+        with torch.random.fork_rng(devices=[]):
+            return function(*arguments)
+
+    return computed
+
+
+@computed_once
 def expected_of(name, optimizer, steps) -> Expected:
     """The oracle's word on a row of the tables: by differences, or by one long graph (see `problems.py`)."""
     world = warm_world(name, optimizer)
