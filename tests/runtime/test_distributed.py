@@ -1,4 +1,4 @@
-"""Several processes: all cases of ranks.py on 4 and on 2 of them, over Gloo on the CPU."""
+"""Several processes: all cases of tests/support/ranks on 4 and on 2 of them, over Gloo on the CPU."""
 
 import os
 import subprocess
@@ -14,10 +14,10 @@ SUPPORT = ROOT / "tests" / "support"
 
 def test_every_case_on_every_rank(tmp_path, subtests):
     """One test, because to start the processes takes longer than what they are for."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     process = subprocess.run(
-        [sys.executable, SUPPORT / "ranks.py", tmp_path],
+        [sys.executable, "-m", "ranks", tmp_path],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
