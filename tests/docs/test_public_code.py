@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patches import before_and_after
 
 ROOT = Path(__file__).parents[2]
 LOOPS = ROOT / "tests" / "exact" / "loops"
@@ -29,7 +30,7 @@ def git(folder, *arguments):
 @pytest.fixture
 def target(public_code, tmp_path):
     """A loop of tests/exact/loops in a repository of its own, and what makes the loop after of it."""
-    before, after = ((LOOPS / f"flat_script_{kind}.py").read_text() for kind in ("before", "after"))
+    before, after = before_and_after(LOOPS / "flat_script.py")
     (tmp_path / "train.py").write_text(before)
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "train.py")
@@ -54,7 +55,7 @@ def test_a_change_is_put_in_and_verified(public_code, target, tmp_path, monkeypa
     """The loop after, but for blank lines; and what it prints is verify's own verdict."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["here"])
-    wanted = (LOOPS / "flat_script_after.py").read_text().splitlines()
+    wanted = before_and_after(LOOPS / "flat_script.py")[1].splitlines()
     assert [x for x in target.source(tmp_path).splitlines() if x] == [x for x in wanted if x]
     assert target.changed() <= 6
     verdict = public_code.train(target, tmp_path)

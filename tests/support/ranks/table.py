@@ -1,7 +1,7 @@
 """The table of cases for a process group, and what every case is made of: the joined world, a rank's share, measures.
 
-Batches are the rows of one joined batch, dealt out in order. What a single process makes of the joined batch is asked of
-`reference.chained`, which shares nothing with the package.
+Batches are the rows of one joined batch, dealt out in order. What a single process makes of the joined batch is
+asked of `reference.chained`, which shares nothing with the package.
 """
 
 import copy
