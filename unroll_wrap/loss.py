@@ -25,6 +25,7 @@ from .call.mistakes import (
     refuse_steps,
 )
 from .call.optimizer import Steppers, options_of
+from .call.processes import check_group
 from .call.wrappers import check_wrappers
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
@@ -39,9 +40,11 @@ from .optimizers.family import keep_entries, keep_options
 from .optimizers.read import Traces, read, rule_of
 from .optimizers.transforms import Transforms
 from .proof.first_call import Proof, guesses
-from .unrolling.ranks import OneProcess, check_group, ranks_of
+from .unrolling.one_process import OneProcess
+from .unrolling.ranks import ranks_of
 from .unrolling.result import SecondTermMissing, check_terms, hand_over
-from .unrolling.unroll import Point, Unroll
+from .unrolling.step import Point
+from .unrolling.unroll import Unroll
 
 __all__ = ["SecondTermMissing", "UnrolledGeneratorLoss"]
 

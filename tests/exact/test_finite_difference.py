@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 from checks import call, distance, expect, expected_of, gradient_of, oracle, unrolled_of, warm_world
-from functions import Once, once_world
+from functions import Once, OnceNet, once_world
 from problems import PROBLEMS, softplus
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -100,6 +100,63 @@ def test_where_no_second_derivative_is_needed():
     world.g_loss = lambda D, real, fake: softplus(-Once.apply(D(fake))).mean()
     expected = expect(world, steps=3)
     assert distance(gradient_of(call(world, unrolled_of(world, steps=3)), world), expected) < 1e-7
+
+
+class Cut(torch.autograd.Function):
+    """tanh, whose gradient is computed without a graph, though nothing says that it has one derivative."""
+
+    graph = False
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @classmethod
+    def backward(cls, ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.set_grad_enabled(cls.graph):
+            return grad * (1 - x.tanh() ** 2)
+
+
+class NoGradient(torch.autograd.Function):
+    """Zero, whatever comes: a constant, with nothing to be cut."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad).detach()
+
+
+def cut_world(function):
+    class Net(OnceNet):
+        def forward(self, x):
+            return self.b(function.apply(self.a(x)) + self.a(x).tanh())
+
+    world, D = warm_world(), Net().double()
+    world.discriminator, world.optimizer = D, torch.optim.Adam(D.parameters(), lr=0.02, betas=(0.5, 0.9))
+    return world.warm()
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute()], ids=str)
+def test_a_function_that_computes_its_gradient_without_a_graph(backward, monkeypatch):
+    """Refused where autograd takes its second derivative to be 0; with a graph, and by differences, it is right."""
+    with pytest.raises(RuntimeError, match=r"^Cut, .* computes its gradient without a graph.*FiniteDifference"):
+        call(world := cut_world(Cut), unrolled_of(world, steps=3, backward=backward))
+    monkeypatch.setattr(Cut, "graph", True)
+    assert error(cut_world(Cut), expect(cut_world(Cut), steps=3), backward) < 1e-7
+    monkeypatch.setattr(Cut, "graph", False)
+    for differences, bound in BOUNDS.items():
+        assert error(cut_world(Cut), expect(cut_world(Cut), steps=3), differences) < bound
+
+
+def test_a_function_whose_gradient_is_a_constant():
+    """Zero for every input: no second derivative is missing."""
+    expected = expect(cut_world(NoGradient), steps=3)
+    assert error(cut_world(NoGradient), expected, Store()) < 1e-7
 
 
 @pytest.mark.parametrize("backward", BOUNDS, ids=str)

@@ -16,7 +16,8 @@ from ..evaluation.runtime import any_compiled
 from ..live.random_state import RandomState, same
 from ..optimizers.block import Block
 from ..optimizers.update import Update
-from ..unrolling.unroll import Point, Unroll
+from ..unrolling.step import Point
+from ..unrolling.unroll import Unroll
 from .sweep import Backward, Tape
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..live.random_state import RandomState, same, undisturbed
 from ..optimizers.block import Block
-from ..unrolling.ranks import Grads
-from ..unrolling.unroll import Point, Step, Unroll
+from ..unrolling.one_process import Grads
+from ..unrolling.step import Point, Step
+from ..unrolling.unroll import Unroll
 from .sweep import Backward, Tape
 
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from ..optimizers.block import Block
-from ..unrolling.unroll import Point, Step, Unroll
+from ..unrolling.step import Point, Step
+from ..unrolling.unroll import Unroll
 from .sweep import Backward, Tape
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..optimizers.block import Block
 from ..optimizers.update import plus
-from ..unrolling.unroll import Point, Unroll
+from ..unrolling.step import Point
+from ..unrolling.unroll import Unroll
 
 
 class Tape(ABC):

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
-from ..operators import FRAGILE, is_fragile
+from ..operators import FRAGILE, is_custom, is_fragile
 
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
@@ -52,7 +52,7 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     behind: dict[int, Tensor] = {}
     once: list[str] = []
     fragile: list[Node] = []
-    kinds: set[tuple[type, bool]] = set()
+    kinds: dict[tuple[type, bool], bool] = {}
     seen: set[Node | None] = {None}
     stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
     while stack:
@@ -69,10 +69,10 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         # leaves of the loss's own.
         early = node._sequence_nr() < since
         if (kind, early) not in kinds:
-            kinds.add((kind, early))
-            if not early and issubclass(kind, BackwardCFunction) and _is_marked(node):
+            kinds[kind, early] = not early and is_custom(node)
+            if kinds[kind, early] and _is_marked(node):
                 once.append(node.name())
-        if kind.__name__ in FRAGILE and is_fragile(node):
+        if kinds[kind, early] or (kind.__name__ in FRAGILE and is_fragile(node)):
             fragile.append(node)
         stack += [(next_node, early) for next_node, _ in node.next_functions]
     # What a penalty differentiates by is a leaf that is reached both ways.

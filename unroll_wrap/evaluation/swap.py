@@ -9,15 +9,15 @@ objects stay where they are, and for the time of an unroll they exchange what th
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..live.restore import refill
+from ..live.looks import Looks
 from ..live.undo import Undo
+from .frozen import left_alone, put_back_written
 from .holders import Holders
 from .shield import shielded, unshield
 
@@ -44,9 +44,9 @@ class Swap:
         self._clones: Sequence[Tensor] = ()
         self._in_slots = self._entered = False
         self.holders = holders = Holders(modules, params)
-        self._params, self._live, self._carried = holders.params, holders.live, holders.carried
+        self._params, self._carried = holders.params, holders.carried
         self._places, self._slots = holders.places, holders.slots
-        self._belongings, self._hidden = holders.belongings, holders.hidden
+        self._looks = Looks(modules, holders.hidden, holders.belongings, holders.live)
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._learned = False
@@ -65,11 +65,7 @@ class Swap:
 
     def _note(self) -> None:
         self._homes = [t._cdata for t in (*self._params, *self._carried)]
-        self._before = [
-            (m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in (*self.modules, *self._hidden)
-        ]
-        self._contents = self._belongings.contents()
-        self._flags = [(p, p.requires_grad) for p in self._live]
+        self._looks.note()
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
         self._handles = RemovableHandle.next_id
         self._entered = True
@@ -79,17 +75,9 @@ class Swap:
         self._home()
         self._after_exchange()
         unshield(self._params)
-        for module, attributes, params, buffers in self._before:
-            refill(module._parameters, params)
-            refill(module._buffers, buffers)
-            _restore(vars(module), attributes)
-        self._belongings.refill(self._contents)
-        for restore in self._belongings.sources:
-            restore()
-        for p, flag in self._flags:
-            p.requires_grad_(flag)
+        self._looks.restore()
         self._inside = self._clones = ()
-        self._put_back_written()
+        put_back_written(self._unwritten)
         self._entered = False
 
     def originals(self) -> tuple[Tensor, ...]:
@@ -98,7 +86,7 @@ class Swap:
 
     def contents(self) -> Any:
         """What attributes and containers hold now, if that will be asked for."""
-        return ([vars(m).copy() for m in self.modules], self._belongings.contents()) if self.rewinds else None
+        return self._looks.contents() if self.rewinds else None
 
     def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Let the modules use ``params`` and clones of ``buffers``.
@@ -108,9 +96,7 @@ class Swap:
         """
         self.out()
         if contents is not None:
-            for module, attributes in zip(self.modules, contents[0], strict=True):
-                _restore(vars(module), attributes)
-            self._belongings.refill(contents[1])
+            self._looks.put(contents)
         clones = copies(buffers[i] for i in self._copied)
         self._inside, self._clones = params, clones
         try:
@@ -222,31 +208,12 @@ class Swap:
         return self.buffers(), self.contents()
 
     def _learn(self) -> None:
-        """Which frozen parameters a first loss has left alone: these are not copied again, they may be large.
-
-        Raises:
-            ValueError: it has written to one of two tensors in the same memory.
-        """
         pairs = dict(zip(self._copied, self._clones, strict=True))
-        together = {id(t) for pair in self.shared for t in pair}
-        for i, clone in pairs.items():
-            # The user's object holds the clone, and the other way round.
-            mine = self._carried[i]
-            frozen = isinstance(mine, nn.Parameter) and mine._version == 0
-            if not (frozen or id(mine) in together):
-                continue
-            if not _equal(mine, clone):
-                if id(mine) in together:
-                    raise ValueError(
-                        f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in "
-                        "the same memory as another: a real step changes both, and an unroll would change one. Give "
-                        "each a copy (.clone())."
-                    )
-            elif frozen:
-                self._unwritten.append((mine, clone))
-                _exchange(mine, clone)
-        unwritten = {id(mine) for mine, _ in self._unwritten}
-        self._copied = [i for i in pairs if id(self._carried[i]) not in unwritten]
+        alone = left_alone(self._carried, pairs, self.shared)
+        for i in alone:
+            self._unwritten.append((self._carried[i], pairs[i]))
+            _exchange(self._carried[i], pairs[i])
+        self._copied = [i for i in pairs if i not in alone]
         self._clones = [pairs[i] for i in self._copied]
 
     def check_unwritten(self) -> None:
@@ -255,34 +222,13 @@ class Swap:
         Raises:
             ValueError: there are some.
         """
-        if written := self._put_back_written():
+        if written := put_back_written(self._unwritten):
             raise ValueError(
                 f"A loss writes to frozen parameters of D, of shapes {written[:4]}, but not when it runs for the first "
                 "time. Make them buffers (register_buffer)."
             )
 
-    def _put_back_written(self) -> list[tuple[int, ...]]:
-        changed = [(mine, clone) for mine, clone in self._unwritten if not _equal(mine, clone)]
-        for mine, clone in changed:
-            mine.data.copy_(clone)
-        return [tuple(mine.shape) for mine, _ in changed]
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(((one == other) | (one != one)).all())
-
 
 def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
     """Tensors with the same content."""
     return [b.detach().clone() for b in buffers]
-
-
-def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
-    """All that a forward pass leaves on its module: hidden features, a weight that a legacy norm made, a flag, a count.
-
-    A layer that initialises itself from its first batch notes that it has, and here it has not.
-    """
-    if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
-        for name in [n for n in now if n not in before]:
-            del now[name]
-        now.update(before)

@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from .batch_norm import batch_norm
 from .convolution import conv2d, parameters_only
 from .refusals import norms_watched
-from .repairs import FRAGILE, is_fragile, repair
+from .repairs import FRAGILE, is_custom, is_fragile, repair
 
-__all__ = ["FRAGILE", "is_fragile", "norms_watched", "parameters_only", "repair", "twice_differentiable"]
+__all__ = ["FRAGILE", "is_custom", "is_fragile", "norms_watched", "parameters_only", "repair", "twice_differentiable"]
 
 REPLACED: dict[Any, Any] = {
     F.batch_norm: batch_norm,

@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils.checkpoint import CheckpointError
 
 from . import subgradients
 from .normalization import Cotangents, by_channel, normalization
 from .subgradients import Repair, always, signed
 
+_OWN = __name__.partition(".")[0] + "."
+
 
 def repair(nodes: Sequence[Any]) -> list[Any]:
     """Handles of hooks on these nodes, to be removed after one backward pass."""
-    handles = [node.register_hook(partial(_replaced, _REPAIRS[type(node).__name__][1], node)) for node in nodes]
+    handles = [node.register_hook(_hook_on(node)) for node in nodes]
     for handle in handles:
         # What the user's own hooks on the node do, they do afterwards.
         handle.hooks_dict_ref().move_to_end(handle.id, last=False)
@@ -30,6 +33,34 @@ def is_fragile(node: Any) -> bool:
     """Whether the node has to be repaired before its gradient is differentiated."""
     needed, _ = _REPAIRS.get(type(node).__name__, (None, None))
     return needed is not None and needed(node)
+
+
+def is_custom(node: Any) -> bool:
+    """Whether the node is of a ``torch.autograd.Function`` of the user's."""
+    return isinstance(node, BackwardCFunction) and not _function_of(node).__module__.startswith(_OWN)
+
+
+def _function_of(node: Any) -> Any:
+    return node._forward_cls
+
+
+def _hook_on(node: Any) -> Callable[[Cotangents, Cotangents], Any]:
+    if is_custom(node):
+        return partial(_check_graph, node)
+    return partial(_replaced, _REPAIRS[type(node).__name__][1], node)
+
+
+def _check_graph(node: Any, found: Cotangents, of: Cotangents) -> None:
+    """A gradient is linear in the cotangent: where this one has a graph and that has none, it was cut on the way."""
+    given = [g for g in found if g is not None]
+    if any(bar is not None and bar.requires_grad for bar in of) and not any(g.requires_grad for g in given):
+        if any(g.any() for g in given):
+            raise RuntimeError(
+                f"{_function_of(node).__name__}, a torch.autograd.Function, computes its gradient without a graph, "
+                "under no_grad() or in numpy say, and autograd would take the second derivative to be 0. Compute it by "
+                "differentiable operations, pass backward=FiniteDifference(), or stop_gradient=True for the first term "
+                "alone."
+            )
 
 
 def _replaced(right: Repair, node: Any, found: Cotangents, of: Cotangents) -> Any:

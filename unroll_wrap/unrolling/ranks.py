@@ -23,36 +23,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..call.batch import tensors_in
+from ..call.processes import looks_of, words_of
 from ..optimizers.block import Block, unpack
 from ..optimizers.update import add
+from .one_process import Grads, OneProcess
 
 logger = logging.getLogger("unroll_wrap")
-
-Grads = list[Tensor | None]
-
-
-class OneProcess:
-    """Nobody to average with: each rank looks ahead on its own."""
-
-    def __enter__(self) -> "OneProcess":
-        """Nothing to begin."""
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Nobody to tell."""
-
-    def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
-        """Make sure that all are about to do the same."""
-
-    def expect(self, averages: int) -> None:
-        """So many are to come."""
-
-    def gradients(self, grads: Grads, batch: Any) -> Grads | None:
-        """The averages, without graph; None where there is nothing to average."""
-
-    def cotangent(self, blocks: list[Block]) -> list[Block]:
-        """Cotangents with that of θ averaged."""
-        return blocks
 
 
 def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) -> OneProcess:
@@ -77,25 +53,6 @@ def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) ->
     if dist.get_world_size(group) == 1:
         return OneProcess()
     return Ranks(group, next((p.device for m in modules for p in m.parameters()), torch.device("cpu")))
-
-
-def check_group(group: Any) -> None:
-    """A process group, or False.
-
-    Raises:
-        TypeError: something else.
-        ValueError: what stands for the group of all processes before there is one.
-    """
-    if group is None:
-        raise ValueError(
-            "average_gradients is None, as torch.distributed.group.WORLD is before init_process_group. Call that "
-            "first, or leave average_gradients out, and each rank looks ahead on its own."
-        )
-    if not (group is False or (dist.is_available() and isinstance(group, dist.ProcessGroup))):
-        raise TypeError(
-            f"average_gradients is {group!r:.200}. Pass a process group, torch.distributed.group.WORLD or "
-            "mesh.get_group(), or False for ranks that look ahead on their own."
-        )
 
 
 class Ranks(OneProcess):
@@ -144,8 +101,8 @@ class Ranks(OneProcess):
         Raises:
             ValueError: it is not.
         """
-        mine = {"steps": repr(steps), "the batch": _looks(tensors_in(batch)), "the discriminator": _looks(owned)}
-        mine |= {name: _words(value) for name, value in facts().items()}
+        mine = {"steps": repr(steps), "the batch": looks_of(tensors_in(batch)), "the discriminator": looks_of(owned)}
+        mine |= {name: words_of(value) for name, value in facts().items()}
         values = torch.cat([p.detach().reshape(-1).to(self._device) for p in owned])
         total, length = float(values.sum()), float(values.norm())
         rows = self._status([zlib.crc32(repr(mine).encode()), total, length])
@@ -186,7 +143,7 @@ class Ranks(OneProcess):
         Raises:
             ValueError: it does not.
         """
-        looks = _looks(tensors_in(batch))
+        looks = looks_of(tensors_in(batch))
         found, same = self._average([None if g is None else g.detach() for g in grads], looks)
         if not same:
             raise ValueError(
@@ -283,18 +240,3 @@ def _talking() -> Iterator[None]:
             "The process group failed in the middle of an unroll: another rank has ended, makes another call than this "
             f"one, or took longer than the group's timeout. See what it printed. Torch said: {error}"
         ) from error
-
-
-def _looks(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
-
-
-def _words(value: Any) -> str:
-    """What can be compared between processes: no address, no device."""
-    if isinstance(value, Tensor):
-        return str(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_words, value))
-    if callable(value):
-        return getattr(value, "__qualname__", type(value).__name__)
-    return repr(value)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..call.messages import users_line
 from ..evaluation.gradients import GIVEN_BACK
-from .unroll import Sensitivity
+from .sensitivity import Sensitivity
 
 _NO_SECOND_TERM = (
     "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "

@@ -13,9 +13,11 @@ from torch import Tensor
 from ...live.random_state import RandomState
 from ...optimizers.block import Block, values_of
 from ...optimizers.closed import tensors_of
-from ...unrolling.unroll import Point, Step, Unroll
+from ...unrolling.step import Point, Step
+from ...unrolling.unroll import Unroll
 from ..sweep import Backward, Tape
-from .program import Batch, Program, Taken, in_closed_form
+from .functions import Batch, in_closed_form
+from .program import Program, Taken
 
 logger = logging.getLogger("unroll_wrap")
 
