@@ -5,12 +5,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from common.files import replacing
 
@@ -212,9 +212,8 @@ def image_table(
                 spine.set_visible(False)
         # A run that is under way has not come to its last columns.
         for panel, images in zip(row, panels, strict=False):
-            lines = [torch.cat(list(line), dim=-1) for line in images[: side * side].split(side)]
-            grid = torch.cat(lines, dim=-2).permute(1, 2, 0)
-            panel.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            grid = make_grid(images[: side * side], nrow=side, padding=0)
+            panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
     for panel, caption in zip(axes[-1], columns, strict=True):
         panel.set_xlabel(caption, fontsize=10)
     figure.suptitle(title, fontsize=10)

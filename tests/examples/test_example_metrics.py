@@ -126,8 +126,10 @@ def test_fidelity_tells_quality_from_diversity():
 def test_frechet_distance_of_two_gaussians():
     """In d dimensions N(0, I) and N(1, 4 I) are d (1 + (2 - 1)²) apart, and a set is 0 from itself."""
     one, other = torch.randn(2, 20_000, 6)
-    assert fidelity.frechet_distance(one, 2 * other + 1) == pytest.approx(12, rel=0.05)
-    assert fidelity.frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+    network = torch.nn.Identity()
+    network.num_features = 6
+    assert fidelity.frechet_distance(network, one, 2 * other + 1) == pytest.approx(12, rel=0.05)
+    assert fidelity.frechet_distance(network, one, one) == pytest.approx(0, abs=1e-6)
 
 
 def test_distances_are_of_different_images():

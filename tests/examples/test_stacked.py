@@ -9,13 +9,14 @@ import torch
 pytest.importorskip("matplotlib", reason="the examples' extra is not installed")
 pytest.importorskip("tensorboard", reason="the examples' extra is not installed")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def examples(monkeypatch):
-    """The scripts' folder on the path, and float64 by default."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    """The folders of the scripts and of the studies on the path, and float64 by default."""
+    for folder in ("examples", "research"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

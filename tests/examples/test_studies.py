@@ -24,7 +24,8 @@ NAMES = [
 
 @pytest.fixture
 def examples(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    for folder in ("examples", "research"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +101,13 @@ def test_a_switch_changes_the_training(examples, switches):
 
 def test_command_line(examples, tmp_path, capsys):
     """Trains what is missing, all in one process; the second time nothing; an unknown study is refused."""
-    from mixture_of_gaussians import main
+    from ring_studies.command import main
 
     with pytest.raises(SystemExit, match="2"):
-        main(["study", "doubling", "--out", str(tmp_path)])
+        main(["doubling", "--out", str(tmp_path)])
     refused = capsys.readouterr().err
     assert "doubling" in refused and "second-gradient" in refused
-    options = ["study", "delays", "--preset", "smoke", "--seeds", "3", "--steps", "1", "--out", str(tmp_path)]
+    options = ["delays", "--preset", "smoke", "--seeds", "3", "--steps", "1", "--out", str(tmp_path)]
     assert main([*options, "--workers", "1"]) == 0
     assert (tmp_path / "delays" / "table.md").read_text() in capsys.readouterr().out
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.pt")}

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from .failures import the_last_rank_ends
+from .hosts import SCRIPTS
 from .loop import trained
 from .table import CASES, joined
 
@@ -54,7 +55,7 @@ def main(folder, only=""):
     """Fork the ranks from one process that has imported and warmed up what they need: that is most of the work."""
     torch.set_num_threads(1)
     sys.path.append(str(Path(__file__).parents[3] / "examples"))
-    for name in ("accelerate", "lightning.fabric", "torch._inductor", "common.training"):
+    for name in ("accelerate", "lightning.fabric", "torch._inductor", *SCRIPTS):
         importlib.import_module(name)
 
     joined(), trained()

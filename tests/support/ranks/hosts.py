@@ -1,5 +1,6 @@
 """The loops of others on several ranks: the examples' own, Accelerate's and Fabric's; and nets in shards."""
 
+import importlib
 from functools import lru_cache, partial
 from unittest import mock
 
@@ -16,34 +17,38 @@ from unroll_wrap import (
 )
 
 from .loop import train, trained
-from .table import ROWS, all_raise, assert_all_close, assert_same, averaged, build, case, joined, mine, world
+from .table import ROWS, STEPS, all_raise, assert_all_close, assert_same, averaged, build, case, joined, mine, world
+
+# The scripts whose loops may be started by torchrun.
+SCRIPTS = ("rnn_mnist", "stacked_mnist", "colored_mnist", "cifar10")
 
 
 @lru_cache
-def trained_like_the_examples(launched):
-    """`alternate` on nets without BatchNorm, with the minibatch that `train_on_images` deals out."""
+def trained_like(script, launched):
+    """The loop of a script on nets without BatchNorm, with the minibatch that `train_on_images` deals out."""
     from common import distributed
-    from common.training import Players, alternate
+    from common.training import Players
 
     with mock.patch.object(distributed, "launched", lambda: launched):
         one = world()
         opt_G = torch.optim.Adam(one.generator.parameters(), lr=0.01)
         players = Players(one.generator, one.discriminator, opt_G, one.optimizer)
-        unrolled = build(one, distributed.group())
+        loop = importlib.import_module(script)
+        config = loop.Config(unroll=STEPS, updates=3, one_batch=False)
         torch.manual_seed(1)
 
         def minibatch():
             real, z = torch.randn(2, ROWS, 2, dtype=torch.float64)
             return distributed.share(real), distributed.share(z)
 
-        losses = [loss_G for _, _, loss_G in alternate(players, unrolled, minibatch, done=0, updates=3)]
+        losses = [loss_G for _, _, loss_G in loop.train(config, players, minibatch, 0)]
     return losses[-1], [p.detach() for net in players[:2] for p in net.parameters()]
 
 
-@case()
-def the_loop_of_the_examples(rank, size):
+@case(**{script: (script,) for script in SCRIPTS})
+def the_loop_of(script, rank, size):
     """N processes train what one does."""
-    found, expected = trained_like_the_examples.__wrapped__(True), trained_like_the_examples(False)
+    found, expected = trained_like.__wrapped__(script, True), trained_like(script, False)
     assert_same((averaged([found[0]], size)[0], found[1]), expected)
 
 

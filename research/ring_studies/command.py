@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains what is missing of the studies, and writes the results of each."""
     began = time.monotonic()
     parser = argparse.ArgumentParser(
-        usage="python examples/mixture_of_gaussians.py study NAME [NAME ...] [--preset NAME] [--seeds SEED ...] [...]",
+        usage="python research/study.py NAME [NAME ...] [--preset NAME] [--seeds SEED ...] [...]",
         description="The controls of Appendix B on the ring of Gaussians, and what goes beyond them.",
         epilog="studies:\n"
         + "\n".join(f"  {name:20}{study.question}" for name, study in STUDIES.items())
