@@ -116,7 +116,7 @@ def density_table(
     axes.set_facecolor("0.85")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    _save(figure, path, dpi=110, bbox_inches="tight")
 
 
 def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Sequence[Sequence[float]]]]) -> None:
@@ -141,7 +141,7 @@ def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Se
         panel.set_axisbelow(True)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    _save(figure, path, dpi=110)
 
 
 def curves(
@@ -274,11 +274,11 @@ def reconstructions(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, *, dpi: int = 150, bbox_inches: str | None = None) -> None:
     """A PNG with a palette of 256 colours, a third of the size of one without."""
     contents = BytesIO()
-    figure.savefig(contents, dpi=150)
-    picture = Image.open(contents).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    figure.savefig(contents, dpi=dpi, bbox_inches=bbox_inches)
+    picture = Image.open(contents).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
     with replacing(path) as file:
         picture.save(file, format="PNG", optimize=True)
 
