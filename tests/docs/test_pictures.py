@@ -6,13 +6,8 @@ import re
 from pages import ROOT
 from PIL import Image
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/*.md")]
-    ROOT / "README.md",
-    ROOT / "benchmarks" / "RESULTS.md",
-    *ROOT.glob("docs/*.md"),
-    ROOT / "examples" / "README.md",
-]
-PAGES += ROOT.glob("results/**/README.md")
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "examples" / "README.md"]
+PAGES += [*ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md")]
 PICTURES = [path for place in ("docs/pictures", "results") for path in (ROOT / place).rglob("*.png")]
 
 
