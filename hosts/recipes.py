@@ -1,30 +1,28 @@
-"""Writes the recipes into docs/hosts.md: what changes between `NAME_before.py` and `NAME_after.py`.
+"""Writes the recipes into docs/hosts.md: the diffs of the loops here and of those in tests/exact/loops.
 
 python hosts/recipes.py --write
 """
 
-import difflib
 import sys
 from pathlib import Path
 
 HOSTS = Path(__file__).parent
-LOOPS = HOSTS.parent / "tests" / "loops"
+LOOPS = HOSTS.parent / "tests" / "exact" / "loops"
 DOCS = HOSTS.parent / "docs" / "hosts.md"
-PAIRS = {
-    name: tuple(folder / f"{name}_{kind}.py" for kind in ("before", "after"))
+SCRIPTS = {
+    name: folder / f"{name}.py"
     for folder, names in {
         LOOPS: ("flat_script", "lightning"),
-        HOSTS: ("ignite", "accelerate", "fabric", "torchgan"),
+        HOSTS / "loops": ("ignite", "accelerate", "fabric", "torchgan"),
     }.items()
     for name in names
 }
 
 
 def recipe(host):
-    """A unified diff with the lines around each change, without the file names and positions."""
-    before, after = (path.read_text(encoding="utf-8").splitlines() for path in PAIRS[host])
-    lines = [line for line in difflib.unified_diff(before, after, n=2, lineterm="") if line[:3] not in ("---", "+++")]
-    while lines[0].startswith("@@"):
+    """Its diff with the lines around each change, without the positions."""
+    lines = SCRIPTS[host].with_suffix(".diff").read_text(encoding="utf-8").splitlines()
+    while lines[0].startswith(("@@", "---", "+++")):
         del lines[0]
     return "```diff\n" + "\n".join("" if line.startswith("@@") else line.rstrip() for line in lines) + "\n```"
 
@@ -41,7 +39,7 @@ def documented(text, host):
 
 def written(text):
     """The page with every recipe up to date."""
-    for host in PAIRS:
+    for host in SCRIPTS:
         begin, end = marks(host)
         head, rest = text.split(begin)
         text = f"{head}{begin}\n{recipe(host)}\n{end}{rest.split(end)[1]}"

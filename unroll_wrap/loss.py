@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .backward import Backward, Store, rewinds, sweep
+from .backward import Backward, Store, sweep
 from .call.batch import tensors_in
 from .call.call import Call, Loss, Resample, Steps, batches_of, count_of
 from .call.discriminator import all_parameters, given_modules, modules_of, named_parameters
@@ -204,7 +204,7 @@ class UnrolledGeneratorLoss:
         with (undo := Undo()), undo:
             exclude_others(modules, undo)
             ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: self._facts(call, optimizers))
-            swap = Swap(modules, owned, self.average or rewinds(self.backward))
+            swap = Swap(modules, owned, self.average or self.backward.rewinds)
             self._memory = check_memory(swap.holders, self._memory)
             swap.shared = self._memory.shared
             keep_modes(undo)

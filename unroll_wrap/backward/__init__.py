@@ -4,7 +4,7 @@ from .compiled import Compiled
 from .finite_difference import FiniteDifference
 from .recompute import Recompute
 from .store import Store
-from .sweep import Backward, rewinds, sweep
+from .sweep import Backward, Tape, sweep
 from .truncate import Truncate
 
-__all__ = ["Backward", "Compiled", "FiniteDifference", "Recompute", "Store", "Truncate", "rewinds", "sweep"]
+__all__ = ["Backward", "Compiled", "FiniteDifference", "Recompute", "Store", "Tape", "Truncate", "sweep"]

@@ -18,11 +18,11 @@ from ..optimizers.block import Block
 from ..optimizers.update import Update
 from ..unrolling.step import Point
 from ..unrolling.unroll import Unroll
-from .sweep import Tape
+from .sweep import Backward, Tape
 
 
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(Backward):
     """For a D without second derivatives (compiled, cuDNN RNNs, flash attention); approximate, two gradients a step.
 
     ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or the same between θ ± ε ḡ when ``central`` (three
@@ -72,7 +72,7 @@ class _Taken(NamedTuple):
     update: Update
 
 
-class _Stack:
+class _Stack(Tape):
     def __init__(self, unroll: Unroll, first: int, settings: FiniteDifference) -> None:
         self._unroll = unroll
         self.first = first

@@ -11,11 +11,11 @@ from ..optimizers.block import Block
 from ..unrolling.one_process import Grads
 from ..unrolling.step import Point, Step
 from ..unrolling.unroll import Unroll
-from .sweep import Tape
+from .sweep import Backward, Tape
 
 
 @dataclass(frozen=True)
-class Recompute:
+class Recompute(Backward):
     """For a large D or a large K: about four plain gradients' time a step, activations of ``every`` steps in memory.
 
     A replayed step draws the same random numbers and sees the same buffers. A loss that changes something of its own
@@ -49,7 +49,7 @@ class _Recorded(NamedTuple):
     averages: Grads | None
 
 
-class _Segments:
+class _Segments(Tape):
     def __init__(self, unroll: Unroll, first: int, every: int) -> None:
         self._unroll = unroll
         self.first = first

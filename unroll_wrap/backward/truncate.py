@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from ..unrolling.unroll import Unroll
 from .store import Store
-from .sweep import Backward, Tape, rewinds
+from .sweep import Backward, Tape
 
 
 @dataclass(frozen=True)
-class Truncate:
+class Truncate(Backward):
     """For a K whose early steps hardly matter: only the last ``steps`` of K are differentiated, the others cost one.
 
     An approximation, unless ``steps`` is K: θ^{K-n} counts as a constant.
@@ -20,22 +20,17 @@ class Truncate:
 
     steps: int
     backward: Backward = field(default_factory=Store)
+    second_order: bool = field(init=False, repr=False, compare=False)
+    rewinds: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"Truncate(steps={self.steps!r}). Pass a whole number >= 1.")
-        if isinstance(self.backward, type) or not hasattr(self.backward, "tape"):
+        if not isinstance(self.backward, Backward):
             raise TypeError(f"Truncate(backward={self.backward!r:.200}). Pass an instance, such as Recompute().")
-
-    @property
-    def second_order(self) -> bool:
-        """Whether gradients of D's are differentiated."""
-        return self.backward.second_order
-
-    @property
-    def rewinds(self) -> bool:
-        """Whether losses run at points that training has passed already."""
-        return rewinds(self.backward)
+        # The dataclass is frozen, which these two are set around.
+        object.__setattr__(self, "second_order", self.backward.second_order)
+        object.__setattr__(self, "rewinds", self.backward.rewinds)
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """The inner tape, which differentiates the last steps."""

@@ -15,7 +15,7 @@ from ...optimizers.block import Block, values_of
 from ...optimizers.closed import tensors_of
 from ...unrolling.step import Point, Step
 from ...unrolling.unroll import Unroll
-from ..sweep import Tape
+from ..sweep import Backward, Tape
 from .functions import Batch, in_closed_form
 from .program import Program, Taken
 
@@ -26,7 +26,7 @@ _MOST = 8
 
 
 @dataclass(frozen=True)
-class Compiled:
+class Compiled(Backward):
     """For small nets, where calling operators costs more than computing: several times faster.
 
     The loss is traced: its Python runs once, and what it reads besides its arguments counts as constant. A loss that
@@ -129,7 +129,7 @@ def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
     )
 
 
-class _Stack:
+class _Stack(Tape):
     def __init__(self, unroll: Unroll, first: int, settings: Compiled) -> None:
         self._unroll = unroll
         self.first = first
