@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "unroll_wrap"
+PACKAGE = Path(__file__).parents[2] / "unroll_wrap"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PRIVATE = PACKAGE / "torch_private.py"
 
