@@ -30,10 +30,10 @@ def detach(tensor: Tensor) -> Tensor:
 
     Examples:
         >>> fake = torch.ones(2, requires_grad=True)
-        >>> detach(fake).requires_grad
+        >>> unroll_wrap.detach(fake).requires_grad
         False
-        >>> with unrolling():  # as an unroll does around every loss
-        ...     is_unrolling(), detach(fake) is fake
+        >>> with unroll_wrap.guards.unrolling():  # as around every loss in an unroll
+        ...     unroll_wrap.is_unrolling(), unroll_wrap.detach(fake) is fake
         (True, True)
     """
     return tensor if is_unrolling() else tensor.detach()

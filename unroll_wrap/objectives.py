@@ -20,7 +20,8 @@ class Objective(NamedTuple):
 
     Examples:
         >>> D, real, fake = torch.nn.Identity(), torch.tensor([2.0]), torch.tensor([-3.0])
-        >>> hinge.d_loss(D, real, fake).item(), hinge.g_loss(D, real, fake).item()
+        >>> d_loss, g_loss = unroll_wrap.hinge
+        >>> d_loss(D, real, fake).item(), g_loss(D, real, fake).item()
         (0.0, 3.0)
     """
 

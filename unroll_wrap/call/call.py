@@ -37,11 +37,7 @@ class Call:
 
 
 def count_of(steps: Any) -> int:
-    """Return ``steps`` as an int.
-
-    Raises:
-        ValueError: ``steps`` is not a whole number >= 0.
-    """
+    """Return ``steps`` as an int; raise ValueError unless it is a whole number >= 0."""
     try:
         count = -1 if isinstance(steps, bool) else operator.index(steps)
     except TypeError:

@@ -96,11 +96,7 @@ class Pieces:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold a later run on the pieces of the first.
-
-        Raises:
-            Diverged: the later run makes other calls than the first.
-        """
+        """Hold a later run on the pieces of the first; raise Diverged if it makes other calls."""
         with _Held(self._first) as mode:
             yield
         if mode.position < len(self._first):

@@ -55,12 +55,7 @@ def misfit(
 
 
 def one_element(name: str, value: Any) -> Tensor:
-    """Return ``value`` if it is a tensor of one element.
-
-    Raises:
-        TypeError: ``value`` is not a tensor.
-        ValueError: ``value`` does not have one element.
-    """
+    """Return ``value``; raise TypeError if it is not a tensor, and ValueError unless it has one element."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} returned {type(value).__name__}, not a tensor. Return the scalar to minimise.")
     if value.numel() != 1:

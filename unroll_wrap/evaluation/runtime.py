@@ -55,11 +55,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
 
 
 def refuse_inference_mode() -> None:
-    """Refuse inference mode, in which nothing can be differentiated, not even within ``enable_grad``.
-
-    Raises:
-        RuntimeError: inference mode is on.
-    """
+    """Raise RuntimeError in inference mode, in which nothing can be differentiated, not even within ``enable_grad``."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "

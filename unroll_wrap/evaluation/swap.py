@@ -217,11 +217,7 @@ class Swap:
         self._clones = [pairs[i] for i in self._copied]
 
     def check_unwritten(self) -> None:
-        """Restore the frozen parameters that a later loss has written to.
-
-        Raises:
-            ValueError: a later loss has written to a frozen parameter.
-        """
+        """Raise ValueError if a later loss has written to frozen parameters, and restore these."""
         if written := put_back_written(self._unwritten):
             raise ValueError(
                 f"A loss writes to frozen parameters of D, of shapes {written[:4]}, but not when it runs for the first "

@@ -1,4 +1,4 @@
-"""Whether a transform of torch's is about, to which a ``torch.autograd.Function`` is opaque."""
+"""Detect torch's transforms, which cannot see through a ``torch.autograd.Function``."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 
 def transformed(tensor: Tensor) -> bool:
-    """Within torch.func or forward mode; or one of a batch of tensors, as ``is_grads_batched`` makes them."""
+    """Return whether torch.func or forward mode is active, or ``is_grads_batched`` has made the tensor."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

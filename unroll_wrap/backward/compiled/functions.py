@@ -39,11 +39,7 @@ class Batch(NamedTuple):
         return cls((batch, kwargs), tensors, [t.detach() for t in tensors])
 
     def structure(self) -> Any:
-        """Return everything but the values of the tensors, in a form that can be compared and hashed.
-
-        Raises:
-            ValueError: an argument cannot be compared.
-        """
+        """Return all but the values of the tensors as a hashable value; raise ValueError for what has none."""
         place = {id(t): i for i, t in enumerate(self.tensors)}
 
         def of(value: Any) -> Any:

@@ -135,11 +135,7 @@ class Program:
 def _same(
     function: Callable[..., Sequence[Tensor]], own: Callable[..., list[Tensor]], inputs: list[Tensor]
 ) -> list[Tensor]:
-    """Return the results of ``own``.
-
-    Raises:
-        ValueError: ``function`` returns other values.
-    """
+    """Return the results of ``own``; raise ValueError if ``function`` returns other values."""
     expected = [t.detach() for t in own(*inputs)]
     with torch.no_grad():
         found = function(*inputs)
