@@ -1,4 +1,4 @@
-"""``python -m unroll_wrap doctor``."""
+"""The command line of the package: ``python -m unroll_wrap doctor``."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from .diagnostics.doctor import examine
 
 
 def main() -> int:
-    """Print what the doctor finds; 0 if all is well, 1 if not."""
+    """Print the doctor's report, and return 0 if all is well, 1 if not."""
     parser = argparse.ArgumentParser(
         prog="python -m unroll_wrap", description="Unrolled GANs for the PyTorch training loop you already have."
     )

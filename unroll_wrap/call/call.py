@@ -17,15 +17,15 @@ Steps = int | Callable[[], int]
 
 @dataclass(frozen=True)
 class Call:
-    """What a call is made with, where None has been replaced by what the constructor was given.
+    """The arguments of a call, with those of the constructor in place of None.
 
     Attributes:
         d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
-        g_loss: the same for the generator.
+        g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
         steps: K.
-        batch: what the losses take after D.
-        kwargs: further arguments of both losses.
-        inner: ``k -> batch`` if the inner steps have batches of their own; None if they have the call's.
+        batch: the positional arguments of both losses after D.
+        kwargs: the keyword arguments of both losses.
+        inner: ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
     """
 
     d_loss: Loss
@@ -37,11 +37,7 @@ class Call:
 
 
 def count_of(steps: Any) -> int:
-    """Return K.
-
-    Raises:
-        ValueError: not a whole number, or below 0.
-    """
+    """Return ``steps`` as an int; raise ValueError unless it is a whole number >= 0."""
     try:
         count = -1 if isinstance(steps, bool) else operator.index(steps)
     except TypeError:
@@ -52,10 +48,10 @@ def count_of(steps: Any) -> int:
 
 
 def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] | None:
-    """Return ``k -> batch`` for the inner steps, or None if they have the call's own.
+    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch.
 
     Raises:
-        TypeError: no function and nothing to iterate over; when a batch is asked for, one that is not a tuple or list.
+        TypeError: ``resample`` cannot be called or iterated over, or a batch that it gives is not a tuple or list.
     """
     if resample is None:
         return None

@@ -1,4 +1,4 @@
-"""What is wrong with a loss that fails or returns something else than a scalar, in the user's terms."""
+"""Explain in the user's terms why a loss fails, or that it does not return a scalar."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +13,8 @@ from ..torch_private import is_criterion
 
 
 def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeError) -> ValueError | None:
-    """Return a better error where a loss has failed on a batch of another device or dtype than the discriminator's."""
-    # Labels are whole numbers of any kind; images as bytes are not meant.
+    """Return a clearer error if the batch has another device or dtype than the discriminator, or else None."""
+    # Labels may be integers of any dtype, but uint8 suggests images that were not converted.
     given = [(t.device.type, t.dtype) for t in tensors_in(batch) if t.is_floating_point() or t.dtype is torch.uint8]
     own = list(dict.fromkeys((p.device.type, p.dtype) for p in owned))
     if set(given) <= set(own):
@@ -28,10 +28,10 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
 def misfit(
     name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
 ) -> TypeError | None:
-    """Return a better error where a loss does not fit the arguments of the call."""
+    """Return a clearer error if the loss does not take the arguments of the call, or else None."""
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
-    except ValueError:  # of a builtin nothing is known
+    except ValueError:  # Some builtins have no signature.
         return None
     except TypeError as cause:
         batch = ", ".join(described(x) for x in given[1:]) or "nothing"
@@ -56,12 +56,7 @@ def misfit(
 
 
 def one_element(name: str, value: Any) -> Tensor:
-    """Return the loss itself, if it is a scalar.
-
-    Raises:
-        TypeError: not a tensor.
-        ValueError: not of one element.
-    """
+    """Return ``value``; raise TypeError if it is not a tensor, and ValueError unless it has one element."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} returned {type(value).__name__}, not a tensor. Return the scalar to minimise.")
     if value.numel() != 1:

@@ -1,4 +1,4 @@
-"""What holds for the whole of a call, beside the tensors in D: found out once, from what the user gave."""
+"""Prepare what holds for a whole call besides D's tensors: torch's settings, compiled code, wrappers, checkpoints."""
 
 import logging
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ _noticed: WeakSet[Any] = WeakSet()
 
 
 def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo) -> list[Setting]:
-    """Let D run so that it can be differentiated as often as needed, and remember what it looks like.
+    """Let D run so that it can be differentiated as often as needed, and note the state to return to.
 
     Args:
-        swap: what is going to be put into D.
-        losses: the user's.
-        second_order: whether gradients of D's are differentiated, which fused attention and cuDNN's RNNs do not stand.
-        compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
-            versions silently.
-        undo: ends it.
+        swap: puts tensors into D.
+        losses: the user's losses.
+        second_order: whether gradients of ``d_loss`` are differentiated; fused attention and cuDNN's RNNs forbid that.
+        compiled: whether compiled modules and losses may run compiled. Compiled code has no second derivative, which
+            some versions of torch do not report.
+        undo: restores everything.
 
     Returns:
-        The settings that each loss has to begin with.
+        The settings that have to be in force whenever a loss runs.
     """
     settings: list[Setting] = []
     if second_order:
@@ -54,11 +54,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
 
 
 def refuse_inference_mode() -> None:
-    """Nothing can be differentiated there, not even within enable_grad.
-
-    Raises:
-        RuntimeError: it is on.
-    """
+    """Raise RuntimeError in inference mode, in which nothing can be differentiated, not even within ``enable_grad``."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "
@@ -67,13 +63,13 @@ def refuse_inference_mode() -> None:
 
 
 def _in_the_way(module: nn.Module) -> bool:
-    """A reducer would wait for a backward pass or take ours for the user's; threads know nothing of an unroll."""
+    """Return whether a wrapper has a reducer, which would react to our backward passes, or threads of its own."""
     reduces = isinstance(module, nn.parallel.DistributedDataParallel)
     return reduces or (isinstance(module, nn.DataParallel) and len(module.device_ids) > 1)
 
 
 def _unwrap(wrapper: Any, undo: Undo) -> None:
-    """Let passes go to the module inside."""
+    """Let forward passes go directly to the wrapped module."""
     own = vars(wrapper)
     before = own.get("forward")
 
@@ -98,7 +94,7 @@ def _notice(objects: Sequence[Any]) -> None:
 
 
 def any_compiled(objects: Sequence[Any]) -> bool:
-    """Whether torch.compile made any of these modules and losses what it is."""
+    """Return whether any of these modules and losses has been compiled by torch.compile."""
     return has_dynamo() and any(map(_is_compiled, objects))
 
 

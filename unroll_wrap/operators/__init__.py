@@ -1,6 +1,6 @@
-"""Second derivatives that torch has slow, wrong or not at all.
+"""Correct and fast second derivatives for operators whose own are slow, wrong or missing in torch.
 
-The slow ones are those of operators that others stand in for while a loss runs; the rest is made good in its graph.
+Some operators are replaced while a loss runs; for the others, nodes of the loss's graph are repaired.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _WITH_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Conv2d)
 
 
 def twice_differentiable(modules: Sequence[nn.Module]) -> AbstractContextManager[object]:
-    """A context in which a forward pass through these modules has a second derivative that is right and fast."""
+    """Return a context in which a forward pass through these modules has a correct and fast second derivative."""
     return _Replaced() if any(isinstance(m, _WITH_REPLACED) for m in modules) else nullcontext()
 
 

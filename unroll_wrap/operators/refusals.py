@@ -1,7 +1,7 @@
-"""What a loss does with a norm that torch differentiates wrongly in real steps already: then there is nothing to match.
+"""Refuse uses of norms that torch differentiates wrongly in real steps already, which leave nothing to match.
 
-The backward pass of torch's norms takes the statistics for constants, and so do their tangents in forward mode, where
-either is differentiated once more.
+If the backward pass of torch's norms, or their tangent in forward mode, is differentiated once more, torch takes the
+statistics for constants.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _OPERATORS = {
     "miopen_batch_norm": _BATCH,
     "miopen_batch_norm_backward": _BATCH,
 }
-# The first is this package's own.
+# The first name is that of this package's own node.
 _NODES = {
     "_BatchNormBackwardBackward": _BATCH,
     "NativeLayerNormBackwardBackward0": _LAYER,
@@ -58,13 +58,13 @@ class _ForwardMode(TorchDispatchMode):
 
 
 def _by_statistics(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether they are the input's own; where they are given they are constants."""
+    """Return whether a norm takes the statistics of its input; given statistics are constants."""
     given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
     return given.get("training", given.get("train", True))
 
 
 def _no_second_derivatives(outputs: Any) -> list[Any]:
-    """Handles of hooks that raise where the engine comes by the node of a norm's first derivative."""
+    """Register hooks that raise if autograd reaches the node of a norm's first derivative; return their handles."""
     found: list[Any] = []
     seen: set[Any] = {None}
     stack: list[Any] = [t.grad_fn if isinstance(t, torch.Tensor) else t.node for t in outputs]
@@ -104,7 +104,7 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
         leave(level=level)
 
     def running(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # What comes without a graph of its own is not differentiated again.
+        # A gradient that is computed without create_graph is not differentiated again.
         guarded = _no_second_derivatives(outputs) if guards.is_unrolling() and args[2] else []
         try:
             return run(outputs, *args, **kwargs)
@@ -115,6 +115,6 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
     return entering, leaving, running
 
 
-# Forward mode has one level at a time, of one thread.
+# Forward mode has one level at a time, in one thread.
 _modes: dict[int, AbstractContextManager[object]] = {}
 norms_watched = Setting(engine_functions, put_engine_functions, _watching)
