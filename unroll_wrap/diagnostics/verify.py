@@ -118,7 +118,8 @@ def examined(
     except ValueError as error:
         return Verification(_NAN, _NAN, 0.0, problems=[str(error)])
     inputs = Inputs(wrt, (d_loss, g_loss), batch, options, drawn, modules)
-    notes, constant, allowed = _by_choice(unrolled, steps)
+    unit = precision([*owned, *inputs.tensors])
+    notes, constant, allowed = _by_choice(unrolled, steps, unit)
     inner = inputs.inner or [inputs.batch] * steps
     steps_taken = RealSteps(unrolled, d_loss, g_loss, inputs.batch, inner, inputs.kwargs, constant)
     state = EveryState([*inputs.tensors, *owned], inputs.captured)
@@ -138,7 +139,6 @@ def examined(
     # First of all, and unguarded: what fails here fails in the user's training too.
     expected = real()
     values = steps_taken.values
-    unit = precision([*owned, *inputs.tensors])
     tolerance = 100 * unit * max(1.0, abs(expected)) * max(1, steps)
     report = partial(Verification, real_value=expected, tolerance=tolerance, notes=notes)
     if not inputs.tensors:
@@ -195,10 +195,12 @@ def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
     return [place for place in places if differs(place)] or places
 
 
-def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int) -> tuple[list[str], int, float]:
+def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int, unit: float) -> tuple[list[str], int, float]:
     """What the user has chosen to leave out: notes, the number of constant steps, the error that is allowed."""
+    # A difference in float64 tells a thousandth, which is what one operator that is off by a hundredth may come to.
+    exact = min(1e-3, 10 * unit ** (1 / 3))
     if unrolled.stop_gradient:
-        return ["stop_gradient=True: all steps count as constant, in the differences too."], steps, 1e-3
+        return ["stop_gradient=True: all steps count as constant, in the differences too."], steps, exact
     notes, backward, constant = [], unrolled.backward, 0
     if isinstance(backward, Truncate):
         constant = max(0, steps - backward.steps)
@@ -206,7 +208,7 @@ def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int) -> tuple[list[str], 
         backward = backward.backward
     if isinstance(backward, FiniteDifference):
         notes.append(f"{backward} is an approximation: a hundredth is allowed.")
-    return notes, constant, 1e-2 if isinstance(backward, FiniteDifference) else 1e-3
+    return notes, constant, 1e-2 if isinstance(backward, FiniteDifference) else exact
 
 
 def _changed(first: list[tuple[str, float]], again: list[tuple[str, float]], tolerance: float) -> str | None:

@@ -37,7 +37,7 @@ def steppers_of(unrolled: Any) -> list[Any]:
 
 
 def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
-    """The parameters of the discriminator that these step, by name; what is frozen and was never stepped is left out."""
+    """The parameters of the discriminator that these step, by name; not what is frozen and was never stepped."""
     optimizers = [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
