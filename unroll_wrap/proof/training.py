@@ -24,11 +24,12 @@ def modules_of(unrolled: Any) -> list[nn.Module]:
 
 def steppers_of(unrolled: Any) -> list[Any]:
     """What has the ``step`` that training calls; made anew where a function of the parameters was given."""
-    given = unrolled.optimizer
+    given: Any = unrolled.optimizer
     if callable(given) and not hasattr(given, "step"):
         frozen = set(map(id, unrolled._frozen))
         given = given([p for _, p in named_parameters(unrolled) if id(p) not in frozen])
     found: list[Any] = []
+    one: Any
     for one in given if isinstance(given, (list, tuple)) else [given]:
         while hasattr(one, "optimizer") and not _steps_itself(one):
             one = one.optimizer
