@@ -13,17 +13,16 @@ from torch.utils.hooks import RemovableHandle
 
 from .backward import Backward, Store, rewinds, sweep
 from .call.batch import tensors_in
+from .call.logits import check_logits
+from .call.messages import described, users_line
 from .call.mistakes import (
     check_finite,
     check_gradient_hooks,
-    check_logits,
     check_losses,
     check_modules,
     check_options,
     check_order,
-    described,
     refuse_steps,
-    users_line,
 )
 from .call.wrappers import check_wrappers
 from .evaluation.autocast import Autocast
@@ -160,6 +159,7 @@ class UnrolledGeneratorLoss:
             rule_of(one)
         self._hooks = -1
         self._proven: set[str] = set()
+        self._on_logits: set[Loss] = set()
         self._memory = Swap(modules, self._owned(modules, self._optimizers())).check_memory()
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
@@ -221,7 +221,6 @@ class UnrolledGeneratorLoss:
     ) -> tuple[Tensor, list[Tensor]]:
         steps, inner_batch = self.plan(steps, resample)
         modules = all_modules(_modules(self.discriminator))
-        check_logits((d_loss, g_loss), modules)
         optimizers = self._optimizers()
         owned = self._owned(modules, optimizers)
         self._check_hooks(owned)
@@ -253,7 +252,9 @@ class UnrolledGeneratorLoss:
             settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
             with autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order, settings),
+                    Evaluator(
+                        self.discriminator, owned, swap, kwargs, autocast, second_order, settings, self._on_logits
+                    ),
                     d_loss,
                     g_loss,
                     inner_batch and autocast.within(inner_batch),
@@ -362,11 +363,12 @@ class UnrolledGeneratorLoss:
         try:
             with swap.shielded():
                 value = g_loss(self.discriminator, *batch, **kwargs)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             if told := misfit("g_loss", g_loss, (self.discriminator, *batch), kwargs, error):
                 raise told from error
             raise
-        return one_element("g_loss", value)
+        check_logits(g_loss, value := one_element("g_loss", value), self._on_logits)
+        return value
 
     def _optimizers(self) -> list[Any]:
         """The plain optimizers, as the user's objects are now."""
@@ -498,6 +500,10 @@ def _batches(resample: Resample | None, steps: int) -> Callable[[int], tuple[Any
     """``k -> batch`` for the inner steps; None for the call's own."""
     if resample is None:
         return None
+
+    def dry(k: int) -> ValueError:
+        return ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+
     if not callable(resample):
         if not isinstance(resample, Iterable):
             raise TypeError(
@@ -508,10 +514,13 @@ def _batches(resample: Resample | None, steps: int) -> Callable[[int], tuple[Any
         def following(k: int) -> Any:
             for drawn in iterator:
                 return drawn
-            raise ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+            raise dry(k)
 
     def checked(k: int) -> tuple[Any, ...]:
-        drawn = resample(k) if callable(resample) else following(k)
+        try:
+            drawn = resample(k) if callable(resample) else following(k)
+        except StopIteration:  # of next() in a callable
+            raise dry(k) from None
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
                 f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "

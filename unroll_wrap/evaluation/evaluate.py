@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import guards
 from ..call.batch import Arguments, cut, tensors_in
 from ..call.messages import described
+from ..call.unfit import listed, misplaced, several
 from ..live.settings import Setting
 from ..operators import twice_differentiable
 from .autocast import Autocast, Factor
@@ -28,6 +29,10 @@ GIVEN_BACK = (
 NO_SECOND_DERIVATIVE = (
     "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, pass "
     "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
+)
+_SELECTIVE = (
+    "a part of D is checkpointed selectively (context_fn=), which torch differentiates once only. Use a plain "
+    "torch.utils.checkpoint there, or pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
 )
 
 
@@ -83,6 +88,7 @@ class Evaluator:
         autocast: the caller's autocast.
         second_order: whether their second derivatives will be asked for.
         settings: of torch's, in force whenever a loss runs.
+        on_logits: losses that are known to be given logits.
         leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
         left: what the loop has left in ``.grad``, the same way.
@@ -96,6 +102,7 @@ class Evaluator:
     autocast: Autocast
     second_order: bool
     settings: Sequence[Setting] = ()
+    on_logits: set[Any] = field(default_factory=set)
     leaf: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -178,7 +185,7 @@ class Evaluator:
         try:
             with guards.unrolling(), self._operators, self.autocast.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             given = (self.discriminator, *arguments.batch)
             if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):
                 raise told from error
@@ -195,6 +202,8 @@ class Evaluator:
             own = list(dict.fromkeys((p.device.type, p.dtype) for p in self.owned))
             if set(given) <= set(own) or self.autocast.active:
                 raise
+            if told := misplaced(name, self.owned, error):
+                raise told from error
             raise ValueError(
                 f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
                 f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
@@ -225,6 +234,8 @@ def differentiate(
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = NO_SECOND_DERIVATIVE
+        elif "selective activation checkpoint" in text:
+            cause = _SELECTIVE
         elif "out of bounds for storage of size 0" in text:
             raise ValueError(GIVEN_BACK) from error
         elif "returned nan values" in text:  # in anomaly mode
@@ -235,7 +246,11 @@ def differentiate(
 
 
 def misfit(
-    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
+    name: str,
+    loss: Callable[..., Any],
+    given: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    error: TypeError | AttributeError,
 ) -> TypeError | None:
     """A better error where a loss does not fit the arguments of the call."""
     try:
@@ -255,6 +270,8 @@ def misfit(
             f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
             f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
+    if told := several(given[0], error) or listed(given, error):
+        return told
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:
         return TypeError(
