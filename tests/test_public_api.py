@@ -25,6 +25,8 @@ API = {
     ),
     "UpdateRule": "",
     "Verification": "value real_value tolerance slopes problems cuts notes",
+    "clip_grad_norm": "max_norm norm_type",
+    "clip_grad_value": "clip_value",
     "detach": "tensor",
     "diagnose": "unrolled batch wrt options",
     "hinge": None,

@@ -27,7 +27,7 @@ def check_options(backward: Any, **transforms: Any) -> None:
     if isinstance(backward, type) or not hasattr(backward, "tape"):
         raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
     for name, value in transforms.items():
-        if value is not None and not callable(value):
+        if value is not None and (not callable(value) or isinstance(value, type)):
             raise TypeError(f"{name} is {described(value)}. Pass a function, or None.")
 
 
