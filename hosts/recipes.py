@@ -1,4 +1,4 @@
-"""Writes the recipes into docs/hosts.md: what changes between `NAME_before.py` and `NAME_after.py`.
+"""Writes the recipes into docs/hosts.md: what changes between `NAME_before.py` and `NAME_after.py`, and whole files.
 
 python hosts/recipes.py --write
 """
@@ -18,6 +18,12 @@ PAIRS = {
     }.items()
     for name in names
 }
+FILES = ("lightning_callback", "ignite_handler", "fid")
+
+
+def listing(name):
+    """A file as it is."""
+    return f"```py\n{(HOSTS / f'{name}.py').read_text(encoding='utf-8').strip()}\n```"
 
 
 def recipe(host):
@@ -41,10 +47,11 @@ def documented(text, host):
 
 def written(text):
     """The page with every recipe up to date."""
-    for host in PAIRS:
-        begin, end = marks(host)
+    for name in (*PAIRS, *FILES):
+        begin, end = marks(name)
         head, rest = text.split(begin)
-        text = f"{head}{begin}\n{recipe(host)}\n{end}{rest.split(end)[1]}"
+        code = recipe(name) if name in PAIRS else listing(name)
+        text = f"{head}{begin}\n{code}\n{end}{rest.split(end)[1]}"
     return text
 
 

@@ -34,7 +34,7 @@ def test_it_is_installed_under_its_name():
     [
         ((), "command"),
         (("dem",), "demo"),
-        (("demo", "--steps", "0"), "--steps is 0: pass a whole number"),
+        (("demo", "--steps", "0"), "is 0: pass a whole"),
         (("demo", "-x"), "-x"),
     ],
 )
