@@ -9,7 +9,7 @@ from .diagnostics.verify import verify
 from .guards import detach, is_unrolling, no_grad
 from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from .optimizers import UpdateRule, register_rule
+from .optimizers import UpdateRule, clip_grad_norm, clip_grad_value, register_rule
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,8 @@ __all__ = [
     "UnrolledGeneratorLoss",
     "UpdateRule",
     "Verification",
+    "clip_grad_norm",
+    "clip_grad_value",
     "detach",
     "diagnose",
     "hinge",

@@ -26,6 +26,8 @@ API = {
     ),
     "UpdateRule": "",
     "Verification": "value real_value tolerance slopes problems cuts notes",
+    "clip_grad_norm": "max_norm norm_type",
+    "clip_grad_value": "clip_value",
     "detach": "tensor",
     "diagnose": "unrolled batch wrt repeats options",
     "hinge": None,

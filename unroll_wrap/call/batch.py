@@ -77,14 +77,27 @@ def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
     """Apply ``function`` to every tensor in ``value``, also in dicts, lists and tuples, and keep all other objects."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, tuple):
-        items = [mapped(function, v) for v in value]
-        # The constructor of a subclass may take something else, as that of PackedSequence does.
-        return getattr(type(value), "_make", type(value))(items)
-    if isinstance(value, (dict, list, deque)):
-        # A copy needs no constructor: that of a defaultdict, for instance, takes its factory first.
-        new = copy.copy(value)
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            new[key] = mapped(function, item)
-        return new
+    if isinstance(value, (tuple, list, deque)):
+        return _refilled(value, [(i, mapped(function, v)) for i, v in enumerate(value)])
+    if isinstance(value, dict):
+        return _refilled(value, [(key, mapped(function, v)) for key, v in value.items()])
     return value
+
+
+def _refilled(container: Any, items: list[tuple[Any, Any]]) -> Any:
+    """A container of the same kind with other items.
+
+    One that cannot be made anew, or not be written to, stays whole: its tensors are then found like those that a loss
+    captures.
+    """
+    try:
+        if isinstance(container, tuple):
+            # A constructor of its own may take something else: that of a PackedSequence does.
+            return getattr(type(container), "_make", type(container))([item for _, item in items])
+        # The same: a defaultdict wants its factory first.
+        new = copy.copy(container)
+        for key, item in items:
+            new[key] = item
+    except Exception:  # noqa: BLE001
+        return container
+    return new

@@ -55,6 +55,10 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
     """
     if resample is None:
         return None
+
+    def dry(k: int) -> ValueError:
+        return ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+
     if not callable(resample):
         if not isinstance(resample, Iterable):
             raise TypeError(
@@ -65,10 +69,13 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
         def following(k: int) -> Any:
             for drawn in iterator:
                 return drawn
-            raise ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+            raise dry(k)
 
     def checked(k: int) -> Batch:
-        drawn = resample(k) if callable(resample) else following(k)
+        try:
+            drawn = resample(k) if callable(resample) else following(k)
+        except StopIteration:  # of next() in a callable
+            raise dry(k) from None
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
                 f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "

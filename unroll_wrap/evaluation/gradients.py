@@ -15,6 +15,11 @@ NO_SECOND_DERIVATIVE = (
     "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
 )
 
+_SELECTIVE = (
+    "a part of D is checkpointed selectively (context_fn=), which torch differentiates once only. Use a plain "
+    "torch.utils.checkpoint there, or pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
+)
+
 
 class Factor:
     """A factor that multiplies cotangents in float16, and is lowered whenever they overflow."""
@@ -80,6 +85,8 @@ def gradients(
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = NO_SECOND_DERIVATIVE
+        elif "selective activation checkpoint" in text:
+            cause = _SELECTIVE
         elif "out of bounds for storage of size 0" in text:
             raise ValueError(GIVEN_BACK) from error
         elif "returned nan values" in text:  # in anomaly mode

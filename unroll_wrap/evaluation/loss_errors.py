@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
+from ..call.unfit import listed, several
+from ..call.unfit import misplaced as unsuitable
 from ..torch_private import is_criterion
 
 
@@ -19,6 +21,8 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
     own = list(dict.fromkeys((p.device.type, p.dtype) for p in owned))
     if set(given) <= set(own):
         return None
+    if told := unsuitable(name, list(owned), error):
+        return told
     return ValueError(
         f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
         f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
@@ -26,7 +30,11 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
 
 
 def misfit(
-    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
+    name: str,
+    loss: Callable[..., Any],
+    given: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    error: TypeError | AttributeError,
 ) -> TypeError | None:
     """Return a clearer error if the loss does not take the arguments of the call, or else None."""
     try:
@@ -46,6 +54,8 @@ def misfit(
             f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
             f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
+    if told := several(given[0], error) or listed(given, error):
+        return told
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:
         return TypeError(

@@ -226,6 +226,15 @@ def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.
         given = f"{tuple(value.shape)} ({value.dtype}) on {value.device}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(
             f"{type(optimizer).__name__} keeps {name} = {given} for a parameter of shape {tuple(param.shape)} on "
-            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. Load a state_dict of this discriminator's."
+            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. {_remedy(value, shape)}"
         )
     return value.detach()
+
+
+def _remedy(value: Any, shape: torch.Size) -> str:
+    if isinstance(value, Tensor) and value.shape == shape:
+        return (
+            "D was cast or moved after this optimizer had stepped it. Do that before the optimizer is made, or let it "
+            "follow: opt_D.load_state_dict(opt_D.state_dict())."
+        )
+    return "Load a state_dict of this discriminator's."

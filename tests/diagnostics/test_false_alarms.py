@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks import warm_world
+from checks import unrolled_of, warm_world
 from snapshot import changed, snapshot
-from test_exact import unrolled_of
 from torch import nn
 from torch.nn import functional as F
 
 from unroll_wrap import UnrolledGeneratorLoss, diagnose, non_saturating, predict, verify
 from unroll_wrap.unrolling.unroll import Sensitivity
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from false_alarms import game  # noqa: E402
 
 STEPS = 3
