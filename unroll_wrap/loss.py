@@ -4,47 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from .backward import Backward, Store, sweep
-from .call.batch import tensors_in
+from .backward import Backward, Store
 from .call.call import Call, Loss, Resample, Steps, batches_of, count_of
 from .call.discriminator import all_parameters, given_modules, modules_of, named_parameters
 from .call.messages import described
-from .call.mistakes import (
-    check_finite,
-    check_gradient_hooks,
-    check_losses,
-    check_modules,
-    check_options,
-    check_order,
-    refuse_steps,
-)
-from .call.optimizer import Steppers, options_of
+from .call.mistakes import check_losses, check_modules, check_options, check_order
+from .call.optimizer import Steppers
 from .call.processes import check_group
 from .call.wrappers import check_wrappers
-from .evaluation.autocast import Autocast
-from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.holders import Holders
-from .evaluation.runtime import prepare, refuse_inference_mode
-from .evaluation.shared_memory import Memory, check_memory
-from .evaluation.swap import Swap
-from .live.exclusive import exclude_others
-from .live.undo import Undo, keep_autocast, keep_modes
+from .evaluation.runtime import refuse_inference_mode
+from .evaluation.shared_memory import check_memory
 from .objectives import minimax
-from .optimizers.family import keep_entries, keep_options
-from .optimizers.read import Traces, read, rule_of
+from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
-from .proof.first_call import Proof, guesses
+from .run import Known, run
 from .torch_private import disable_dynamo
-from .unrolling.one_process import OneProcess
 from .unrolling.ranks import ranks_of
-from .unrolling.result import SecondTermMissing, check_terms, hand_over
-from .unrolling.step import Point
-from .unrolling.unroll import Unroll
+from .unrolling.result import SecondTermMissing
 
 __all__ = ["SecondTermMissing", "UnrolledGeneratorLoss"]
 
@@ -140,14 +120,10 @@ class UnrolledGeneratorLoss:
         check_modules(modules)
         check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
         self._steppers = Steppers(optimizer, params)
-        self._traces = Traces()
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
-        self._hooks = -1
-        self._proven: set[str] = set()
-        self._on_logits: set[Loss] = set()
-        self._memory: Memory | None = check_memory(Holders(modules, self._steppers.owned(modules, optimizers)))
+        self._known = Known(check_memory(Holders(modules, self._steppers.owned(modules, optimizers))))
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
     @disable_dynamo
@@ -195,82 +171,7 @@ class UnrolledGeneratorLoss:
         check_order(d_loss, batch)
         with ranks_of(self.average_gradients, given_modules(self.discriminator)) as ranks:
             count, inner = self.plan(steps, resample)
-            return self._call(Call(d_loss, g_loss, count, batch, kwargs, inner), ranks)
-
-    def _call(self, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
-        modules, optimizers, owned = self.parts()
-        self._check_hooks(owned)
-        with (undo := Undo()), undo:
-            exclude_others(modules, undo)
-            ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: self._facts(call, optimizers))
-            swap = Swap(modules, owned, self.average or self.backward.rewinds)
-            self._memory = check_memory(swap.holders, self._memory)
-            swap.shared = self._memory.shared
-            keep_modes(undo)
-            if call.steps == 0:
-                prepare(swap, (call.g_loss,), second_order=False, compiled=not self.backward.second_order, undo=undo)
-                return evaluate_plainly(call, self.discriminator, swap, owned, self._on_logits), []
-            value, unroll, proof = self._unroll(call, swap, owned, optimizers, ranks, undo)
-        if proof:
-            proof.check(value, unroll.d_losses)
-            self._proven.update(proof.doubts)
-        if unroll.differentiate:
-            check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), self.stop_gradient)
-            value = hand_over(value, unroll.sensitivity)
-        return value, unroll.d_losses
-
-    def _unroll(
-        self, call: Call, swap: Swap, owned: list[Tensor], optimizers: list[Any], ranks: OneProcess, undo: Undo
-    ) -> tuple[Tensor, Unroll, Proof | None]:
-        """Take the steps and the way back; nothing of the user's has moved once ``undo`` is done."""
-        # The inner steps need gradients even where the caller wants none.
-        differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
-        second_order = differentiate and not self.stop_gradient and self.backward.second_order
-        ruled = [o for o in optimizers if rule_of(o) is not None]
-        traced = [o for o in optimizers if o not in ruled]
-        doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in self._proven]
-        proof = Proof(self, call, owned, doubts) if self.prove and doubts and type(ranks) is OneProcess else None
-        blocks = read(optimizers, owned, self._traces)
-        if autocast.active:
-            keep_autocast(undo, autocast.dtypes)
-        keep_entries(optimizers, undo)
-        check_options_kept = keep_options(optimizers, undo)
-        refuse_steps(ruled, undo)
-        settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not self.backward.second_order, undo)
-        with autocast.outside(), torch.enable_grad():
-            unroll = Unroll(
-                Evaluator(
-                    self.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, self._on_logits
-                ),
-                call.d_loss,
-                call.g_loss,
-                call.inner and autocast.within(call.inner),
-                call.batch,
-                self.transforms(owned),
-                differentiate,
-                self.stop_gradient,
-                ranks,
-                proof,
-            )
-            start = Point(blocks, swap.originals(), swap.contents())
-            value = sweep(unroll, start, call.steps, self.average, self.backward)
-            slow = Store() if second_order else self.backward
-            check_finite(
-                unroll.d_losses,
-                value,
-                {"batch": tensors_in(call.batch, call.kwargs), "discriminator": owned},
-                unroll.sensitivity.tensors(),
-                lambda: sweep(unroll.afresh(), start, call.steps, self.average, slow),
-            )
-        check_options_kept()
-        swap.check_unwritten()
-        return value, unroll, proof
-
-    def _check_hooks(self, owned: Sequence[Tensor]) -> None:
-        # Whoever registers a hook anywhere moves this number.
-        if self._hooks != RemovableHandle.next_id:
-            check_gradient_hooks(owned)
-            self._hooks = RemovableHandle.next_id
+            return run(self, Call(d_loss, g_loss, count, batch, kwargs, inner), ranks)
 
     def __repr__(self) -> str:
         """What is unrolled, how far and how."""
@@ -300,6 +201,11 @@ class UnrolledGeneratorLoss:
         modules, optimizers = modules_of(self.discriminator), self._steppers.plain(self.optimizer)
         return modules, optimizers, self._steppers.owned(modules, optimizers)
 
+    @property
+    def frozen(self) -> list[Tensor]:
+        """The parameters that have not required grad since the loss was built, while others did."""
+        return self._steppers.frozen
+
     def transforms(self, owned: Sequence[Tensor]) -> Transforms:
         """The user's, and the names of the parameters that they may ask for."""
         transforms = Transforms(self.grad_transform, self.param_transform)
@@ -307,15 +213,3 @@ class UnrolledGeneratorLoss:
             return transforms
         name_of = {id(p): name for name, p in named_parameters(self.discriminator)}
         return replace(transforms, names=[name_of[id(p)] for p in owned])
-
-    def _facts(self, call: Call, optimizers: list[Any]) -> dict[str, Any]:
-        """Return what processes that average their gradients must have in common."""
-        return {
-            "d_loss": call.d_loss,
-            "g_loss": call.g_loss,
-            "backward": self.backward,
-            "average": self.average,
-            "stop_gradient": self.stop_gradient,
-            "differentiation": torch.is_grad_enabled(),
-            **options_of(optimizers),
-        }
