@@ -16,6 +16,10 @@ class Truncate:
     Args:
         steps: n >= 1, at most K.
         backward: the backward that differentiates these steps.
+
+    Examples:
+        >>> unroll_wrap.Truncate(2, unroll_wrap.Recompute())  # 2 steps, and one graph at a time in memory
+        Truncate(steps=2, backward=Recompute(every=1))
     """
 
     steps: int

@@ -68,10 +68,7 @@ class UpdateRule:
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number that the optimizer keeps as a tensor of one element, in that tensor's precision.
-
-    It depends on the number of updates alone, so it is a constant of the differentiation.
-    """
+    """A number that the optimizer keeps in a tensor, in its precision: a constant of the differentiation."""
 
     tensor: Tensor
 

@@ -122,7 +122,7 @@ class Recorder(NamedTuple):
             yield live
 
     def _place(self, state: State, inputs: Sequence[Tensor]) -> None:
-        """Bring the live objects into a state."""
+        """Bring the live objects into a state with the tensors ``inputs``."""
         assert state.snapshot is not None
         state.snapshot.restore()
         params, grads, holes = self._divided(inputs)
