@@ -108,7 +108,7 @@ class _Sqrt(torch.autograd.Function):
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """√x with derivative 0 at 0, for second moments.
+    """Return √x with derivative 0 at 0, for second moments.
 
     A dead ReLU, a saturated hinge or a bias before BatchNorm gives v == 0, where √ has infinite slope, and inf * 0 is
     nan. As a function of the gradient √v is even, so 0 is the right derivative there.

@@ -206,7 +206,7 @@ class Ranks(OneProcess):
         return [rest for _, *rest in found]
 
     def _stop(self) -> None:
-        """After a message with an error flag, raise RuntimeError with the errors of other ranks, if this has none."""
+        """Exchange errors after a message with an error flag, and raise those of other ranks if this one has none."""
         self._over = True
         errors = self._everyone(self._error)
         if self._error is None:

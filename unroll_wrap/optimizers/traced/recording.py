@@ -91,7 +91,7 @@ class Recorder(NamedTuple):
             start = state if state.snapshot else state._replace(snapshot=live)
             left: list[Any] = []
             asked, random = Asked(), EveryState(self.params, ())
-            # Torch keeps the source of a graph module that it compiles; a lazy one is compiled when it first runs.
+            # Torch keeps the source of compiled graph modules. Lazy ones are compiled at their first run: never here.
             with _use_lazy_graph_module(True):
                 graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
                 if not random.is_now():
