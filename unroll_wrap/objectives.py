@@ -1,9 +1,9 @@
 """The classic GAN games as pairs ``(d_loss, g_loss)``, both minimised, for a discriminator that returns logits.
 
-Each loss is a plain function ``(D, real, fake, **kwargs) -> scalar``; keyword arguments (labels, say) go to ``D``.
-A pair unpacks into the constructor: ``UnrolledGeneratorLoss(D, opt_D, *hinge)``. Shapes: whatever ``D`` returns;
-every loss is the mean over all of its entries. With l = D(x), probabilities are sigmoid(l), and
--log sigmoid(l) = softplus(-l) is the form that neither overflows nor loses small values.
+Each loss is a plain function ``(D, real, fake, **kwargs) -> scalar``, which passes keyword arguments such as labels to
+``D``. A pair unpacks into the constructor: ``UnrolledGeneratorLoss(D, opt_D, *hinge)``. ``D`` may return any shape, and
+every loss is the mean over all entries. With l = D(x), probabilities are sigmoid(l), and -log sigmoid(l) = softplus(-l)
+is the form that neither overflows nor loses small values.
 """
 
 from collections.abc import Callable
@@ -53,12 +53,12 @@ def _hinge_d(D: Discriminator, real: Tensor, fake: Tensor, **kwargs: Any) -> Ten
 
 
 def _minus_mean_g(D: Discriminator, real: Tensor, fake: Tensor, **kwargs: Any) -> Tensor:
-    """-E l(G(z)), shared by the hinge and Wasserstein games."""
+    """-E l(G(z)), in the hinge and Wasserstein games."""
     return -D(fake, **kwargs).mean()
 
 
 def _wasserstein_d(D: Discriminator, real: Tensor, fake: Tensor, **kwargs: Any) -> Tensor:
-    """E l(G(z)) - E l(x) (Arjovsky et al. 2017); add the clipping or penalty that keeps D Lipschitz yourself."""
+    """E l(G(z)) - E l(x) (Arjovsky et al. 2017), without the clipping or penalty that has to keep D Lipschitz."""
     return D(fake, **kwargs).mean() - D(real, **kwargs).mean()
 
 

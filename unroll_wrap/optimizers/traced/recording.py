@@ -108,7 +108,7 @@ class Recorder(NamedTuple):
         return trace
 
     def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
-        """Return what is seen of a state with the numbers that are taken for constants now."""
+        """Return what is seen of a state, with the current choice of numbers that are taken for constants."""
         with self.put_back(state) as live:
             self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
             return look(self.stepper, self.params, self.promoted)
