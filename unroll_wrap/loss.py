@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backward import Backward, Store
-from .call.call import Call, Loss, Resample, Steps, batches_of, count_of
-from .call.discriminator import all_parameters, given_modules, modules_of, named_parameters
+from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
+from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
+from .call.losses import check_losses, check_order
 from .call.messages import described
-from .call.mistakes import check_losses, check_modules, check_options, check_order
 from .call.optimizer import Steppers
 from .call.processes import check_group
 from .call.wrappers import check_wrappers

@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from .backward import Store, sweep
 from .call.batch import tensors_in
 from .call.call import Call, Loss
-from .call.mistakes import check_finite, check_gradient_hooks, refuse_steps
-from .call.optimizer import options_of
+from .call.discriminator import check_gradient_hooks
+from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.runtime import prepare
@@ -23,6 +23,7 @@ from .live.undo import Undo, keep_autocast, keep_modes
 from .optimizers.family import keep_entries, keep_options
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import Proof, guesses
+from .unrolling.finite import check_finite
 from .unrolling.one_process import OneProcess
 from .unrolling.result import check_terms, hand_over
 from .unrolling.step import Point

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..call.losses import check_order
+from ..call.messages import described
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
 from ..loss import SecondTermMissing, UnrolledGeneratorLoss
@@ -107,3 +110,21 @@ class Examined:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SecondTermMissing)
             return self.run(*given, **options)
+
+
+def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
+    """The loss itself, not what it returns, with gradients, and a batch in order.
+
+    Raises:
+        TypeError: something else.
+        RuntimeError: under ``torch.no_grad()``.
+    """
+    # Not isinstance of UnrolledGeneratorLoss, which imports this.
+    if not hasattr(unrolled, "plan") or isinstance(unrolled, type):
+        raise TypeError(
+            f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "
+            f"{function}(unrolled, real, fake)."
+        )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
+    check_order(unrolled.d_loss, batch)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ..backward import Compiled, Recompute, Truncate
-from ..call.mistakes import check_examined
 from ..loss import UnrolledGeneratorLoss
-from .examined import Examined, Wrt
+from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
 
 

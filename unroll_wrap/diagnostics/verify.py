@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from ..call.mistakes import check_examined
 from ..evaluation.precision import length
 from ..loss import UnrolledGeneratorLoss
 from ..optimizers.fresh import FRESH, adaptive_and_fresh
 from .comparison import Comparison
-from .examined import Examined, Wrt
+from .examined import Examined, Wrt, check_examined
 from .in_double import in_double, may_be_double
 from .verification import Verification
 
