@@ -14,12 +14,16 @@ API = {
     "Compiled": "",
     "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread",
     "FiniteDifference": "eps central",
+    "FreshState": "args kwargs",
+    "LogitsExpected": "args kwargs",
     "Objective": "d_loss g_loss",
+    "PartialDetach": "args kwargs",
     "Prediction": "steps seconds bytes seconds_per_step bytes_per_step measured",
     "Recompute": "every",
     "SecondTermMissing": "args kwargs",
     "Store": "",
     "Truncate": "steps backward",
+    "UnrollWarning": "args kwargs",
     "UnrolledGeneratorLoss": (
         "discriminator optimizer d_loss g_loss steps resample stop_gradient average backward "
         "grad_transform param_transform average_gradients"

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .backward import Backward, Store, rewinds, sweep
 from .call.batch import tensors_in
+from .call.categories import FreshState, PartialDetach, SecondTermMissing
 from .call.mistakes import (
     check_finite,
     check_gradient_hooks,
@@ -27,6 +28,7 @@ from .call.mistakes import (
 )
 from .call.wrappers import check_wrappers
 from .evaluation.autocast import Autocast
+from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, misfit, one_element
 from .evaluation.runtime import prepare, refuse_inference_mode
 from .evaluation.swap import Swap, all_modules, all_parameters
@@ -34,6 +36,7 @@ from .live.exclusive import exclude_others
 from .live.undo import Undo, keep_autocast, keep_modes
 from .objectives import minimax
 from .optimizers.family import groups_of, keep_entries, keep_options, stepped
+from .optimizers.fresh import FRESH, adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
 from .optimizers.stock import is_hosted
 from .optimizers.transforms import Transforms
@@ -47,6 +50,7 @@ Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
 Steps = int | Callable[[], int]
 
 
+_OUTSIZED = 2.0
 _NO_SECOND_TERM = (
     "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
     "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
@@ -56,10 +60,6 @@ _NOT_THROUGH_D = (
     "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
     "that it is given, or pass steps=0 if the other network is meant."
 )
-
-
-class SecondTermMissing(UserWarning):
-    """d_loss does not depend on the generator, or g_loss not on the discriminator that is unrolled."""
 
 
 class UnrolledGeneratorLoss:
@@ -160,6 +160,7 @@ class UnrolledGeneratorLoss:
             rule_of(one)
         self._hooks = -1
         self._proven: set[str] = set()
+        self._watched = False
         self._memory = Swap(modules, self._owned(modules, self._optimizers())).check_memory()
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
@@ -250,10 +251,13 @@ class UnrolledGeneratorLoss:
             keep_entries(optimizers, undo)
             changed_options = keep_options(optimizers, undo)
             refuse_steps(ruled, undo)
+            fresh = [] if getattr(self.backward, "steps", steps) < steps else adaptive_and_fresh(optimizers)
             settings = prepare(swap, (d_loss, g_loss), second_order, compiled, undo)
+            detached = Detached(modules) if second_order and not self._watched else None
+            self._watched = True
             with autocast.outside(), torch.enable_grad():
                 unroll = Unroll(
-                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order, settings),
+                    Evaluator(self.discriminator, owned, swap, kwargs, autocast, second_order, settings, detached),
                     d_loss,
                     g_loss,
                     inner_batch and autocast.within(inner_batch),
@@ -263,6 +267,7 @@ class UnrolledGeneratorLoss:
                     self.stop_gradient,
                     ranks,
                     proof,
+                    bool(fresh),
                 )
                 start = Point(blocks, swap.originals(), swap.contents())
                 value = sweep(unroll, start, steps, self.average, self.backward)
@@ -291,6 +296,7 @@ class UnrolledGeneratorLoss:
         if not unroll.differentiate:
             return value, unroll.d_losses
         self._check_terms(unroll, batch, kwargs)
+        _warn_of(detached.found if detached and unroll.sensitivity.second_term else [], fresh, unroll.outsized)
         return hand_over(value, unroll.sensitivity), unroll.d_losses
 
     def _check_hooks(self, owned: Sequence[Tensor]) -> None:
@@ -417,6 +423,25 @@ class UnrolledGeneratorLoss:
         if not (found.second_term or self.stop_gradient):
             cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
             warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
+
+
+def _warn_of(detached: list[str], fresh: list[str], outsized: float) -> None:
+    if detached:
+        warnings.warn(
+            f"A loss detaches a part of what it returns: {'; '.join(detached)}. The derivative does not pass there, in "
+            "the unroll either. If only D's own training is to be cut, use unroll_wrap.detach(x) in the place of "
+            "x.detach() or x.data. If it is meant, filter unroll_wrap.PartialDetach.",
+            PartialDetach,
+            stacklevel=users_line(),
+        )
+    # By the first step alone the gradient would be this much longer than without it.
+    if fresh and outsized > _OUTSIZED:
+        warnings.warn(
+            f"{' and '.join(fresh)} {FRESH} Here that step makes up {outsized:.3g} times the rest of the gradient. A "
+            "callable such as partial(Adam, ...) starts so in every call: pass the live optimizer in its place.",
+            FreshState,
+            stacklevel=users_line(),
+        )
 
 
 def _modules(discriminator: Any) -> list[nn.Module]:

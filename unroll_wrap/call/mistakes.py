@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..guards import is_unrolling
 from ..live.undo import Undo
 from ..objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .categories import LogitsExpected
 from .messages import described, users_line
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
@@ -55,6 +56,7 @@ def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
             f"The discriminator ends in {type(last).__name__}, and minimax, non_saturating and relativistic take "
             "logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
             "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
+            LogitsExpected,
             stacklevel=users_line(),
         )
 
