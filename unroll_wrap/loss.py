@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .backward import Backward, Store
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
+from .call.categories import SecondTermMissing
 from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
 from .call.losses import check_losses, check_order
 from .call.messages import described
@@ -24,7 +25,6 @@ from .optimizers.transforms import Transforms
 from .run import Known, run
 from .torch_private import disable_dynamo
 from .unrolling.ranks import ranks_of
-from .unrolling.result import SecondTermMissing
 
 __all__ = ["SecondTermMissing", "UnrolledGeneratorLoss"]
 

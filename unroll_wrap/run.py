@@ -14,6 +14,7 @@ from .call.call import Call, Loss
 from .call.discriminator import check_gradient_hooks
 from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
+from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
@@ -21,11 +22,12 @@ from .evaluation.swap import Swap
 from .live.exclusive import exclude_others
 from .live.undo import Undo, keep_autocast, keep_modes
 from .optimizers.family import keep_entries, keep_options
+from .optimizers.fresh import adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import Proof, guesses
 from .unrolling.finite import check_finite
 from .unrolling.one_process import OneProcess
-from .unrolling.result import check_terms, hand_over
+from .unrolling.result import check_terms, hand_over, warn_of
 from .unrolling.step import Point
 from .unrolling.unroll import Unroll
 
@@ -41,6 +43,7 @@ class Known:
         on_logits: losses that are known to be given logits.
         hooks: the number of the next hook when parameters were last searched for hooks. Whoever registers a hook
             anywhere increases it.
+        watched: whether the losses have been watched for what they detach.
     """
 
     memory: Memory | None
@@ -48,6 +51,7 @@ class Known:
     proven: set[str] = field(default_factory=set)
     on_logits: set[Loss] = field(default_factory=set)
     hooks: int = -1
+    watched: bool = False
 
 
 def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
@@ -77,12 +81,15 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo)
             return evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), []
-        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo)
+        fresh = [] if getattr(unrolled.backward, "steps", call.steps) < call.steps else adaptive_and_fresh(optimizers)
+        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
     if proof := unroll.proof:
         proof.check(value, unroll.d_losses)
         known.proven.update(proof.doubts)
     if unroll.differentiate:
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), unrolled.stop_gradient)
+        detached = unroll.evaluate.detached if unroll.sensitivity.second_term else None
+        warn_of(detached.found if detached else (), fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
     return value, unroll.d_losses
 
@@ -95,6 +102,7 @@ def _unroll(
     optimizers: Sequence[Any],
     ranks: OneProcess,
     undo: Undo,
+    fresh: bool,
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and the way back; once ``undo`` is done, nothing of the user's has moved."""
     known: Known = unrolled._known
@@ -112,8 +120,10 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
+    detached = Detached(swap.modules) if second_order and not known.watched else None
+    known.watched = True
     evaluate = Evaluator(
-        unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits
+        unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits, detached
     )
     with autocast.outside(), torch.enable_grad():
         unroll = Unroll(
@@ -127,6 +137,7 @@ def _unroll(
             unrolled.stop_gradient,
             ranks,
             proof,
+            fresh,
         )
         start = Point(blocks, swap.originals(), swap.contents())
         value = sweep(unroll, start, call.steps, unrolled.average, unrolled.backward)

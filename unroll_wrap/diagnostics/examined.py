@@ -1,5 +1,6 @@
 """The call that is looked at: its arguments resolved once, and run as often as need be from the same state."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call.categories import UnrollWarning
 from ..call.losses import check_order
 from ..call.messages import described
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
-from ..loss import SecondTermMissing, UnrolledGeneratorLoss
+from ..loss import UnrolledGeneratorLoss
 from .differentiated import NOTHING, Inputs
 from .sizes import sizes_named
 
@@ -95,7 +97,8 @@ class Examined:
             sizes_named(inputs.batch),
             within or nullcontext(),
         ):
-            loss, d_losses = (unrolled or self.unrolled).watched(
+            # A copy: what a first call says is still to be said by the user's own.
+            loss, d_losses = copy.copy(unrolled or self.unrolled).watched(
                 *inputs.batch,
                 d_loss=self.d_loss,
                 g_loss=self.g_loss,
@@ -108,7 +111,7 @@ class Examined:
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The same, without the warnings that a call of its own would give."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SecondTermMissing)
+            warnings.simplefilter("ignore", UnrollWarning)
             return self.run(*given, **options)
 
 
