@@ -1,4 +1,4 @@
-"""The README on a package index: every link absolute once the repository has an address, and a badge for the notebook."""
+"""The README on a package index: absolute links once the repository has an address, and a badge for the notebook."""
 
 import importlib.util
 import re
