@@ -67,10 +67,10 @@ test-on:
 
 fuzz: $(STAMP)
 	@for seed in $(SEEDS); do echo "seed $$seed of: $(SEEDS)"; \
-	    $(PY) -m pytest -n 2 tests/test_fuzz.py --hypothesis-profile=long --hypothesis-seed=$$seed -rP $(ARGS) || exit 1; done
+	    $(PY) -m pytest -n 2 tests/exact/test_fuzz.py --hypothesis-profile=long --hypothesis-seed=$$seed -rP $(ARGS) || exit 1; done
 
 soak: $(STAMP)
-	@UNROLL_WRAP_SOAK=20000 $(PY) -m pytest tests/test_soak.py $(ARGS)
+	@UNROLL_WRAP_SOAK=20000 $(PY) -m pytest tests/runtime/test_soak.py $(ARGS)
 
 lint: style imports types
 
@@ -110,7 +110,7 @@ dist: $(RELEASE)
 	@$(PY) -m twine check --strict dist/*
 	@$(PY) -m venv .venv-dist
 	@.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	@$(PY) tests/first_snippet.py > dist/first_snippet.py
+	@$(PY) docs/tools/first_snippet.py > dist/first_snippet.py
 	@cd dist && ../.venv-dist/bin/python -I first_snippet.py && ../.venv-dist/bin/python -I -m unroll_wrap doctor
 	@rm -rf .venv-dist dist/first_snippet.py
 	@ls -l dist

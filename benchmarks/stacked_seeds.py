@@ -17,6 +17,7 @@ import torch
 from timing import CLOCKS, interleaved
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "research"))
 
 import mixture_of_gaussians as ring
 from common.training import with_adam

@@ -25,6 +25,7 @@ ASSETS = (
     "results/**/table.md",
     "examples/*.ipynb",
     "examples/*.py",
+    "research/*.py",
     "LICENSE",
     "CITATION.cff",
 )

@@ -42,9 +42,10 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
-from common import arguments, checkpoint
+from common import arguments, checkpoint, distributed
+from common.arguments import BACKWARDS, OBJECTIVES
 from common.cifar import load_images, sample_images
-from common.classifier import OBJECTS, classifier, features, prepare
+from common.classifier import OBJECTS, classifier, extractor, features, prepare
 from common.data import to_bytes, to_pixels
 from common.experiment import Preset, records, train_missing, updates_done
 from common.fidelity import fidelity, frechet_distance, pair_distances
@@ -61,7 +62,15 @@ from common.report import (
     usable_cores,
     write_report,
 )
-from common.training import Players, alternate, evaluation_noise, train_on_images, unrolled_loss, with_adam
+from common.training import (
+    Minibatch,
+    Players,
+    Training,
+    evaluation_noise,
+    in_one_batch,
+    train_on_images,
+    with_adam,
+)
 from unroll_wrap import UnrolledGeneratorLoss
 
 MEASURES = {"fid": 1, "gap": 2, "precision": 2, "recall": 2, "density": 2, "coverage": 2}  # with the digits to print
@@ -141,14 +150,56 @@ def build(config: Config, device: torch.device) -> Players:
     return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 
-def game(config: Config, players: Players, device: torch.device) -> UnrolledGeneratorLoss:
-    """G's loss."""
-    return unrolled_loss(config, players, partial(_in_bfloat16, device=device) if config.bfloat16 else None)
-
-
 def _in_bfloat16(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     # Without its cache: that would keep a copy of the weights of every unrolled step.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(function)
+
+
+def train(config: Config, players: Players, minibatch: Minibatch, done: int) -> Training:
+    """Plain PyTorch, with the unrolled loss in the place of the generator's own; D moves first.
+
+    Args:
+        config: The run.
+        players: Networks and optimizers, updated in place.
+        minibatch: Draws `real` and the noise of `fake`, anew for every update of either player.
+        done: Generator updates made already, by the run that this one resumes.
+
+    Yields:
+        The number of generator updates made, and both losses.
+    """
+    G, D, opt_G, opt_D = players
+    objective = OBJECTIVES[config.objective]
+    d_loss, g_loss = in_one_batch(objective) if config.one_batch else objective
+    if config.bfloat16:
+        device = next(D.parameters()).device
+        d_loss, g_loss = _in_bfloat16(d_loss, device), _in_bfloat16(g_loss, device)
+    unrolled = UnrolledGeneratorLoss(
+        D,
+        opt_D,
+        d_loss,
+        g_loss,
+        steps=config.unroll,
+        backward=BACKWARDS[config.backward],
+        average_gradients=distributed.group(),  # False, but under torchrun
+    )
+
+    for update in range(done + 1, config.updates + 1):
+        real, z = minibatch()
+        with torch.no_grad():
+            fake = G(z)
+        loss_D = d_loss(D, real, fake)
+        opt_D.zero_grad()
+        loss_D.backward()
+        distributed.average_gradients(D)
+        opt_D.step()
+
+        real, z = minibatch()
+        loss_G = unrolled(real, G(z))  # in the place of g_loss(D, real, G(z))
+        opt_G.zero_grad()
+        loss_G.backward()
+        distributed.average_gradients(G)
+        opt_G.step()
+        yield update, loss_D.detach(), loss_G.detach()
 
 
 def run(
@@ -165,32 +216,32 @@ def run(
     report((0, "loading"))
     torch.manual_seed(config.seed)
     players = build(config, device)
-    unrolled = game(config, players, device)
     images = load_images(data, train=True).images.to(device)
     judge, _ = classifier(OBJECTS, cache, data, device, updates=config.classifier_updates)
     reference = measured(judge, [subset(images, config.samples, seed=0)])
     draw = partial(sample_images, config.batch, images)
-    for point, samples in train_on_images(config, players, unrolled, draw, path, save_every=save_every, report=report):
-        point.update(compare(measured(judge, samples), reference))
+    for point, samples in train_on_images(config, players, train, draw, path, save_every=save_every, report=report):
+        point.update(compare(judge, measured(judge, samples), reference))
 
 
 class Measured(NamedTuple):
-    """What is kept of a set of images."""
+    """A set of images, with their features and the distances of random pairs."""
 
+    images: Tensor
     features: Tensor
     distances: Tensor
 
 
 def measured(judge: nn.Sequential, batches: Iterable[Tensor]) -> Measured:
-    """Features of all images, and the distances of random pairs."""
+    """All images in one, and what is measured of them."""
     images = torch.cat(list(batches))
-    return Measured(features(judge, images), pair_distances(images, PAIRS))
+    return Measured(images, features(judge, images), pair_distances(images, PAIRS))
 
 
-def compare(model: Measured, data: Measured) -> dict[str, float]:
+def compare(judge: nn.Sequential, model: Measured, data: Measured) -> dict[str, float]:
     """FID, the gap between the distributions of distances, and quality and diversity by nearest neighbours."""
     values = {
-        "fid": frechet_distance(model.features, data.features),
+        "fid": frechet_distance(extractor(judge), model.images, data.images),
         "gap": float(wasserstein_distance(model.distances.cpu().numpy(), data.distances.cpu().numpy())),
         **fidelity(model.features, data.features)._asdict(),
     }
@@ -278,7 +329,7 @@ def write_results(
     base = found[0][0]
     train, test = (load_images(args.data, train=train).images.to(args.device) for train in (True, False))
     reference = measured(judge, [subset(train, base.samples, seed=0)])
-    data = compare(measured(judge, [subset(test, base.samples, seed=0)]), reference)
+    data = compare(judge, measured(judge, [subset(test, base.samples, seed=0)]), reference)
 
     inverted = {config: _inverted(path, config) for path, config in runs.items() if nearest_path(path).exists()}
     ranks = _ranks(inverted, runs)
@@ -393,9 +444,8 @@ def print_effect(config: Config, data: Path, device: torch.device) -> None:
         return sample_images(config.batch, images), torch.randn(config.batch, config.noise, device=device)
 
     def seconds(**changes: bool) -> float:
-        one = Config(**{**asdict(config), **changes})
-        players = build(one, device)
-        training = alternate(players, game(one, players, device), minibatch, done=0, updates=8)
+        one = replace(config, updates=8, **changes)
+        training = train(one, build(one, device), minibatch, 0)
         times = []
         for _ in training:
             if device.type == "cuda":

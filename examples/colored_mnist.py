@@ -30,14 +30,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import arguments
+from common import arguments, distributed
+from common.arguments import BACKWARDS, OBJECTIVES
 from common.colors import foreground_colors, js_divergence
 from common.data import DataError
 from common.experiment import Preset, records, train_missing, updates_done
 from common.mnist import load_digits, sample_colored
 from common.nets import conv_discriminator, conv_generator
 from common.report import draw_figures, markdown_table, over_seeds, summarise, write_report
-from common.training import Players, train_on_images, unrolled_loss, with_adam
+from common.training import Minibatch, Players, Training, in_one_batch, train_on_images, with_adam
+from unroll_wrap import UnrolledGeneratorLoss
 
 MEASURES = {"js": 4, "spread": 3}  # with the digits to print
 SIZES = {"1/4": 0.25, "1/2": 0.5, "1": 1.0}
@@ -102,6 +104,50 @@ def build(config: Config, device: torch.device) -> Players:
     return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 
+def train(config: Config, players: Players, minibatch: Minibatch, done: int) -> Training:
+    """Plain PyTorch, with the unrolled loss in the place of the generator's own; D moves first.
+
+    Args:
+        config: The run.
+        players: Networks and optimizers, updated in place.
+        minibatch: Draws `real` and the noise of `fake`, anew for every update of either player.
+        done: Generator updates made already, by the run that this one resumes.
+
+    Yields:
+        The number of generator updates made, and both losses.
+    """
+    G, D, opt_G, opt_D = players
+    objective = OBJECTIVES[config.objective]
+    d_loss, g_loss = in_one_batch(objective) if config.one_batch else objective
+    unrolled = UnrolledGeneratorLoss(
+        D,
+        opt_D,
+        d_loss,
+        g_loss,
+        steps=config.unroll,
+        backward=BACKWARDS[config.backward],
+        average_gradients=distributed.group(),  # False, but under torchrun
+    )
+
+    for update in range(done + 1, config.updates + 1):
+        real, z = minibatch()
+        with torch.no_grad():
+            fake = G(z)
+        loss_D = d_loss(D, real, fake)
+        opt_D.zero_grad()
+        loss_D.backward()
+        distributed.average_gradients(D)
+        opt_D.step()
+
+        real, z = minibatch()
+        loss_G = unrolled(real, G(z))  # in the place of g_loss(D, real, G(z))
+        opt_G.zero_grad()
+        loss_G.backward()
+        distributed.average_gradients(G)
+        opt_G.step()
+        yield update, loss_D.detach(), loss_G.detach()
+
+
 def run(
     config: Config,
     device: torch.device,
@@ -115,11 +161,10 @@ def run(
     report((0, "loading"))
     torch.manual_seed(config.seed)
     players = build(config, device)
-    unrolled = unrolled_loss(config, players)
     digits = load_digits(data, train=True).images.to(device)
     real_colors = colors_of_data(config, digits, seed=2017)
     draw = partial(sample_colored, config.batch, digits)
-    for point, samples in train_on_images(config, players, unrolled, draw, path, save_every=save_every, report=report):
+    for point, samples in train_on_images(config, players, train, draw, path, save_every=save_every, report=report):
         point.update(measure(colors_of(samples), real_colors))
 
 

@@ -14,7 +14,6 @@ Steps are counted in generator updates.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -268,12 +267,7 @@ def write_results(args: argparse.Namespace, runs: Mapping[Path, Config], seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains what is missing of the grid and writes the results; `study NAME` does so for Appendix B."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["study"]:
-        from ring_studies.command import main as study  # which reads this module
-
-        return study(argv[1:])
+    """Trains what is missing of the grid and writes the results."""
     began = time.monotonic()
     parser, what = arguments.experiment_parser(
         "mixture_of_gaussians",
@@ -290,8 +284,8 @@ examples:
   python examples/mixture_of_gaussians.py
   python examples/mixture_of_gaussians.py --preset paper --unroll 0 10 --seeds 0 1 2 --resume
   python examples/mixture_of_gaussians.py --preset notebook --seven-modes
-  python examples/mixture_of_gaussians.py study second-gradient
-  python examples/mixture_of_gaussians.py study --help""",
+
+The controls of Appendix B, and what goes beyond them: python research/study.py --help""",
     )
     what.add_argument(
         "--seven-modes",

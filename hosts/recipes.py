@@ -1,20 +1,19 @@
-"""Writes the recipes into docs/hosts.md: what changes between `NAME_before.py` and `NAME_after.py`, and whole files.
+"""Writes the recipes into docs/hosts.md: the diffs of the loops here and in tests/exact/loops, and whole files.
 
 python hosts/recipes.py --write
 """
 
-import difflib
 import sys
 from pathlib import Path
 
 HOSTS = Path(__file__).parent
-LOOPS = HOSTS.parent / "tests" / "loops"
+LOOPS = HOSTS.parent / "tests" / "exact" / "loops"
 DOCS = HOSTS.parent / "docs" / "hosts.md"
-PAIRS = {
-    name: tuple(folder / f"{name}_{kind}.py" for kind in ("before", "after"))
+SCRIPTS = {
+    name: folder / f"{name}.py"
     for folder, names in {
         LOOPS: ("flat_script", "lightning"),
-        HOSTS: ("ignite", "accelerate", "fabric", "torchgan"),
+        HOSTS / "loops": ("ignite", "accelerate", "fabric", "torchgan"),
     }.items()
     for name in names
 }
@@ -27,10 +26,9 @@ def listing(name):
 
 
 def recipe(host):
-    """A unified diff with the lines around each change, without the file names and positions."""
-    before, after = (path.read_text(encoding="utf-8").splitlines() for path in PAIRS[host])
-    lines = [line for line in difflib.unified_diff(before, after, n=2, lineterm="") if line[:3] not in ("---", "+++")]
-    while lines[0].startswith("@@"):
+    """Its diff with the lines around each change, without the positions."""
+    lines = SCRIPTS[host].with_suffix(".diff").read_text(encoding="utf-8").splitlines()
+    while lines[0].startswith(("@@", "---", "+++")):
         del lines[0]
     return "```diff\n" + "\n".join("" if line.startswith("@@") else line.rstrip() for line in lines) + "\n```"
 
@@ -47,10 +45,10 @@ def documented(text, host):
 
 def written(text):
     """The page with every recipe up to date."""
-    for name in (*PAIRS, *FILES):
+    for name in (*SCRIPTS, *FILES):
         begin, end = marks(name)
         head, rest = text.split(begin)
-        code = recipe(name) if name in PAIRS else listing(name)
+        code = recipe(name) if name in SCRIPTS else listing(name)
         text = f"{head}{begin}\n{code}\n{end}{rest.split(end)[1]}"
     return text
 

@@ -1,8 +1,13 @@
 """Every test runs on one thread and from one seed; float64 is asked for tensor by tensor, never by default."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
+
+# Assertions of the helpers say what was compared, as those of the tests do.
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").iterdir()))
 
 # The same examples on every machine; `long` draws others for every --hypothesis-seed.
 settings.register_profile("default", max_examples=200, deadline=None, derandomize=True, database=None)

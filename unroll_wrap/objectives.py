@@ -17,7 +17,14 @@ Discriminator = Callable[..., Tensor]
 
 
 class Objective(NamedTuple):
-    """What the discriminator minimises, and what the generator minimises."""
+    """A game as two losses: the discriminator minimises ``d_loss``, and the generator minimises ``g_loss``.
+
+    Examples:
+        >>> D, real, fake = torch.nn.Identity(), torch.tensor([2.0]), torch.tensor([-3.0])
+        >>> d_loss, g_loss = unroll_wrap.hinge
+        >>> d_loss(D, real, fake).item(), g_loss(D, real, fake).item()
+        (0.0, 3.0)
+    """
 
     d_loss: Callable[..., Tensor]
     g_loss: Callable[..., Tensor]
@@ -60,7 +67,7 @@ def _cross_entropy(D: Discriminator, real: Tensor, fake: Tensor, **kwargs: Any) 
 def _minimax_g(D: Discriminator, real: Tensor, fake: Tensor, **kwargs: Any) -> Tensor:
     """E log D(x) + E log(1 - D(G(z))) = f, Eq. 4.
 
-    The real term is part of it: after an unroll, D's parameters depend on the generator.
+    The real term belongs to it because, after an unroll, D's parameters depend on the generator.
     """
     return -_cross_entropy(D, real, fake, **kwargs)
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, fold, interpolate, pad, unfold
+from torch.nn.functional import cross_entropy, fold, interpolate, unfold
+from torchvision.transforms.v2.functional import crop, horizontal_flip, pad
 
 from common import checkpoint, distributed
 from common.cifar import load_images
@@ -105,6 +106,13 @@ def classify(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([classes for _, classes in best]), torch.cat([probability for probability, _ in best])
 
 
+def extractor(net: nn.Sequential) -> nn.Module:
+    """The classifier without its last layer: from images to what that layer sees, `num_features` of them."""
+    body = net[:-1]
+    body.num_features = net[-1].in_features  # pyright: ignore[reportArgumentType]
+    return body
+
+
 def features(net: nn.Sequential, images: Tensor) -> Tensor:
     """What the classifier's last layer sees.
 
@@ -116,7 +124,7 @@ def features(net: nn.Sequential, images: Tensor) -> Tensor:
         Shape (n, features).
     """
     with torch.no_grad():
-        return torch.cat([net[:-1](batch) for batch in images.split(512)])
+        return torch.cat([extractor(net)(batch) for batch in images.split(512)])
 
 
 def _digit_net() -> nn.Sequential:
@@ -169,12 +177,12 @@ def _shifted(images: Tensor, most: int = 2) -> Tensor:
     # Generated digits are not centred as MNIST's are.
     x, y = torch.randint(2 * most + 1, (2,)).tolist()
     height, width = images.shape[-2:]
-    return pad(images, (most, most, most, most), value=-1.0)[..., y : y + height, x : x + width]
+    return crop(pad(images, [most], fill=-1.0), y, x, height, width)
 
 
 def _shifted_or_mirrored(images: Tensor) -> Tensor:
     mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return _shifted(torch.where(mirrored, images.flip(-1), images))
+    return _shifted(torch.where(mirrored, horizontal_flip(images), images))
 
 
 def noise_and_blots(count: int, device: torch.device) -> Tensor:

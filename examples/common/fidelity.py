@@ -51,22 +51,21 @@ def _reach(samples: Tensor, neighbours: int) -> Tensor:
     return torch.cdist(samples, samples).kthvalue(neighbours + 1, dim=1).values
 
 
-def frechet_distance(model: Tensor, data: Tensor) -> float:
-    """‖μ - μ'‖² + Tr(Σ + Σ' - 2 (Σ Σ')^½) of the Gaussians with the moments of both sets; FID, on whatever features.
+def frechet_distance(network: nn.Module, model: Tensor, data: Tensor) -> float:
+    """‖μ - μ'‖² + Tr(Σ + Σ' - 2 (Σ Σ')^½) of the Gaussians with the moments of both sets' features; FID by any network.
 
     Args:
-        model: Features of the model's samples, shape (n, dimensions).
-        data: Features of the data's samples, shape (m, dimensions).
+        network: From images to features, `num_features` of them.
+        model: The model's samples, shape (n, ...).
+        data: The data's samples, shape (m, ...).
 
     Returns:
         A number that depends on the scale of the features: it compares with other sets of the same features only.
     """
-    # The metric asks a network for the features of images, and these are features already.
-    network = nn.Identity()
-    network.num_features = model.shape[1]  # pyright: ignore[reportArgumentType]
     distance = FrechetInceptionDistance(feature=network).to(model.device)
-    distance.update(data, real=True)
-    distance.update(model, real=False)
+    for images, real in ((data, True), (model, False)):
+        for batch in images.split(512):
+            distance.update(batch, real=real)
     return float(distance.compute())
 
 

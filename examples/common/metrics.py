@@ -1,8 +1,7 @@
 """How much of a known distribution a generator covers."""
 
-import math
-
 import torch
+from scipy import stats
 from torch import Tensor
 
 
@@ -65,7 +64,7 @@ def kl_from_uniform(outcomes: Tensor, count: int) -> float:
     Returns:
         0 for equal shares, log(count) for a single outcome. Of n fair draws about count / 2n is expected, not 0.
     """
-    return math.log(count) - entropy(outcomes, count)
+    return float(stats.entropy(outcomes.cpu().bincount(minlength=count), torch.ones(count)))
 
 
 def entropy(outcomes: Tensor, count: int) -> float:
@@ -78,5 +77,4 @@ def entropy(outcomes: Tensor, count: int) -> float:
     Returns:
         A number from 0, a single outcome, to log(count), equal shares.
     """
-    p = torch.bincount(outcomes.cpu(), minlength=count).double() / len(outcomes)
-    return float(torch.special.entr(p).sum())
+    return float(stats.entropy(outcomes.cpu().bincount(minlength=count)))

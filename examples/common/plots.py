@@ -5,12 +5,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from common.files import replacing
 
@@ -116,7 +116,7 @@ def density_table(
     axes.set_facecolor("0.85")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    _save(figure, path, dpi=110, bbox_inches="tight")
 
 
 def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Sequence[Sequence[float]]]]) -> None:
@@ -141,7 +141,7 @@ def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Se
         panel.set_axisbelow(True)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    _save(figure, path, dpi=110)
 
 
 def curves(
@@ -212,9 +212,8 @@ def image_table(
                 spine.set_visible(False)
         # A run that is under way has not come to its last columns.
         for panel, images in zip(row, panels, strict=False):
-            lines = [torch.cat(list(line), dim=-1) for line in images[: side * side].split(side)]
-            grid = torch.cat(lines, dim=-2).permute(1, 2, 0)
-            panel.imshow(grid.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            grid = make_grid(images[: side * side], nrow=side, padding=0)
+            panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
     for panel, caption in zip(axes[-1], columns, strict=True):
         panel.set_xlabel(caption, fontsize=10)
     figure.suptitle(title, fontsize=10)
@@ -275,11 +274,11 @@ def reconstructions(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, *, dpi: int = 150, bbox_inches: str | None = None) -> None:
     """A PNG with a palette of 256 colours, a third of the size of one without."""
     contents = BytesIO()
-    figure.savefig(contents, dpi=150)
-    picture = Image.open(contents).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    figure.savefig(contents, dpi=dpi, bbox_inches=bbox_inches)
+    picture = Image.open(contents).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
     with replacing(path) as file:
         picture.save(file, format="PNG", optimize=True)
 

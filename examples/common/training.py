@@ -1,4 +1,4 @@
-"""Training as generator functions: plain loops that hand every update to the script that runs them."""
+"""What is around the loops of the scripts: networks with their optimizers, checkpoints, evaluations, events."""
 
 import math
 import time
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from common import checkpoint, distributed
-from common.arguments import BACKWARDS, OBJECTIVES
 from common.data import to_bytes
 from common.files import write_json
-from unroll_wrap import Objective, UnrolledGeneratorLoss
+from unroll_wrap import Objective
 
+# Draws `real` and the noise of `fake`, anew for every update of either player.
+Minibatch = Callable[[], tuple[Tensor, Tensor]]
+# The number of generator updates made, and both losses.
+Training = Iterator[tuple[int, Tensor, Tensor]]
 SHOWN = 36  # samples kept of every moment that a figure shows
 
 
@@ -37,64 +40,6 @@ def with_adam(
     opt_G = torch.optim.Adam(G.to(device).parameters(), lr=g_lr, betas=betas)
     opt_D = torch.optim.Adam(D.to(device).parameters(), lr=d_lr, betas=betas)
     return Players(G, D, opt_G, opt_D)
-
-
-def alternate(
-    players: Players,
-    unrolled: UnrolledGeneratorLoss,
-    minibatch: Callable[[], tuple[Tensor, Tensor]],
-    *,
-    done: int,
-    updates: int,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """θ_D ← θ_D + η df/dθ_D, then θ_G ← θ_G - η df_K/dθ_G: one step of each in turn, D first.
-
-    Args:
-        players: Networks and optimizers, updated in place.
-        unrolled: G's loss, which knows D's too.
-        minibatch: Draws `real` and the noise of `fake`, anew for every update of either player.
-        done: Generator updates made already, by the run that this one resumes.
-        updates: Generator updates of the whole run.
-
-    Yields:
-        The number of generator updates made, and both losses.
-    """
-    G, D, opt_G, opt_D = players
-    for update in range(done + 1, updates + 1):
-        real, z = minibatch()
-        with torch.no_grad():
-            fake = G(z)
-        loss_D = unrolled.d_loss(D, real, fake)
-        opt_D.zero_grad()
-        loss_D.backward()
-        distributed.average_gradients(D)
-        opt_D.step()
-
-        real, z = minibatch()
-        loss_G = unrolled(real, G(z))
-        opt_G.zero_grad()
-        loss_G.backward()
-        distributed.average_gradients(G)
-        opt_G.step()
-        yield update, loss_D.detach(), loss_G.detach()
-
-
-def unrolled_loss(
-    config: Any, players: Players, around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None
-) -> UnrolledGeneratorLoss:
-    """G's loss after K steps of D, as the command line has it.
-
-    Args:
-        config: A dataclass with `objective`, `one_batch`, `unroll` and `backward`.
-        players: D and its optimizer are what is unrolled.
-        around: What both losses run in, as a decorator.
-    """
-    objective = OBJECTIVES[config.objective]
-    losses = in_one_batch(objective) if config.one_batch else objective
-    d_loss, g_loss = map(around, losses) if around else losses
-    return UnrolledGeneratorLoss(
-        players.D, players.opt_D, d_loss, g_loss, steps=config.unroll, backward=BACKWARDS[config.backward]
-    )
 
 
 def in_one_batch(objective: Objective) -> Objective:
@@ -121,7 +66,7 @@ def in_one_batch(objective: Objective) -> Objective:
 
 
 def resumable(
-    training: Iterator[tuple[int, Tensor, Tensor]],
+    training: Training,
     path: Path,
     config: Mapping[str, Any],
     players: Players,
@@ -189,21 +134,22 @@ def resumable(
 def train_on_images(
     config: Any,
     players: Players,
-    unrolled: UnrolledGeneratorLoss,
+    train: Callable[[Any, Players, Minibatch, int], Training],
     draw: Callable[[], Tensor],
     path: Path,
     *,
     save_every: int,
     report: Callable[[tuple[int, str]], None],
 ) -> Iterator[tuple[dict[str, float], Iterator[Tensor]]]:
-    """`alternate`, resumable, from the checkpoint at `path` or from nothing, with snapshots for the figure.
+    """A script's own loop, resumable, from the checkpoint at `path` or from nothing, with snapshots for the figure.
 
     G stays in training mode where it is evaluated: its BatchNorm sees batches of the size that it is trained on.
 
     Args:
         config: A dataclass with `updates`, `batch`, `noise`, `samples`, `evaluate_every` and `columns`.
         players: Networks and optimizers, updated in place.
-        unrolled: G's loss.
+        train: The loop: from the run, the players, a function that draws a minibatch and the updates made already, to
+            the updates made since and both losses.
         draw: A batch of real images.
         path: The checkpoint.
         save_every: Generator updates between two checkpoints.
@@ -213,7 +159,6 @@ def train_on_images(
         A point of the history, for the caller to complete, and samples of G in batches.
     """
     progress = checkpoint.resume(path, asdict(config), players._asdict())
-    unrolled.average_gradients = distributed.group()
     device = next(players.G.parameters()).device
     columns = snapshot_updates(config.updates, config.columns)
     noise = evaluation_noise(config.samples, config.noise, device).split(config.batch)
@@ -226,7 +171,7 @@ def train_on_images(
             with torch.no_grad():
                 yield players.G(z)
 
-    training = alternate(players, unrolled, minibatch, done=progress["update"], updates=config.updates)
+    training = train(config, players, minibatch, progress["update"])
     for update, losses in resumable(
         training, path, asdict(config), players, progress, save_every=save_every, report=report
     ):

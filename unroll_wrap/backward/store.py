@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from ..optimizers.block import Block
-from ..unrolling.unroll import Point, Step, Unroll
-from .sweep import Tape
+from ..unrolling.step import Point, Step
+from ..unrolling.unroll import Unroll
+from .sweep import Backward, Tape
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Backward):
     """The default: about three plain gradients' time a step, and the activations of all K steps in memory."""
 
     second_order = True
@@ -19,7 +20,7 @@ class Store:
         return _Stack(unroll, first)
 
 
-class _Stack:
+class _Stack(Tape):
     def __init__(self, unroll: Unroll, first: int) -> None:
         self._unroll = unroll
         self.first = first

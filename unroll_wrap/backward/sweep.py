@@ -1,16 +1,18 @@
 """K steps forwards, then the cotangent backwards through them: the one loop that every backward shares."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
 from ..optimizers.block import Block
 from ..optimizers.update import plus
-from ..unrolling.unroll import Point, Unroll
+from ..unrolling.step import Point
+from ..unrolling.unroll import Unroll
 
 
-class Tape(Protocol):
-    """What one call remembers of its steps.
+class Tape(ABC):
+    """What one call remembers of its steps: a backward returns a class of its own that inherits this one.
 
     Attributes:
         first: the first step that is differentiated.
@@ -18,31 +20,42 @@ class Tape(Protocol):
 
     first: int
 
+    @abstractmethod
     def step(self, point: Point, k: int) -> Point:
         """θ^k → θ^{k+1}; from ``first`` on remembered in such a way that ``pullback`` can return."""
-        ...
 
+    @abstractmethod
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         """The cotangent of θ^k from that of θ^{k+1}; None for the first step, where nobody asks for it."""
-        ...
 
 
-class Backward(Protocol):
-    """How the second term of Eq. 12 is computed."""
+class Backward(ABC):
+    """How the second term of Eq. 12 is computed: every backward inherits this class.
 
-    @property
-    def second_order(self) -> bool:
-        """Whether gradients of D's are differentiated."""
-        ...
+    Attributes:
+        second_order: whether gradients of D's are differentiated. Attention then runs by the math kernel, and what is
+            compiled runs eagerly.
+        rewinds: whether losses run at points that training has passed already, so that what a forward pass leaves in D
+            has to be kept for each point.
 
+    Raises:
+        TypeError: the class does not say what these two are.
+    """
+
+    second_order: bool
+    rewinds: bool
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("second_order", "rewinds"):
+            if not hasattr(cls, name):
+                raise TypeError(
+                    f"{cls.__name__} is a Backward without {name}. Say in its class whether it is True or False."
+                )
+
+    @abstractmethod
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """A fresh tape for all K = ``steps`` inner steps, of which those from ``first`` on are differentiated."""
-        ...
-
-
-def rewinds(backward: Backward) -> bool:
-    """Whether losses run at points that training has passed already; of a backward that does not say so, they do."""
-    return getattr(backward, "rewinds", True)
 
 
 def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Backward) -> Tensor:

@@ -24,7 +24,7 @@ def check_options(backward: Any, **transforms: Any) -> None:
     Raises:
         TypeError: a class, a name, a value.
     """
-    if isinstance(backward, type) or not hasattr(backward, "tape"):
+    if isinstance(backward, type) or not all(hasattr(backward, name) for name in ("tape", "second_order", "rewinds")):
         raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
     for name, value in transforms.items():
         if value is not None and (not callable(value) or isinstance(value, type)):

@@ -1,39 +1,26 @@
 """Run one of the user's losses with unrolled tensors in their discriminator, and say clearly what is wrong with it."""
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import guards
-from ..call.batch import Arguments, cut, tensors_in
-from ..call.messages import described
-from ..call.unfit import listed, misplaced, several
+from ..call.batch import Arguments, cut
+from ..call.call import Call
+from ..call.logits import check_logits
 from ..live.settings import Setting
 from ..operators import twice_differentiable
-from .autocast import Autocast, Factor
+from .autocast import Autocast
 from .graph import edge, now, reach
 from .hooks import gradient_hooks, noted
+from .loss_errors import misfit, misplaced, one_element
 from .swap import Swap
-
-GIVEN_BACK = (
-    "A loss runs a sharded generator, which has given back its parameters' memory by now: no gradient would reach the "
-    "shards. Call it before, and pass fake as an argument."
-)
-NO_SECOND_DERIVATIVE = (
-    "an operator in it has no second derivative, which the second term of Eq. 12 needs. Replace the operator, pass "
-    "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
-)
-_SELECTIVE = (
-    "a part of D is checkpointed selectively (context_fn=), which torch differentiates once only. Use a plain "
-    "torch.utils.checkpoint there, or pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
-)
 
 
 class Evaluation(NamedTuple):
@@ -193,109 +180,23 @@ class Evaluator:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Labels are whole numbers of any kind; images as bytes are not meant.
-            given = [
-                (t.device.type, t.dtype)
-                for t in tensors_in(arguments.batch, arguments.kwargs)
-                if t.is_floating_point() or t.dtype is torch.uint8
-            ]
-            own = list(dict.fromkeys((p.device.type, p.dtype) for p in self.owned))
-            if set(given) <= set(own) or self.autocast.active:
-                raise
-            if told := misplaced(name, self.owned, error):
+            given = (arguments.batch, arguments.kwargs)
+            if not self.autocast.active and (told := misplaced(name, self.owned, given, error)):
                 raise told from error
-            raise ValueError(
-                f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
-                f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
-            ) from error
-
-
-def differentiate(
-    name: str,
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor] | None = None,
-    factor: Factor | None = None,
-    **options: Any,
-) -> list[Tensor | None]:
-    """``autograd.grad`` with None for inputs that are not reached, and the causes of its errors named."""
-    if not (outputs and inputs):
-        return [None] * len(inputs)
-    if factor is not None:
-        return factor.differentiate(differentiate, name, outputs, inputs, grad_outputs, **options)
-    try:
-        return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
-    except RuntimeError as error:
-        text = str(error)
-        if "modified by an inplace operation" in text:
-            cause = (
-                "a tensor that an earlier evaluation still needs was changed in place, often a label buffer with "
-                "fill_(). Make a new tensor instead, such as torch.full_like"
-            )
-        elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
-            cause = NO_SECOND_DERIVATIVE
-        elif "selective activation checkpoint" in text:
-            cause = _SELECTIVE
-        elif "out of bounds for storage of size 0" in text:
-            raise ValueError(GIVEN_BACK) from error
-        elif "returned nan values" in text:  # in anomaly mode
-            cause = "an operator's derivative is NaN here"
-        else:
             raise
-        raise RuntimeError(f"Differentiating {name}: {cause}. Autograd said: {text}") from error
 
 
-def misfit(
-    name: str,
-    loss: Callable[..., Any],
-    given: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    error: TypeError | AttributeError,
-) -> TypeError | None:
-    """A better error where a loss does not fit the arguments of the call."""
+def evaluate_plainly(
+    call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
+) -> Tensor:
+    """Return ``g_loss`` on clones of D's tensors, so that D's gradients, values and buffers stay out of it: K = 0."""
+    swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
     try:
-        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
-    except ValueError:  # of a builtin nothing is known
-        return None
-    except TypeError as cause:
-        batch = ", ".join(described(x) for x in given[1:]) or "nothing"
-        remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
-        if isinstance(loss, nn.modules.loss._Loss):
-            remedy = (
-                f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
-            )
-        elif isinstance(given[-1], int):
-            remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
-        return TypeError(
-            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
-            f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
-        )
-    if told := several(given[0], error) or listed(given, error):
-        return told
-    unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
-    if unknown:
-        return TypeError(
-            f"{name} passed the keyword {unknown[0]!r} on, and it was not taken: {error}. Keywords of a call go to the "
-            "losses, but for d_loss, g_loss, resample and steps."
-        )
-    return None
-
-
-def one_element(name: str, value: Any) -> Tensor:
-    """The loss itself, if it is one.
-
-    Raises:
-        TypeError: not a tensor.
-        ValueError: not of one element.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} returned {type(value).__name__}, not a tensor. Return the scalar to minimise.")
-    if value.numel() != 1:
-        raise ValueError(
-            f"{name} returned a tensor of shape {tuple(value.shape)}, not a scalar. Reduce it, with .mean() say."
-        )
+        with swap.shielded():
+            value = call.g_loss(discriminator, *call.batch, **call.kwargs)
+    except (TypeError, AttributeError) as error:
+        if told := misfit("g_loss", call.g_loss, (discriminator, *call.batch), call.kwargs, error):
+            raise told from error
+        raise
+    check_logits(call.g_loss, value := one_element("g_loss", value), on_logits)
     return value
-
-
-def _places(places: Sequence[tuple[str, torch.dtype]]) -> str:
-    return ", ".join(f"{device} ({dtype})" for device, dtype in places) or "nothing"

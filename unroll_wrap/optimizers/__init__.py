@@ -1,4 +1,4 @@
-"""Optimizers as pure functions: one a file, and the reader of live ones."""
+"""Optimizers as pure functions: the rules, and the reader that makes them from live optimizers."""
 
 from .clipping import clip_grad_norm, clip_grad_value
 from .read import register_rule

@@ -1,13 +1,14 @@
 """The first call's value beside K real steps, wherever the package has to guess what an object of the user's does."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..call.call import Call
 from ..evaluation.precision import precision
 from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
@@ -31,7 +32,7 @@ def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterabl
     for module in modules:
         if module._backward_hooks or module._backward_pre_hooks:
             found.append(f"the {type(module).__name__} in D has backward hooks")
-    found += [f"D keeps a {kind} outside of its registers" for kind in swap.kept()]
+    found += [f"D keeps a {type(o).__name__} outside of its registers" for o in swap.holders.belongings.objects]
     return list(dict.fromkeys(found))
 
 
@@ -40,10 +41,7 @@ class Proof:
 
     Args:
         unrolled: the loss.
-        d_loss: of this call.
-        g_loss: the same.
-        batch: of this call.
-        kwargs: the same.
+        call: what it is called with.
         owned: the parameters that move.
         doubts: what the package does not know.
 
@@ -53,24 +51,15 @@ class Proof:
         random: torch's generators before each evaluation of a loss, the same way.
     """
 
-    def __init__(
-        self,
-        unrolled: Any,
-        d_loss: Callable[..., Tensor],
-        g_loss: Callable[..., Tensor],
-        batch: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        owned: Sequence[Tensor],
-        doubts: Sequence[str],
-    ) -> None:
+    def __init__(self, unrolled: Any, call: Call, owned: Sequence[Tensor], doubts: Sequence[str]) -> None:
         self.batches: list[tuple[Any, ...]] = []
         self.random: list[RandomState] = []
         self._owned = owned
         self.doubts = doubts
-        self._losses = d_loss, g_loss
+        self._losses = call.d_loss, call.g_loss
         self._before = Snapshot(self._losses)
         self._state = EveryState(owned, ())
-        self._real = RealSteps(unrolled, d_loss, g_loss, batch, self.batches, kwargs)
+        self._real = RealSteps(unrolled, call.d_loss, call.g_loss, call.batch, self.batches, call.kwargs)
 
     def note(self, batch: tuple[Any, ...] | None = None) -> None:
         """A loss is about to run."""

@@ -20,9 +20,8 @@ class MuonState(NamedTuple):
 class Muon(UpdateRule):
     """θ ← (1 - lr · weight_decay) · θ - lr · c(shape) · NS(b), with b the running mean of g.
 
-    NS is the Newton-Schulz iteration that brings all singular values of a matrix near 1. Torch runs it in bfloat16,
-    a staircase without derivative. The value here is that of the staircase, and the derivative that of the same
-    iteration without rounding.
+    NS is the Newton-Schulz iteration, which brings all singular values of a matrix near 1. Torch runs it in bfloat16;
+    here, the value is the one rounded by bfloat16, and the derivative is that of the iteration without rounding.
     """
 
     lr: Any
@@ -36,11 +35,11 @@ class Muon(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> MuonState:
-        """Zero mean."""
+        """Return the state before the first update."""
         return MuonState(torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: MuonState) -> tuple[Tensor, MuonState]:
-        """One step, in the order of operations of ``torch.optim._muon._single_tensor_muon``."""
+        """Take one step, in the order of operations of ``torch.optim._muon._single_tensor_muon``."""
         buffer = torch.lerp(state.momentum_buffer, grad, 1 - self.momentum)
         direction = torch.lerp(grad, buffer, self.momentum) if self.nesterov else buffer
         smooth = self._newton_schulz(direction)

@@ -1,1 +1,0 @@
-"""Appendix B of the paper and what goes beyond it: `python examples/mixture_of_gaussians.py study NAME`."""

@@ -1,0 +1,1 @@
+"""Appendix B of the paper and what goes beyond it: `python research/study.py NAME`."""

@@ -1,0 +1,140 @@
+"""Ctrl-C at every line of a call: everything is as it was, and the next call is right."""
+
+import os
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from checks import call, gradient_of, unrolled_of, warm_world
+from snapshot import changed, snapshot
+from torch.utils.hooks import RemovableHandle
+
+import unroll_wrap
+from unroll_wrap import Recompute, Store, is_unrolling
+from unroll_wrap.live import undo
+from unroll_wrap.live.exclusive import _thread_of
+
+PACKAGE = os.path.dirname(unroll_wrap.__file__)
+INIT, RUN, STEPS = RemovableHandle.__init__, torch.autograd._engine_run_backward, 1
+
+
+class Interrupt:
+    """Raises at the n-th time that a line of the package is reached, as a signal does between two instructions.
+
+    Without a line it counts how often each is.
+    """
+
+    def __init__(self, line=None, nth=0):
+        self.line, self.left, self.counts = line, nth, {}
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, _):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            where = frame.f_code.co_filename, frame.f_lineno
+            self.counts[where] = self.counts.get(where, 0) + 1
+            if where == self.line:
+                self.left -= 1
+                if self.left == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+        return self.trace
+
+
+def around(name):
+    return torch.autocast("cpu", dtype=torch.bfloat16) if name == "autocast" else nullcontext()
+
+
+WORLDS = {
+    "mlp": ("mlp", "adam", Store()),
+    "recomputed": ("dropout", "adam", Recompute()),
+    "buffers": ("batchnorm_two_batches", "adam", Store()),
+    "attention": ("attention", "adam", Store()),
+    "recurrent": ("lstm", "adam", Store()),
+    "checkpointed": ("checkpointed", "adam", Store()),
+    "kept": ("plain_attributes", "adam", Recompute()),
+    "autocast": ("mlp", "adam", Store()),
+}
+
+
+def marks():
+    """What a call must leave alone besides the user's objects."""
+    return (
+        is_unrolling(),
+        torch.is_grad_enabled(),
+        torch._C._len_torch_function_stack(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_cache_enabled(),
+        dict(_thread_of),
+        RemovableHandle.__init__ is INIT,
+        torch.autograd._engine_run_backward is RUN,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch._C._get_cudnn_enabled(),
+        torch.utils.checkpoint._CheckpointFrame,
+        sys.modules["torch._dynamo.eval_frame"]._stance if "torch._dynamo.eval_frame" in sys.modules else None,
+    )
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_at_every_line(name):
+    """At the first and at the last time that a line is reached."""
+    problem, optimizer, backward = WORLDS[name]
+    world = warm_world(problem, optimizer)
+    world.before_call()
+    unrolled = unrolled_of(world, steps=STEPS, backward=backward)
+    state = torch.get_rng_state()
+
+    def once():
+        torch.set_rng_state(state)
+        with around(name):
+            loss = call(world, unrolled)
+            return loss.item(), gradient_of(loss, world)
+
+    right, gradient = once()
+    once()  # What is done in a first call alone is done.
+    with Interrupt() as counting:
+        once()
+    before, now = snapshot(world), marks()
+    hit = 0
+    for line, times in counting.counts.items():
+        for nth in sorted({1, times}):
+            with around(name):
+                torch.set_rng_state(state)
+                stopped = Interrupt(line, nth)
+                within = marks()
+                try:
+                    with stopped:
+                        call(world, unrolled)
+                except KeyboardInterrupt:
+                    hit += 1
+                assert marks() == within, (line, nth)
+            assert changed(before, snapshot(world)) == [], (line, nth)
+            assert marks() == now, (line, nth)
+    assert hit > 500
+    again, other = once()
+    assert again == right and all(torch.equal(a, b) for a, b in zip(gradient, other, strict=True))
+
+
+def test_the_control(monkeypatch):
+    """Where nothing is undone there is damage, which the test would see; here it is undone at the end after all."""
+    entered, leave = [], undo.Undo.__exit__
+    monkeypatch.setattr(undo.Undo, "__enter__", lambda self: (entered.append(self), self)[1])
+    monkeypatch.setattr(undo.Undo, "__exit__", lambda self, *_: None)
+    world = warm_world()
+    before, now = snapshot(world), marks()
+    call(world, unrolled_of(world, steps=1))
+    assert changed(before, snapshot(world)) != []
+    assert marks() != now
+    for one in reversed(entered):
+        leave(one)
+    assert changed(before, snapshot(world)) == []
+    assert marks() == now

@@ -1,0 +1,86 @@
+"""One call of the user's: its losses, its number of steps and its batches."""
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .messages import described
+
+Loss = Callable[..., Tensor]
+Batch = tuple[Any, ...]
+Resample = Callable[[int], Sequence[Any]] | Iterable[Sequence[Any]]
+Steps = int | Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a call, with those of the constructor in place of None.
+
+    Attributes:
+        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
+        g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
+        steps: K.
+        batch: the positional arguments of both losses after D.
+        kwargs: the keyword arguments of both losses.
+        inner: ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
+    """
+
+    d_loss: Loss
+    g_loss: Loss
+    steps: int
+    batch: Batch
+    kwargs: dict[str, Any]
+    inner: Callable[[int], Batch] | None
+
+
+def count_of(steps: Any) -> int:
+    """Return ``steps`` as an int; raise ValueError unless it is a whole number >= 0."""
+    try:
+        count = -1 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise ValueError(f"steps is {steps!r}. Pass a whole number >= 0, or a callable that returns one.")
+    return count
+
+
+def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] | None:
+    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch.
+
+    Raises:
+        TypeError: ``resample`` cannot be called or iterated over, or a batch that it gives is not a tuple or list.
+    """
+    if resample is None:
+        return None
+
+    def dry(k: int) -> ValueError:
+        return ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+
+    if not callable(resample):
+        if not isinstance(resample, Iterable):
+            raise TypeError(
+                f"resample is {described(resample)}. Pass None, a callable k -> batch, or an iterable of batches."
+            )
+        iterator = iter(resample)
+
+        def following(k: int) -> Any:
+            for drawn in iterator:
+                return drawn
+            raise dry(k)
+
+    def checked(k: int) -> Batch:
+        try:
+            drawn = resample(k) if callable(resample) else following(k)
+        except StopIteration:  # of next() in a callable
+            raise dry(k) from None
+        if not isinstance(drawn, (list, tuple)):
+            raise TypeError(
+                f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "
+                "after D, such as (real, fake)."
+            )
+        return tuple(drawn)
+
+    return checked

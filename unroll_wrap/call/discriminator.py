@@ -1,0 +1,60 @@
+"""The discriminator that a user passes: one module, or a list, tuple or dict of them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .messages import described
+
+
+def modules_of(discriminator: Any) -> list[nn.Module]:
+    """Return every module of the discriminator, submodules included, each once; raise as ``given_modules`` does."""
+    return all_modules(given_modules(discriminator))
+
+
+def given_modules(discriminator: Any) -> list[nn.Module]:
+    """Return the modules that the user passed, without their submodules.
+
+    Raises:
+        TypeError: ``discriminator`` has no module, or something that is not a module.
+    """
+    found = list(discriminator.values()) if isinstance(discriminator, Mapping) else discriminator
+    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    wrong = [m for m in found if not isinstance(m, nn.Module)]
+    if wrong or not found:
+        raise TypeError(
+            f"discriminator is {described(discriminator)}. Pass an instance of torch.nn.Module, or a list, tuple or "
+            "dict of them, and after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
+        )
+    return found
+
+
+def named_parameters(discriminator: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter with its name; in a list or dict of modules the name begins with the index or the key."""
+    if isinstance(discriminator, nn.Module):
+        yield from discriminator.named_parameters()
+        return
+    parts = discriminator.items() if isinstance(discriminator, Mapping) else enumerate(discriminator)
+    for key, module in parts:
+        yield from ((f"{key}.{name}", p) for name, p in module.named_parameters())
+
+
+def all_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return every parameter of these modules, each once, in the order of ``nn.Module.parameters``."""
+    return list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
+
+
+def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules under ``roots``, wrappers and what they wrap included, each once, in ``modules()``'s order."""
+    found: dict[int, nn.Module] = {}
+
+    def visit(module: nn.Module | None) -> None:
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            for child in module._modules.values():
+                visit(child)
+
+    for root in roots:
+        visit(root)
+    return list(found.values())

@@ -1,0 +1,129 @@
+"""The optimizer that a user passes: a live one, a wrapper, a list of them, or a function that builds one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..optimizers.family import groups_of, stepped
+from ..optimizers.stock import is_hosted
+from .discriminator import all_parameters
+from .messages import described
+
+
+class Steppers:
+    """The plain optimizers inside what the user passed, and the parameters that they move.
+
+    Args:
+        optimizer: what the user passed.
+        params: all parameters of the discriminator. Those that do not require grad now, while others do, count as
+            frozen until they are found to require grad or to have state.
+
+    Raises:
+        TypeError: ``optimizer`` is no optimizer and contains none.
+        ValueError: ``optimizer`` is a function that builds one, and no parameter requires grad.
+    """
+
+    def __init__(self, optimizer: Any, params: Sequence[Tensor]) -> None:
+        trained = [p for p in params if p.requires_grad]
+        self.frozen = [p for p in params if not p.requires_grad] if trained else []
+        self._built = None if _is_live(optimizer) else _from_spec(optimizer, trained)
+
+    def plain(self, optimizer: Any) -> list[Any]:
+        """Return the plain optimizers that ``optimizer`` contains now."""
+        return _unwrapped(optimizer) if self._built is None else self._built
+
+    def owned(self, modules: Sequence[nn.Module], optimizers: Sequence[Any]) -> list[Tensor]:
+        """Return the parameters that the optimizers move, in D's order.
+
+        Raises:
+            ValueError: the optimizers share a parameter, move none of D's, or also move parameters outside D.
+        """
+        listed = [p for o in optimizers for p in stepped(o)]
+        held = {id(p) for p in listed}
+        mine = {id(p): p for p in all_parameters(modules)}
+        if len(listed) > len(held):
+            raise ValueError(
+                "The optimizers own the same parameter twice, so the order of their steps would matter. Pass "
+                "optimizers that share none."
+            )
+        foreign = [tuple(p.shape) for p in listed if id(p) not in mine]
+        names = ", ".join(type(o).__name__ for o in optimizers)
+        if foreign and len(foreign) == len(held):
+            raise ValueError(
+                f"The optimizer ({names}) owns {len(held)} parameters, and none of them is the discriminator's. Pass "
+                "the optimizer that steps this discriminator."
+            )
+        if foreign:
+            raise ValueError(
+                f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
+                f"{foreign[:4]}. Pass every module that it steps: [D, other]."
+            )
+        self.frozen = [p for p in self.frozen if not p.requires_grad]
+        # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
+        trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
+        frozen = {id(p) for p in self.frozen} - trained
+        owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
+        if not owned:
+            raise ValueError(
+                f"The optimizer ({names}) moves none of the discriminator's parameters: it owns {len(held)}, of which "
+                f"{len(frozen & held)} have never required grad. Pass the optimizer that trains it."
+            )
+        return owned
+
+
+def options_of(optimizers: Sequence[Any]) -> dict[str, Any]:
+    """Return the classes and the options of plain optimizers, keyed by their names in messages."""
+    options = {
+        f"{type(o).__name__}'s {option} (group {i})": value
+        for o in optimizers
+        for i, group in enumerate(groups_of(o))
+        for option, value in group.items()
+        if option != "params"
+    }
+    return {"the optimizers": [type(o) for o in optimizers], **options}
+
+
+def _is_live(optimizer: Any) -> bool:
+    if isinstance(optimizer, (torch.optim.Optimizer, list, tuple)) or hasattr(optimizer, "optimizer"):
+        return True
+    return hasattr(optimizer, "step") and not isinstance(optimizer, type)
+
+
+def _unwrapped(optimizer: Any) -> list[Any]:
+    """Return the optimizers inside the wrappers of known libraries; keep anything else that has its own ``step``."""
+    found = []
+    for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
+        inner = one
+        while hasattr(inner, "optimizer") and (is_hosted(inner) or not _steps_itself(inner)):
+            inner = inner.optimizer
+        if not _steps_itself(inner):
+            raise TypeError(
+                f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps the discriminator, a "
+                "list of them, or a callable params -> Optimizer."
+            )
+        found.append(inner)
+    return found
+
+
+def _steps_itself(optimizer: Any) -> bool:
+    """Return whether ``optimizer`` has a ``step`` of its own, not one that ``__getattr__`` finds on another object."""
+    own = hasattr(type(optimizer), "step") or "step" in getattr(optimizer, "__dict__", ())
+    return own and not isinstance(optimizer, type)
+
+
+def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[Any]:
+    if isinstance(spec, type):
+        raise TypeError(
+            f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps the discriminator, or, for "
+            f"fresh state in every call, functools.partial({spec.__name__}, lr=1e-4), say."
+        )
+    if not callable(spec):
+        return _unwrapped(spec)
+    if not params:
+        raise ValueError(
+            "An optimizer given as a callable steps the parameters that require grad, and none of the discriminator's "
+            "does. Build UnrolledGeneratorLoss while D is trainable, or pass the live optimizer."
+        )
+    return _unwrapped(spec(params))

@@ -1,0 +1,69 @@
+"""Find tensors of a discriminator that share memory, where a real step would move both."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..call.batch import distinct
+from .holders import Holders
+
+
+class Memory(NamedTuple):
+    """The addresses of all tensors of a discriminator, and the pairs that overlap, of which none moves."""
+
+    where: tuple[int, ...]
+    shared: list[tuple[Tensor, Tensor]]
+
+
+def check_memory(holders: Holders, checked: Memory | None = None) -> Memory:
+    """Raise if a parameter that moves shares memory with another tensor of D.
+
+    Args:
+        holders: the tensors of D.
+        checked: the result of an earlier check, which is still valid if all addresses are the same.
+
+    Returns:
+        The addresses, and the pairs that overlap.
+
+    Raises:
+        ValueError: a parameter that moves shares memory.
+    """
+    params, places = holders.params, holders.belongings.places
+    # A legacy norm computes `weight` from `weight_orig` before each use.
+    normed = {
+        id(t)
+        for t, container, key in places
+        if isinstance(container, dict) and f"{key}_orig" in container.get("_parameters", ())
+    }
+    others = distinct([*holders.live, *holders.carried, *(t for t, _, _ in places)])
+    tensors = [*params, *(t for t in others if id(t) not in normed and not any(t is p for p in params))]
+    where = tuple(map(Tensor.data_ptr, tensors))
+    if checked is not None and checked.where == where:
+        return checked
+    moving = set(map(id, params))
+    shared: list[tuple[Tensor, Tensor]] = []
+    for one, other in _overlapping(tensors):
+        if id(one) in moving or id(other) in moving:
+            raise ValueError(
+                f"Two tensors of the discriminator, of shapes {tuple(one.shape)} and {tuple(other.shape)}, lie in "
+                "the same memory: a real step moves both, and an unroll would move them apart. Share the "
+                "parameter itself (b.weight = a.weight), or give each a copy (.clone())."
+            )
+        shared.append((one, other))
+    return Memory(where, shared)
+
+
+def _overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs of tensors that overlap in memory."""
+    spans: list[tuple[int, int, Tensor]] = []
+    for t in tensors:
+        if t.layout is torch.strided and t.numel() and (start := t.data_ptr()):
+            entries = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+            spans.append((start, start + entries * t.itemsize, t))
+    spans.sort(key=lambda span: span[:2])
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end and one is not other:
+            yield one, other

@@ -1,0 +1,73 @@
+"""Note and restore modules: their attributes, parameters and buffers, and what they keep besides."""
+
+from collections.abc import Sequence
+from operator import is_
+from typing import Any
+
+from torch import Tensor, nn
+
+from .belongings import Belongings
+from .restore import refill
+
+
+class Looks:
+    """The attributes, parameters and buffers of modules, and everything else that a forward pass may change in them.
+
+    Args:
+        modules: the modules of the discriminator.
+        hidden: modules that none of these has registered.
+        belongings: what all of them keep besides registered parameters, buffers and submodules.
+        live: parameters whose ``requires_grad`` a loss may switch.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        hidden: Sequence[nn.Module],
+        belongings: Belongings,
+        live: Sequence[Tensor],
+    ) -> None:
+        self._modules = modules
+        self._every = [*modules, *hidden]
+        self._belongings = belongings
+        self._live = live
+
+    def note(self) -> None:
+        """Note the current state."""
+        self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self._every]
+        self._contents = self._belongings.contents()
+        self._flags = [(p, p.requires_grad) for p in self._live]
+
+    def restore(self) -> None:
+        """Restore the noted state, as often as you like."""
+        for module, attributes, params, buffers in self._before:
+            refill(module._parameters, params)
+            refill(module._buffers, buffers)
+            _restore(vars(module), attributes)
+        self._belongings.refill(self._contents)
+        for restore in self._belongings.sources:
+            restore()
+        for p, flag in self._flags:
+            p.requires_grad_(flag)
+
+    def contents(self) -> Any:
+        """Return what attributes and containers hold now."""
+        return [vars(m).copy() for m in self._modules], self._belongings.contents()
+
+    def put(self, contents: Any) -> None:
+        """Restore what attributes and containers held."""
+        for module, attributes in zip(self._modules, contents[0], strict=True):
+            _restore(vars(module), attributes)
+        self._belongings.refill(contents[1])
+
+
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Restore the attributes of a module.
+
+    A forward pass may leave hidden features, a weight made by a legacy norm, a flag or a count. A layer that
+    initialises itself from its first batch notes that it has, which is no longer so after an unroll.
+    """
+    if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
+        for name in [n for n in now if n not in before]:
+            del now[name]
+        now.update(before)

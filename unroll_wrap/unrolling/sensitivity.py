@@ -1,0 +1,60 @@
+"""The accumulated derivative of the result with respect to the user's tensors."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..evaluation.evaluate import Evaluation
+
+
+class Sensitivity:
+    """The derivative of the result with respect to the user's tensors, accumulated by the reverse sweep.
+
+    Attributes:
+        surrogates: scalars whose gradients complete the derivative, through graphs made before the call.
+        edge: the nodes of the losses that pass gradients on to these graphs.
+        first_term: whether ``g_loss`` depends on a tensor outside D.
+        second_term: whether ``d_loss`` depends on one, and ``g_loss`` on it through D's steps.
+        through_d: whether ``g_loss`` depends on the parameters that move.
+    """
+
+    def __init__(self) -> None:
+        self.surrogates: list[Tensor] = []
+        self.edge: list[Any] = []
+        self.first_term = self.second_term = self.through_d = False
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
+        """Add gradients with respect to the user's tensors.
+
+        Returns:
+            Whether any of these tensors is more than a leaf that the loss itself made, as for a gradient penalty.
+        """
+        reached = False
+        for tensor, grad in zip(users, grads, strict=True):
+            if grad is not None:
+                reached |= tensor.grad_fn is not None or isinstance(tensor, nn.Parameter) or id(tensor) in self._sums
+                so_far = self._sums.get(id(tensor))
+                self._sums[id(tensor)] = tensor, grad if so_far is None else so_far[1] + grad
+        return reached
+
+    def through(self, surrogate: Tensor, evaluation: Evaluation) -> None:
+        """Add the derivative of a scalar through graphs made before the call.
+
+        The user's backward pass will go through them and leave gradients at all of their leaves. If some of these are
+        D's, which must not receive any, the gradients of the other leaves are computed now instead.
+        """
+        if not evaluation.stale:
+            self.surrogates.append(surrogate)
+        elif ends := [t for t in evaluation.behind if t.requires_grad]:
+            self.add(ends, torch.autograd.grad(surrogate, ends, allow_unused=True, retain_graph=True))
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that the derivative consists of."""
+        return [*(g for _, g in self._sums.values()), *self.surrogates]
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the user's tensors, each with its gradient."""
+        return iter(self._sums.values())

@@ -1,0 +1,40 @@
+"""The records of the inner optimization: a point that it has reached, and one step from there."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..evaluation.evaluate import Evaluation
+from ..optimizers.block import Block
+from ..optimizers.update import Update, params_of
+from .one_process import Grads
+
+
+class Point(NamedTuple):
+    """A point of the inner optimization: θ^k with the optimizer's state, D's buffers and the contents of containers."""
+
+    blocks: list[Block]
+    buffers: tuple[Tensor, ...]
+    contents: Any = None
+
+    def params(self) -> list[Tensor]:
+        """Return θ^k as a list of parameters."""
+        return params_of(self.blocks)
+
+
+class Step(NamedTuple):
+    """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``.
+
+    Attributes:
+        start: the point θ^k.
+        evaluation: the run of ``d_loss``.
+        grads: the gradients of ``d_loss``, with their graph.
+        averages: the averaged gradients that the update used, if there are several ranks.
+        update: the update to θ^{k+1}.
+    """
+
+    start: Point
+    evaluation: Evaluation
+    grads: Grads
+    averages: Grads | None
+    update: Update
