@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from checks import call, warm_world
+from checks import call, unrolled_of, warm_world
 from problems import PROBLEMS, softplus
-from test_exact import unrolled_of
 from torch import nn
 
 import unroll_wrap
 from unroll_wrap import FreshState, PartialDetach, SecondTermMissing, UnrolledGeneratorLoss, UnrollWarning
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from false_alarms import game  # noqa: E402
 
 STEPS = 2
