@@ -123,6 +123,8 @@ class UnrolledGeneratorLoss:
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
+        # Of a copy, which verify makes, its own.
+        self._watched = False
         self._known = Known(check_memory(Holders(modules, self._steppers.owned(modules, optimizers))))
 
     # When a user compiles a whole training step, this call stays uncompiled, as torch's optimizers do.

@@ -43,7 +43,6 @@ class Known:
         on_logits: losses that are known to be given logits.
         hooks: the number of the next hook when parameters were last searched for hooks. Whoever registers a hook
             anywhere increases it.
-        watched: whether the losses have been watched for what they detach.
     """
 
     memory: Memory | None
@@ -51,7 +50,6 @@ class Known:
     proven: set[str] = field(default_factory=set)
     on_logits: set[Loss] = field(default_factory=set)
     hooks: int = -1
-    watched: bool = False
 
 
 def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
@@ -120,8 +118,8 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
-    detached = Detached(swap.modules) if second_order and not known.watched else None
-    known.watched = True
+    detached = Detached(swap.modules) if second_order and not unrolled._watched else None
+    unrolled._watched = True
     evaluate = Evaluator(
         unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits, detached
     )
