@@ -128,6 +128,20 @@ def statistics_in_the_closure_of_a_forward_hook(s, carrying):
 
 
 @case
+def a_mean_that_a_forward_hook_makes_anew(s, carrying):
+    mean = torch.zeros(())
+
+    def hook(module, inputs, output, seen=[]):  # noqa: B006
+        nonlocal mean
+        if carrying:
+            mean = 0.9 * mean + 0.1
+            seen.append(1)
+        return output - mean * (1 + len(seen) % 3)
+
+    s.D[0].register_forward_hook(hook)
+
+
+@case
 def a_forward_of_the_instance_that_counts(s, carrying):
     own, calls = s.D[0].forward, [0]
 
@@ -524,6 +538,30 @@ def layers_frozen_after_they_have_moved(s, carrying):
 def a_drawing_that_depends_on_d(s, carrying):
     real, _ = s.batch(1000)
     s.options = {"resample": lambda k: (real + s.D(real), s.fake)}
+
+
+@refused("switches requires_grad on", "frozen so far")
+def a_layer_that_the_loss_unfreezes(s, carrying):
+    def unfreezing(D, real, fake):
+        D[0].requires_grad_(D.calls > WARM)
+        D.calls += 1
+        return d_loss(D, real, fake)
+
+    s.D.calls = 0
+    s.D[0].requires_grad_(False)
+    s.optimizer = torch.optim.Adam(s.D.parameters(), lr=0.05)
+    s.d_loss = unfreezing
+
+
+@refused("switches requires_grad off", "and on again")
+def a_layer_that_is_frozen_for_half_of_the_loss(s, carrying):
+    def halves(D, real, fake):
+        D[0].requires_grad_(False)
+        of_real = F.softplus(-D(real)).mean()
+        D[0].requires_grad_(True)
+        return of_real + F.softplus(D(fake)).mean()
+
+    s.d_loss = halves
 
 
 @refused("set_to_none=False", "zero_grad")

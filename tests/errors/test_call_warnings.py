@@ -109,6 +109,27 @@ def test_a_whole_detach_has_its_own_warning():
     assert [w.category for w in warned(world)] == [SecondTermMissing]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_penalty_does_not_hide_that_the_generator_is_missing(steps):
+    """R1 in a closure makes real a leaf that requires grad; a fake made under no_grad has no graph all the same."""
+    world = warm_world()
+    real, fake = world.batch()
+
+    def d_loss(D, fake):
+        real.requires_grad_()
+        (g,) = torch.autograd.grad(D(real).sum(), real, create_graph=True)
+        return softplus(-D(real)).mean() + softplus(D(fake)).mean() + g.square().mean()
+
+    def call(fake):
+        unrolled = unrolled_of(world, steps=steps)
+        return unrolled(d_loss=lambda D: d_loss(D, fake), g_loss=lambda D: softplus(-D(fake)).mean())
+
+    with pytest.raises(ValueError, match="Neither loss depends on a generator"):
+        call(fake.detach())
+    real = real.detach()
+    call(fake).backward()  # the control: with its graph
+
+
 def test_only_the_first_term_is_asked_for():
     """There D's loss is detached anyway."""
     world = warm_world()

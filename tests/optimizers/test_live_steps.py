@@ -6,11 +6,13 @@ The oracle builds everything again from the seed for every difference, so that i
 import copy
 import functools
 import linecache
+import threading
 from collections import defaultdict, deque
 
 import numpy
 import pytest
 import torch
+import torch.optim.adam as torch_adam
 from situations import STEPS, Situation, assert_exact, called, d_loss, g_loss
 from torch import nn
 from torch.fx.graph_module import _loader
@@ -632,6 +634,75 @@ def test_global_step_hooks(when):
     finally:
         handle.remove()
     assert rule_of(Situation(adam).stepper) is not None
+
+
+@pytest.mark.parametrize("name", ["adam", "_single_tensor_adam"])
+def test_a_function_of_torchs_that_is_replaced_in_its_module(name, monkeypatch):
+    """Then no rule holds, whatever the class looks like; once it is put back, it does."""
+    own = getattr(torch_adam, name)
+    calls = []
+
+    def replaced(params, grads, *args, **kwargs):
+        calls.append(name)
+        return own(params, [g * g.abs() for g in grads], *args, **kwargs)
+
+    monkeypatch.setattr(torch_adam, name, replaced)
+    assert rule_of(Situation(adam).stepper) is None
+    assert_exact(adam)
+    assert calls
+    monkeypatch.undo()
+    assert rule_of(Situation(adam).stepper) is not None
+
+
+def test_a_step_that_skips_what_does_not_require_grad():
+    """As D is around the generator's step, in most loops: it is on in real steps, and so it is in the unroll."""
+
+    class Skipping(torch.optim.Adam):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.requires_grad and p.grad is not None:
+                        p.data.add_(p.grad, alpha=-0.1)
+
+    def make(D):
+        return Skipping(D.parameters())
+
+    right = Situation(make).value().item()
+    situation = Situation(make)
+    batch = situation.batch(1000)
+    situation.D.requires_grad_(False)
+    loss = UnrolledGeneratorLoss(situation.D, situation.stepper, d_loss, g_loss, steps=STEPS)(*batch)
+    assert abs(loss.item() - right) < 1e-12
+    assert not any(p.requires_grad for p in situation.D.parameters())
+    assert abs(g_loss(situation.D, *batch).item() - right) > 1e-6  # the control: without the steps
+
+
+def test_traces_in_several_threads():
+    """Torch replaces methods of nn.Module while it traces: each is right, and these are what they were."""
+
+    class Clipped(torch.optim.Adam):
+        def step(self, closure=None):
+            torch.nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 0.1)
+            return super().step(closure)
+
+    def make(D):
+        return Clipped(D.parameters(), lr=0.05)
+
+    right, found = Situation(make).value().item(), []
+    situations = [Situation(make) for _ in range(3)]
+    batches = [s.batch(1000) for s in situations]
+    before = torch.nn.Module.__call__, torch.nn.Module.__getattr__
+
+    def work(s, batch):
+        found.append(UnrolledGeneratorLoss(s.D, s.stepper, d_loss, g_loss, steps=STEPS)(*batch).item())
+
+    threads = [threading.Thread(target=work, args=given) for given in zip(situations, batches, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and all(abs(value - right) < 1e-12 for value in found)
+    assert before == (torch.nn.Module.__call__, torch.nn.Module.__getattr__)
 
 
 def test_wrappers_that_change_nothing_leave_the_rule():

@@ -1,8 +1,10 @@
 """Decide whether a live optimizer's ``step`` is the unchanged one of its class, so that the rule for it applies."""
 
 import inspect
+import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import is_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,6 +25,14 @@ class _Known(NamedTuple):
     names: tuple[str, ...]
     functions: tuple[Any, ...]
     calls: frozenset[str]
+    scope: Mapping[str, Any]
+    helpers: Mapping[str, Any]
+
+    def holds(self, kind: type) -> bool:
+        """Return whether all of these functions are what they were."""
+        if not all(map(is_, map(self.scope.get, self.helpers), self.helpers.values())):
+            return False
+        return all(getattr(kind, n, None) is f for n, f in zip(self.names, self.functions, strict=True))
 
 
 _known: WeakKeyDictionary[type, _Known] = WeakKeyDictionary()
@@ -36,7 +46,7 @@ def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
     """
     kind = type(optimizer)
     known = _known.get(kind)
-    if known is None or any(getattr(kind, n, None) is not f for n, f in zip(known.names, known.functions, strict=True)):
+    if known is None or not known.holds(kind):
         known = _known[kind] = _looked_up(kind, rules)
     rule = known.rule and rules.get(known.rule)
     if rule is None:
@@ -56,13 +66,33 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     """Find the rule for a class, which applies if all methods that ``step`` uses are those of the rule's own class."""
     home = next((cls for cls in kind.__mro__ if path(cls) in rules), None)
     if home is None:
-        return _Known(None, (), (), frozenset())
+        return _Known(None, (), (), frozenset(), {}, {})
     names = tuple(sorted(_called(home)))
+    helpers = _helpers(home, names)
     functions = tuple(getattr(kind, n, None) for n in names)
     untouched = all(inspect.getattr_static(kind, n, None) is inspect.getattr_static(home, n, None) for n in names)
-    allowed = all(_is_ours(f, home) for f in functions if callable(f))
+    # The helpers of others may come from any file of theirs.
+    known = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
+    allowed = all(_is_ours(f, home) for f in known if callable(f))
     calls = frozenset(n for n, f in zip(names, functions, strict=True) if callable(f))
-    return _Known(path(home) if untouched and allowed else None, names, functions, calls)
+    scope = vars(sys.modules[home.__module__])
+    return _Known(path(home) if untouched and allowed else None, names, functions, calls, scope, helpers)
+
+
+def _helpers(home: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return the functions of the class's own file that its methods call, directly or through one another."""
+    scope = vars(sys.modules[home.__module__])
+    found: dict[str, Any] = {}
+    todo = [getattr(home, name, None) for name in names]
+    while todo:
+        for function in _chain(todo.pop()):
+            for name in function.__code__.co_names:
+                helper = scope.get(name)
+                known = name in found or _root(getattr(helper, "__module__", "")) in sys.stdlib_module_names
+                if isinstance(helper, types.FunctionType) and not known:
+                    found[name] = helper
+                    todo.append(helper)
+    return found
 
 
 def _called(home: Any) -> set[str]:
