@@ -40,7 +40,7 @@ help:
 	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
 	@echo 'make lint    ruff, import-linter and pyright (make style, imports, types: one of them; make format: mend what ruff can)'
 	@echo 'make bench   time and memory of an unrolled step on this machine, beside other libraries'
-	@echo 'make docs    the documentation as a site in site/, warnings being errors; make notebook: run the quickstart anew'
+	@echo 'make docs    the documentation as a site in site/, warnings being errors, and its links checked; make notebook: run the quickstart anew'
 	@echo 'make dist    sdist and wheel, checked, and the wheel tried in an environment of its own'
 	@echo 'make constraints   write constraints/ for this Python (PYTHON=python3.12 for another one), keeping versions that fit'
 	@echo 'make venv    only make .venv; the others do so too where it is missing (2 to 4 minutes, once)'
@@ -110,7 +110,9 @@ bench: $(BENCH)
 	    wait $$memory || status=$$?; cat out/bench/memory.txt; exit $$status
 
 docs: $(DOCS)
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo 'Open site/index.html.'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@$(PY) docs/check_links.py site
+	@echo 'Open site/index.html.'
 
 notebook: $(DOCS)
 	@cd examples && ../$(VENV)/bin/jupyter execute --inplace quickstart.ipynb

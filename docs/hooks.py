@@ -52,6 +52,15 @@ def on_page_markdown(markdown, page, config, files):
     return relinked(markdown, source)
 
 
+def on_page_content(html, page, config, files):
+    """Of a page with a heading for each message, the sidebar has the chapters alone."""
+    if page.file.src_uri == "troubleshooting.md":
+        for chapter in page.toc:
+            for section in chapter.children:
+                section.children.clear()
+    return html
+
+
 def relinked(markdown, source):
     """The text of ``source`` with every link as the page has to have it."""
     here = os.path.dirname(target_of(source))

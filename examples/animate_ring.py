@@ -19,15 +19,16 @@ from torch import Tensor
 
 from common.metrics import modes_covered
 from common.plots import density
-from common.training import evaluation_noise
-from mixture_of_gaussians import PRESETS, Config, build, centers_of, train
+from common.training import evaluation_noise, with_adam
+from mixture_of_gaussians import PRESETS, Config, centers_of, networks, train
 
 
 def moments(config: Config, every: int) -> list[Tensor]:
     """Samples before training, and again after every `every` generator updates."""
     device = torch.device("cpu")
     torch.manual_seed(config.seed)
-    players = build(config, device)
+    rates = {"g_lr": config.g_lr, "d_lr": config.d_lr, "betas": config.betas}
+    players = with_adam(*networks(config), device, **rates)
     noise = evaluation_noise(10_000, config.noise, device)
 
     def samples() -> Tensor:
@@ -52,7 +53,8 @@ def frame(panels: list[tuple[Config, Tensor]], update: int) -> Image.Image:
         heat = density(samples, extent, bandwidth=0.05 * config.radius)
         axis.imshow(np.sqrt(heat), origin="lower", cmap="Greens", vmin=0, vmax=1)
         modes = modes_covered(samples, centers_of(config), config.std)
-        axis.set_title(f"K = {config.unroll}", fontsize=12)
+        name = "unrolled" if config.unroll else "plain GAN"
+        axis.set_title(f"{name} (K = {config.unroll})", fontsize=12)
         axis.set_xlabel(f"{modes} of {config.modes} modes", fontsize=10, labelpad=4)
         axis.set(xticks=[], yticks=[])
         for spine in axis.spines.values():

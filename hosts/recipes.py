@@ -1,4 +1,4 @@
-"""Writes the recipes into docs/hosts.md: the diffs of the loops here and of those in tests/exact/loops.
+"""Writes the recipes into docs/hosts.md: the diffs of the loops here and in tests/exact/loops, and whole files.
 
 python hosts/recipes.py --write
 """
@@ -17,6 +17,12 @@ SCRIPTS = {
     }.items()
     for name in names
 }
+FILES = ("lightning_callback", "ignite_handler", "fid")
+
+
+def listing(name):
+    """A file as it is."""
+    return f"```py\n{(HOSTS / f'{name}.py').read_text(encoding='utf-8').strip()}\n```"
 
 
 def recipe(host):
@@ -39,10 +45,11 @@ def documented(text, host):
 
 def written(text):
     """The page with every recipe up to date."""
-    for host in SCRIPTS:
-        begin, end = marks(host)
+    for name in (*SCRIPTS, *FILES):
+        begin, end = marks(name)
         head, rest = text.split(begin)
-        text = f"{head}{begin}\n{recipe(host)}\n{end}{rest.split(end)[1]}"
+        code = recipe(name) if name in SCRIPTS else listing(name)
+        text = f"{head}{begin}\n{code}\n{end}{rest.split(end)[1]}"
     return text
 
 

@@ -1,13 +1,15 @@
 """Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
 
 from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
-from .diagnostics.diagnose import Diagnosis, diagnose
+from .diagnostics.diagnose import diagnose
+from .diagnostics.diagnosis import Diagnosis
 from .diagnostics.predict import Prediction, predict
-from .diagnostics.verify import Verification, verify
+from .diagnostics.verification import Verification
+from .diagnostics.verify import verify
 from .guards import detach, is_unrolling, no_grad
-from .loss import UnrolledGeneratorLoss
+from .loss import SecondTermMissing, UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from .optimizers import UpdateRule, register_rule
+from .optimizers import UpdateRule, clip_grad_norm, clip_grad_value, register_rule
 
 __version__ = "0.1.0"
 
@@ -18,11 +20,14 @@ __all__ = [
     "Objective",
     "Prediction",
     "Recompute",
+    "SecondTermMissing",
     "Store",
     "Truncate",
     "UnrolledGeneratorLoss",
     "UpdateRule",
     "Verification",
+    "clip_grad_norm",
+    "clip_grad_value",
     "detach",
     "diagnose",
     "hinge",

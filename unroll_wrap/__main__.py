@@ -1,26 +1,6 @@
-"""``python -m unroll_wrap doctor``."""
+"""``python -m unroll_wrap`` is the program ``unroll_wrap``."""
 
-import argparse
-
-from .diagnostics.doctor import examine
-
-
-def main() -> int:
-    """Print what the doctor finds; 0 if all is well, 1 if not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unroll_wrap", description="Unrolled GANs for the PyTorch training loop you already have."
-    )
-    parser.add_argument(
-        "command",
-        choices=["doctor"],
-        help="print versions, the device, which optimizers and backwards work here, and verify a small net: "
-        "for a first look, and for bug reports",
-    )
-    parser.parse_args()
-    report = examine()
-    print(report)
-    return 0 if report.well else 1
-
+from .command import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

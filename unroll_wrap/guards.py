@@ -1,8 +1,8 @@
-"""One discriminator loss for both uses: its own training, and the unroll that differentiates through it.
+"""Guards that let one discriminator loss serve both its own training and an unroll, which differentiates through it.
 
-A discriminator's training code detaches ``fake``; inside an unroll that cut would remove the second term of
-Eq. 12. Replace ``fake.detach()`` by ``unroll_wrap.detach(fake)``, or ``torch.no_grad()`` by
-``unroll_wrap.no_grad()``: ordinary training is unchanged, and the unroll stays attached.
+Training code for a discriminator detaches ``fake``; inside an unroll, that would remove the second term of Eq. 12.
+Replace ``fake.detach()`` by ``unroll_wrap.detach(fake)``, and ``torch.no_grad()`` by ``unroll_wrap.no_grad()``:
+ordinary training is unchanged, and the unroll keeps the graph.
 """
 
 import threading
@@ -21,33 +21,42 @@ _unrolling = _Depth()
 
 
 def is_unrolling() -> bool:
-    """True while this thread runs a loss inside an unroll: there, leave statistics and pools alone."""
+    """Return True while this thread runs a loss inside an unroll, where a loss must not change statistics or pools."""
     return _unrolling.depth > 0
 
 
 def detach(tensor: Tensor) -> Tensor:
-    """``tensor`` itself inside an unroll, ``tensor.detach()`` outside."""
+    """Return ``tensor`` itself inside an unroll, and ``tensor.detach()`` outside.
+
+    Examples:
+        >>> fake = torch.ones(2, requires_grad=True)
+        >>> unroll_wrap.detach(fake).requires_grad
+        False
+        >>> with unroll_wrap.guards.unrolling():  # as around every loss in an unroll
+        ...     unroll_wrap.is_unrolling(), unroll_wrap.detach(fake) is fake
+        (True, True)
+    """
     return tensor if is_unrolling() else tensor.detach()
 
 
 def no_grad() -> AbstractContextManager[object]:
-    """No effect inside an unroll, ``torch.no_grad()`` outside."""
+    """Return a context that has no effect inside an unroll, and is ``torch.no_grad()`` outside."""
     return nullcontext() if is_unrolling() else torch.no_grad()
 
 
 def depth() -> int:
-    """How many such spans this thread is in."""
+    """Return how many ``unrolling`` contexts this thread is in."""
     return _unrolling.depth
 
 
 def back_to(depth: int) -> None:
-    """Leave those that an interrupt has left open."""
+    """Set the number of ``unrolling`` contexts back, after an interrupt has left some open."""
     _unrolling.depth = depth
 
 
 @contextmanager
 def unrolling() -> Iterator[None]:
-    """The span that ``is_unrolling`` reports; nests."""
+    """Let ``is_unrolling`` return True within this context, which can be nested."""
     _unrolling.depth += 1
     try:
         yield

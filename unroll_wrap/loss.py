@@ -13,15 +13,14 @@ from .backward import Backward, Store, sweep
 from .call.batch import tensors_in
 from .call.call import Call, Loss, Resample, Steps, batches_of, count_of
 from .call.discriminator import all_parameters, given_modules, modules_of, named_parameters
+from .call.messages import described
 from .call.mistakes import (
     check_finite,
     check_gradient_hooks,
-    check_logits,
     check_losses,
     check_modules,
     check_options,
     check_order,
-    described,
     refuse_steps,
 )
 from .call.optimizer import Steppers, options_of
@@ -31,7 +30,7 @@ from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.holders import Holders
 from .evaluation.runtime import prepare, refuse_inference_mode
-from .evaluation.shared_memory import check_memory
+from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
 from .live.exclusive import exclude_others
 from .live.undo import Undo, keep_autocast, keep_modes
@@ -40,6 +39,7 @@ from .optimizers.family import keep_entries, keep_options
 from .optimizers.read import Traces, read, rule_of
 from .optimizers.transforms import Transforms
 from .proof.first_call import Proof, guesses
+from .torch_private import disable_dynamo
 from .unrolling.one_process import OneProcess
 from .unrolling.ranks import ranks_of
 from .unrolling.result import SecondTermMissing, check_terms, hand_over
@@ -146,10 +146,11 @@ class UnrolledGeneratorLoss:
             rule_of(one)
         self._hooks = -1
         self._proven: set[str] = set()
-        self._memory = check_memory(Holders(modules, self._steppers.owned(modules, optimizers)))
+        self._on_logits: set[Loss] = set()
+        self._memory: Memory | None = check_memory(Holders(modules, self._steppers.owned(modules, optimizers)))
 
     # A user who compiles a whole training step gets this call as it is; torch's optimizers do the same.
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    @disable_dynamo
     def __call__(
         self,
         *batch: Any,
@@ -178,7 +179,7 @@ class UnrolledGeneratorLoss:
         """
         return self.watched(*batch, d_loss=d_loss, g_loss=g_loss, resample=resample, steps=steps, **kwargs)[0]
 
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+    @disable_dynamo
     def watched(
         self,
         *batch: Any,
@@ -198,7 +199,6 @@ class UnrolledGeneratorLoss:
 
     def _call(self, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
         modules, optimizers, owned = self.parts()
-        check_logits((call.d_loss, call.g_loss), modules)
         self._check_hooks(owned)
         with (undo := Undo()), undo:
             exclude_others(modules, undo)
@@ -209,7 +209,7 @@ class UnrolledGeneratorLoss:
             keep_modes(undo)
             if call.steps == 0:
                 prepare(swap, (call.g_loss,), second_order=False, compiled=not self.backward.second_order, undo=undo)
-                return evaluate_plainly(call, self.discriminator, swap, owned), []
+                return evaluate_plainly(call, self.discriminator, swap, owned, self._on_logits), []
             value, unroll, proof = self._unroll(call, swap, owned, optimizers, ranks, undo)
         if proof:
             proof.check(value, unroll.d_losses)
@@ -239,7 +239,9 @@ class UnrolledGeneratorLoss:
         settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not self.backward.second_order, undo)
         with autocast.outside(), torch.enable_grad():
             unroll = Unroll(
-                Evaluator(self.discriminator, owned, swap, call.kwargs, autocast, second_order, settings),
+                Evaluator(
+                    self.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, self._on_logits
+                ),
                 call.d_loss,
                 call.g_loss,
                 call.inner and autocast.within(call.inner),

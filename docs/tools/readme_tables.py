@@ -1,4 +1,4 @@
-"""Copies the tables of results/ into the README, each under the comment that names it.
+"""Copies the tables of results/ into the page of the experiments, each under the comment that names it.
 
 python docs/tools/readme_tables.py --write
 """
@@ -6,8 +6,9 @@ python docs/tools/readme_tables.py --write
 import re
 import sys
 
-from pages import README, ROOT
+from pages import ROOT
 
+PAGE = ROOT / "examples" / "README.md"
 PLACE = re.compile(r"<!-- (results/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
 NOT_YET = "Not run yet."
 
@@ -18,13 +19,13 @@ def table(path):
 
 
 def written(text, root=ROOT):
-    """The README with every table as its file has it."""
+    """The page with every table as its file has it."""
     return PLACE.sub(lambda place: f"<!-- {place[1]} -->\n{table(root / place[1])}\n<!-- end -->", text)
 
 
 if __name__ == "__main__":
-    text = written(README.read_text(encoding="utf-8"))
+    text = written(PAGE.read_text(encoding="utf-8"))
     if sys.argv[1:] == ["--write"]:
-        README.write_text(text, encoding="utf-8")
+        PAGE.write_text(text, encoding="utf-8")
     else:
         print(text)

@@ -1,6 +1,7 @@
 """diagnose: every number against an independent computation, a sentence of advice, a plot."""
 
 import itertools
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -159,12 +160,16 @@ def diagnosis(d_losses=(1.0, 0.8, 0.7), share=0.3, cosine=0.9, **changes):
 
 
 ADVICE = {
+    "The gradient is 0:": diagnosis(first_term=0.0, second_term=0.0, share=0.0, cosine=0.0),
     "hardly moves": diagnosis(d_losses=(1.0, 1.0 - 1e-6, 1.0 - 2e-6)),
     "D's learning rate is too high": diagnosis(d_losses=(1.0, 2.0, 3.0)),
-    "unrolling does nothing here": diagnosis(share=0.001, cosine=0.999),
-    "stop_gradient=True would do the same": diagnosis(share=0.001, cosine=0.5),
-    "The gradient is nearly the plain one": diagnosis(cosine=0.999, ratio=1.05),
-    "30.0% of the sum of both: unrolling matters": diagnosis(),
+    "1.9e+04 times the plain one, which is implausible": diagnosis(ratio=19_000.0),
+    "0.001 times the plain one, which is implausible": diagnosis(ratio=0.001),
+    "unrolling changes little at this moment": diagnosis(share=0.001, cosine=0.999),
+    "0.5 times the plain norm at cosine 1.00: stop_gradient=True": diagnosis(share=0.001, cosine=0.999, ratio=0.5),
+    "1 times the plain norm at cosine 0.50: stop_gradient=True": diagnosis(share=0.001, cosine=0.5),
+    "points where the plain one does, at 2.14 times its norm": diagnosis(cosine=1.0, ratio=2.14),
+    "30.0% of the sum of both, and the gradient turns by 26 degrees: unrolling matters": diagnosis(),
 }
 
 
@@ -184,6 +189,94 @@ def test_advice_in_training():
         world.optimizer.param_groups[0]["lr"] = lr
         advice.append(diagnose(unrolled_of(world, steps=STEPS), *world.batch()).advice)
     assert "hardly moves" in advice[0] and "hardly moves" not in advice[1] and "too high" in advice[2]
+
+
+def test_a_growth_within_the_noise_is_none():
+    """Label noise moves d_loss from step to step; one that every batch shows is one."""
+    for others, words in (([0.2, -0.1], "unrolling matters"), ([0.2, 0.5], "d_loss grows")):
+        found = diagnosis(d_losses=(1.0, 0.9, 1.3), growths=[0.3, *others])
+        assert words in found.advice
+
+
+def test_label_noise_in_training():
+    """Labels that flip at random. The control: by one batch alone, d_loss grows for some of the seeds."""
+    world, found = warm_world("mlp", "sgd"), []
+    world.optimizer.param_groups[0]["lr"] = 1e-3
+
+    def noisy(D, real, fake):
+        labels = torch.rand(len(real), 1, dtype=torch.float64)
+        bce = torch.nn.functional.binary_cross_entropy_with_logits
+        return bce(3 * D(real), labels) + bce(3 * D(fake), 1 - labels)
+
+    world.d_loss = noisy
+    for seed in range(6):
+        torch.manual_seed(seed)
+        found.append(diagnose(unrolled_of(world, steps=STEPS), *world.batch(), repeats=4))
+    assert not any("d_loss grows" in one.advice for one in found)
+    assert any("d_loss grows" in replace(one, growths=one.growths[:1]).advice for one in found)
+
+
+def test_by_the_fake_alone():
+    """R1 leaves requires_grad on real, as a leaf: what is measured is what G gets; wrt asks for anything else."""
+    world = warm_world()
+    real, fake = world.batch()
+    unrolled = unrolled_of(world, steps=STEPS)
+    found = diagnose(unrolled, real, fake, repeats=0)
+    marked = real.clone().requires_grad_()
+    again = diagnose(unrolled, marked, fake, repeats=0)
+    assert (again.first_term, again.second_term) == (found.first_term, found.second_term)
+    assert diagnose(unrolled, marked, fake, wrt=[marked, fake], repeats=0).second_term > found.second_term
+
+
+def test_an_old_fake_is_named():
+    """Not 0, 0 and nan; the control uses what was passed."""
+    world = warm_world()
+    d_loss, g_loss, old = world.d_loss, world.g_loss, [world.draw(0)[1]]
+    world.d_loss = lambda D, real, fake: d_loss(D, real, old[0])
+    world.g_loss = lambda D, real, fake: g_loss(D, real, old[0])
+    with pytest.raises(ValueError, match=r"a tensor of an earlier graph: .*of shape \(6, 2\).* at worlds.py:"):
+        diagnose(unrolled_of(world, steps=STEPS), *world.batch())
+    real, fake = world.batch()
+    old[0] = fake
+    assert diagnose(unrolled_of(world, steps=STEPS), real, fake).second_term > 0
+
+
+@pytest.mark.parametrize("mode", ["argument", "rerun"])
+def test_it_says_how_far_the_batch_decides(mode):
+    """The numbers are those of the batch itself; the spread is that of others, and 0 where all rows are the same."""
+    world = warm_world("conditional" if mode == "argument" else "dropout")
+    before, state = snapshot(world), torch.get_rng_state()
+
+    def found(**options):
+        unrolled = unrolled_of(world, steps=STEPS)
+        return call(world, lambda *batch, **given: diagnose(unrolled, *batch, **given), mode, **options)
+
+    one, several = found(repeats=0), found(repeats=4)
+    assert changed(before, snapshot(world)) == [] and torch.equal(state, torch.get_rng_state())
+    assert (
+        one.spread == {}
+        and len(one.growths) == 1
+        and len(several.growths) == 5
+        and f"± {several.spread['cosine']:.2g}" in str(several)
+    )
+    assert (several.share, several.cosine, several.ratio) == (one.share, one.cosine, one.ratio)
+    assert all(several.spread[name] > 0 for name in ("share", "cosine", "ratio"))
+    assert found(repeats=4).spread == several.spread
+
+
+def test_no_spread_where_all_rows_are_the_same():
+    world = warm_world()
+    draw = world.draw
+    world.draw = lambda i: tuple(x[:1].expand(6, 2) for x in draw(i))
+    found = diagnose(unrolled_of(world, steps=STEPS), *world.batch(), repeats=3)
+    assert max(found.spread.values()) < 1e-12
+
+
+@pytest.mark.parametrize("repeats", [-1, 1.5, True])
+def test_repeats_that_are_none(repeats):
+    world = warm_world()
+    with pytest.raises(ValueError, match="repeats is .*Pass a whole number"):
+        diagnose(unrolled_of(world, steps=STEPS), *world.batch(), repeats=repeats)
 
 
 def test_scalars_for_a_logger():

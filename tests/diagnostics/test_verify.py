@@ -43,7 +43,7 @@ def test_passes_on_every_problem_and_touches_nothing(name, capsys):
     assert report.real_value == pytest.approx(report.value, rel=1e-14)
     assert len(report.slopes) == 2 and all(abs(s.surrogate) > 1e-2 and s.conclusive for s in report.slopes)
     assert bool(report.cuts) == (name in WITH_CUTS)
-    assert capsys.readouterr().out == f"{report}\n"
+    assert capsys.readouterr().out == ""
     assert str(report).startswith("unroll_wrap.verify: passed\n")
 
 

@@ -99,6 +99,45 @@ class Net(nn.Module):
         return self.run(self, x)
 
 
+# What functions around D keep in variables of theirs.
+
+
+@case
+def a_count_in_the_closure_of_a_forward_hook(s, carrying):
+    count = 0
+
+    def hook(module, inputs, output):
+        nonlocal count
+        count += carrying
+        return output * (1 + 0.1 * (count % 7))
+
+    s.D[0].register_forward_hook(hook)
+
+
+@case
+def statistics_in_the_closure_of_a_forward_hook(s, carrying):
+    seen, mean = [], torch.zeros(4)
+
+    def hook(module, inputs, output):
+        if carrying:
+            seen.append(len(output))
+            mean.mul_(0.9).add_(0.1)
+        return output - mean * len(seen) / 10
+
+    s.D[0].register_forward_hook(hook)
+
+
+@case
+def a_forward_of_the_instance_that_counts(s, carrying):
+    own, calls = s.D[0].forward, [0]
+
+    def counting(x):
+        calls[0] += carrying
+        return own(x) * (1 + 0.1 * (calls[0] % 5))
+
+    s.D[0].forward = counting
+
+
 # What a parameter carries.
 
 

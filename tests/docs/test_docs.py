@@ -23,6 +23,13 @@ def test_every_block_runs(name, tmp_path, monkeypatch):
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
 
 
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"], ids=lambda page: page.name)
+def test_code_fits_the_page(page):
+    """88 columns, which a page shows without scrolling; diffs of the recipes are as wide as their scripts."""
+    code = "".join(code for _, code in blocks(page.read_text(encoding="utf-8")))
+    assert [line for line in code.splitlines() if len(line) > 88] == []
+
+
 def headings(text):
     """The messages that the page explains."""
     return re.findall(r"^#### `(.*)`$", text, re.MULTILINE)

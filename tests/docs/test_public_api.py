@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 # A line for each public name, with its arguments in order. A change here is one of the interface: see CONTRIBUTING.md.
 API = {
     "Compiled": "",
-    "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes",
+    "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread",
     "FiniteDifference": "eps central",
     "Objective": "d_loss g_loss",
     "Prediction": "steps seconds bytes seconds_per_step bytes_per_step measured",
     "Recompute": "every",
+    "SecondTermMissing": "args kwargs",
     "Store": "",
     "Truncate": "steps backward",
     "UnrolledGeneratorLoss": (
@@ -25,8 +26,10 @@ API = {
     ),
     "UpdateRule": "",
     "Verification": "value real_value tolerance slopes problems cuts notes",
+    "clip_grad_norm": "max_norm norm_type",
+    "clip_grad_value": "clip_value",
     "detach": "tensor",
-    "diagnose": "unrolled batch wrt options",
+    "diagnose": "unrolled batch wrt repeats options",
     "hinge": None,
     "is_unrolling": "",
     "least_squares": None,

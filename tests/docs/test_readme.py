@@ -27,9 +27,19 @@ def test_blocks_are_found():
     assert list(blocks(inside)) == [(4, "if a:\n    b\n")]
 
 
+def test_it_is_a_screen_and_says_what_it_costs():
+    """At most 1,200 words; the caveat of the Sigmoid before the first code; every section in the list of contents."""
+    text = README.read_text(encoding="utf-8")
+    assert len(text.split()) <= 1200
+    assert 0 < text.index("end in a Sigmoid") < text.index("```diff")
+    sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    listed = re.findall(r"\[([^\]]+)\]\(#[a-z-]+\)", text[: text.index("## ")])
+    assert [one for one in sections if one not in ("Licence", *listed)] == [] and len(listed) > 5
+
+
 def test_the_tables_are_those_of_the_results(tmp_path):
     """Otherwise: python docs/tools/readme_tables.py --write. And a table that has changed is noticed."""
-    text = README.read_text(encoding="utf-8")
+    text = readme_tables.PAGE.read_text(encoding="utf-8")
     assert readme_tables.written(text) == text
     assert len(readme_tables.PLACE.findall(text)) == 5
     assert readme_tables.written(text, root=tmp_path) != text
@@ -37,8 +47,8 @@ def test_the_tables_are_those_of_the_results(tmp_path):
 
 def test_the_summary_has_the_numbers_of_the_tables():
     """Each mean with its error; and the ring's modes, seed by seed."""
-    text = README.read_text(encoding="utf-8")
-    summary = text[text.index("| mean of three seeds") : text.index("<details")]
+    text = readme_tables.PAGE.read_text(encoding="utf-8")
+    summary = text[text.index("**In numbers**") : text.index("**When does")]
     tables = "".join(readme_tables.table(README.parent / place) for place in readme_tables.PLACE.findall(text))
     found = re.findall(r"[\d.]+ ± [\d.]+", summary)
     assert len(found) == 8

@@ -116,7 +116,7 @@ def test_logits_after_a_sigmoid(objective):
     """They train next to nothing, which nobody would see."""
     world = with_sigmoid(warm_world(), nn.Sigmoid())
     unrolled = UnrolledGeneratorLoss(world.discriminator, world.optimizer, *objective)
-    says = "ends in Sigmoid.*take logits.*learn next to nothing.*losses of your own loop"
+    says = "comes from Sigmoid.*take logits.*learn next to nothing.*losses of your own loop"
     with pytest.warns(UserWarning, match=says) as found:
         unrolled(*world.batch())
     assert found[0].filename == __file__

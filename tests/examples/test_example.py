@@ -30,3 +30,14 @@ def test_bad_values(tmp_path, options, word):
     assert done.returncode != 0
     assert word in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_moving_picture(tmp_path):
+    """Two updates of each run give a picture of three frames."""
+    from PIL import Image
+
+    path = tmp_path / "ring.gif"
+    done = run("animate_ring", "--steps", 2, "--every", 1, "--out", path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(path) as picture:
+        assert picture.n_frames == 3

@@ -1,4 +1,4 @@
-"""How to differentiate is an object: one way a file, over one reverse sweep."""
+"""The backwards: ways to compute the second term of Eq. 12, one per file, over one shared reverse sweep."""
 
 from .compiled import Compiled
 from .finite_difference import FiniteDifference

@@ -1,4 +1,4 @@
-"""Second-order products from first-order gradients at shifted parameters."""
+"""``FiniteDifference``: second-order products from gradients at shifted parameters."""
 
 import copy
 from collections.abc import Sequence
@@ -23,20 +23,20 @@ from .sweep import Backward, Tape
 
 @dataclass(frozen=True)
 class FiniteDifference(Backward):
-    """For a D without second derivatives (compiled, cuDNN RNNs, flash attention); approximate, two gradients a step.
+    """Approximate, two gradients a step: for a D without second derivatives (compiled, cuDNN RNNs, flash attention).
 
-    ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or the same between θ ± ε ḡ when ``central`` (three
-    gradients a step, error of order ε² instead of ε). The optimizer's rule is differentiated exactly. A difference
-    sees through what ``d_loss`` detaches or computes under ``no_grad`` (the power iteration of a spectral norm).
+    ∂(gᵀḡ)/∂(θ, fake) ≈ (∇d_loss(θ + ε ḡ) - ∇d_loss(θ)) / ε, or with ``central`` the difference between θ ± ε ḡ over 2ε
+    (three gradients a step, error of order ε² instead of ε). The optimizer's rule is differentiated exactly. Unlike
+    autograd, a difference includes what ``d_loss`` detaches (such as the power iteration of a spectral norm).
 
-    A ReLU, or another function that is linear piece by piece, is continued on the piece where it was, except in
-    compiled code: in float32 a shift takes some units over their kinks, and their jumps exceed the second term.
+    ReLU and other piecewise linear functions are extended from the piece that they were on, except in compiled code: in
+    float32 a shift moves some units across their kinks, and these jumps exceed the second term.
 
     Args:
-        eps: ε · ‖ḡ‖ / ‖θ‖, the relative length of the shift. None balances the two errors, of truncation and of
-            rounding: √u for the one-sided quotient and ∛u for the central one, u being the precision that the loss is
-            computed in; longer where a shift of that length hardly tells in the gradient.
-        central: the symmetric quotient.
+        eps: ε · ‖ḡ‖ / ‖θ‖, the relative length of the shift. None balances truncation against rounding: √u for the
+            one-sided quotient and ∛u for the central one, where u is the machine epsilon of the loss. It is made longer
+            if a shift of that length hardly changes the gradient.
+        central: whether to use the central quotient.
     """
 
     eps: float | None = None
@@ -49,9 +49,9 @@ class FiniteDifference(Backward):
             raise ValueError(f"FiniteDifference(eps={self.eps!r}). Pass a positive number, or None.")
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """A stack of points and gradients."""
+        """Return a tape that keeps the points and the gradients of the differentiated steps."""
         if unroll.evaluate.hooks:
-            # A difference of gradients that a hook changes has the hook on the wrong side: it belongs to the update.
+            # The difference is one of gradients before the hooks, so hooks are differentiated with the update instead.
             evaluate = copy.copy(unroll.evaluate)
             transforms = replace(unroll.transforms, hooks=evaluate.hooks)
             evaluate.hooks = []
@@ -60,7 +60,7 @@ class FiniteDifference(Backward):
 
 
 class _Taken(NamedTuple):
-    """A step: where it started, what it drew, the pieces it was on, its gradients, and the update."""
+    """What the pullback of a step needs: its start, its random draws, its linear pieces, its gradients, its update."""
 
     point: Point
     batch: tuple[Any, ...]
@@ -77,7 +77,7 @@ class _Stack(Tape):
         self._unroll = unroll
         self.first = first
         self._settings = settings
-        # What is compiled would be so again for every such context.
+        # Compiled code would be compiled again for every such context.
         self._hold = not any_compiled([*unroll.evaluate.swap.modules, unroll.d_loss, unroll.g_loss])
         self._steps: list[_Taken] = []
 
@@ -91,13 +91,13 @@ class _Stack(Tape):
         with pieces.noted() if self._hold else nullcontext():
             evaluation = unroll.evaluate_d(point, k, batch)
         if unroll.evaluate.rewrote:
-            # Once more it would overwrite the shift.
+            # A layer that initialises itself would do so again and overwrite the shift, without the note that it has.
             point = point._replace(contents=unroll.evaluate.swap.contents())
         keep = evaluation.captured or bool(evaluation.hooks)
         found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=keep)
         grads = [None if g is None else g.detach() for g in found]
         if evaluation.hooks:
-            # They are gone by now.
+            # The first pass has removed the hooks, so this one runs without them.
             plain, plain_outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
             _check_hooks(evaluation.name, [*grads, *outer], [*plain, *plain_outer])
         update, following = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
@@ -105,7 +105,7 @@ class _Stack(Tape):
         return following
 
     def _check(self, taken: _Taken) -> None:
-        """The same again, once a call: of a loss that gives another value here, differences mean nothing."""
+        """Run ``d_loss`` again, once per call, and raise RuntimeError unless its value is the same."""
         with taken.random.replayed():
             again = self._unroll.evaluate_d(taken.point, self.first, taken.batch, walk=False).loss.detach()
         loss = taken.evaluation.loss.detach()
@@ -125,7 +125,7 @@ class _Stack(Tape):
         return None if k == self.first else taken.update.cotangent(of_old, products)
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """(∂g/∂θ)ᵀḡ for every parameter; the same for what is the user's goes into the sensitivity."""
+        """Return (∂g/∂θ)ᵀḡ for every parameter, and add the products for the user's tensors to the sensitivity."""
         size = length(g_bars)
         if size == 0:
             return [None] * len(taken.grads)
@@ -147,21 +147,21 @@ class _Stack(Tape):
         ]
 
     def _ahead(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], size: float) -> tuple[float, "_Gradients"]:
-        """The shift, and the gradients at its end."""
+        """Return ε and the gradients at θ + ε ḡ."""
         params = taken.point.params()
         relative = precision([params[0], taken.evaluation.loss]) ** (1 / 3 if self._settings.central else 1 / 2)
         shift = (self._settings.eps or relative) * max(length(params), 1.0) / size
         found = self._shifted(taken, k, g_bars, shift)
         if self._settings.eps is None:
-            # Adam magnifies gradients that are always zero (a bias before BatchNorm, the last one of a Wasserstein D).
-            # They then make up all of the shift and change nothing, and what matters drowns in rounding.
+            # Adam magnifies gradients that are always zero (of a bias before BatchNorm, or the last bias of a
+            # Wasserstein D). They fill the shift and change nothing, and the part that matters is lost in rounding.
             told, limit = _told(taken, found), shift / relative
             while told < relative / 10 and shift < limit:
                 longer = min(shift * (relative / told if told else 1e3), limit)
                 further = self._shifted(taken, k, g_bars, longer)
                 told = _told(taken, further)
                 if told > 10 * relative:
-                    break  # over a kink
+                    break  # The longer shift crosses a kink.
                 shift, found = longer, further
         return shift, found
 
@@ -181,12 +181,12 @@ class _Stack(Tape):
             with taken.random.replayed(), around:
                 return self._unroll.evaluate_d(taken.point, k, taken.batch, params)
         except Diverged:
-            # A branch on data has gone the other way; this then is a difference over a kink.
+            # A branch on data went the other way, so this is a difference across a kink.
             return self._evaluate(taken, k, params, nullcontext())
 
 
 class _Gradients(NamedTuple):
-    """Of d_loss at shifted parameters."""
+    """The gradients of ``d_loss`` at shifted parameters, by the parameters and by the leaves outside D."""
 
     evaluation: Evaluation
     params: list[Tensor | None]
@@ -194,7 +194,7 @@ class _Gradients(NamedTuple):
 
 
 def _check_hooks(name: str, grads: Sequence[Tensor | None], without: Sequence[Tensor | None]) -> None:
-    """A difference along ḡ stands for (∂g/∂θ)ᵀḡ because g is the gradient of something: with hooks it need not be."""
+    """Raise if hooks change gradients: a difference along ḡ is (∂g/∂θ)ᵀḡ only if g is the gradient of a function."""
     pairs = zip(grads, without, strict=True)
     if not all(g is plain if g is None or plain is None else torch.allclose(g, plain) for g, plain in pairs):
         raise RuntimeError(
@@ -204,7 +204,7 @@ def _check_hooks(name: str, grads: Sequence[Tensor | None], without: Sequence[Te
 
 
 def _told(taken: _Taken, found: _Gradients) -> float:
-    """How far a shift has moved all gradients, relative to their length."""
+    """Return how much a shift has changed the gradients, relative to their length."""
     here = [*taken.grads, *taken.outer]
     moved = [
         None if a is None or b is None else a.detach() - b.detach()

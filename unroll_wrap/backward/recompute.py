@@ -1,4 +1,4 @@
-"""Run a step a second time when its graph is needed."""
+"""``Recompute``: run a step a second time when its graph is needed."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from .sweep import Backward, Tape
 
 @dataclass(frozen=True)
 class Recompute(Backward):
-    """For a large D or a large K: about four plain gradients' time a step, activations of ``every`` steps in memory.
+    """For a large D or K: a step takes the time of about four gradients; memory holds activations of ``every`` steps.
 
-    A replayed step draws the same random numbers and sees the same buffers. A loss that changes something of its own
-    (a history of images, a running statistic outside D's buffers) is not replayable, which is an error.
+    A replayed step draws the same random numbers and sees the same buffers. A loss that changes something it depends on
+    (a history of images, a running statistic outside D's buffers) cannot be replayed, which raises an error.
 
     Args:
-        every: steps between two points that are kept. 1 keeps parameters, optimizer state and buffers of every step,
-            n those of every n-th, with the graphs of n steps at a time.
+        every: the distance between kept points, in steps. With 1, the parameters, optimizer state and buffers of every
+            step are kept; with n, those of every n-th step, and the graphs of n steps exist at a time.
     """
 
     every: int = 1
@@ -35,12 +35,12 @@ class Recompute(Backward):
             raise ValueError(f"every is {self.every!r}. Pass a whole number >= 1.")
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """Segments of ``every`` steps."""
+        """Return a tape that keeps the start of each segment of ``every`` steps."""
         return _Segments(unroll, first, self.every)
 
 
 class _Recorded(NamedTuple):
-    """What a step is replayed from, beside the point, and what must come of it."""
+    """What replaying a step needs besides its point, and the loss that the replay has to give."""
 
     k: int
     batch: tuple[Any, ...]
@@ -82,7 +82,7 @@ class _Segments(Tape):
             self._replayed.append(step)
             again = step.evaluation.loss.detach()
             # After the first step of a segment the parameters are replayed too, by kernels that keep a graph and round
-            # in another way, which Adam magnifies.
+            # differently, and Adam magnifies the difference.
             if not same(again, loss, rounding=0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5):
                 raise RuntimeError(
                     f"d_loss at inner step {k} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "

@@ -1,4 +1,4 @@
-"""Differentiate the last few steps."""
+"""``Truncate``: differentiate only the last few steps."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,13 @@ from .sweep import Backward, Tape
 
 @dataclass(frozen=True)
 class Truncate(Backward):
-    """For a K whose early steps hardly matter: only the last ``steps`` of K are differentiated, the others cost one.
+    """Differentiate only the last n of K steps, if the early ones hardly matter; these cost one gradient each.
 
-    An approximation, unless ``steps`` is K: θ^{K-n} counts as a constant.
+    This is an approximation unless n is K: θ^{K-n} is taken for a constant.
 
     Args:
         steps: n >= 1, at most K.
-        backward: how these are differentiated.
+        backward: the backward that differentiates these steps.
     """
 
     steps: int
@@ -33,7 +33,7 @@ class Truncate(Backward):
         object.__setattr__(self, "rewinds", self.backward.rewinds)
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """The inner tape, which differentiates the last steps."""
+        """Return the tape of ``backward``, which differentiates the last steps."""
         if self.steps > steps:
             raise ValueError(f"Truncate(steps={self.steps}) of {steps} steps. Pass at most {steps}, or a larger K.")
         return self.backward.tape(unroll, max(first, steps - self.steps), steps)

@@ -1,7 +1,7 @@
-"""The tensors of a batch as cut points: each evaluation of a loss gets leaves of its own.
+"""Cut the graph at the tensors of the batch: every evaluation of a loss gets leaves of its own in their place.
 
-One sweep then yields the cotangent of the parameters and the gradient of ``fake`` together, and the generator's graph
-is entered once, by the gradients that the result hands over.
+One reverse sweep then yields the cotangent of the parameters and the gradient of ``fake`` together, and the generator's
+graph is traversed once, in the backward pass of the result.
 """
 
 import copy
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 class Arguments(NamedTuple):
-    """A loss's arguments, and what stands in for what.
+    """The arguments of a loss, in which tensors of one evaluation stand in for the user's.
 
     Attributes:
-        batch: positional arguments.
-        kwargs: keyword arguments.
+        batch: the positional arguments after D.
+        kwargs: the keyword arguments.
         originals: the user's tensors that require grad.
-        leaves: their stand-ins, in the same order.
-        aliases: every stand-in leaf, those of tensors without grad included.
+        leaves: the leaves that stand in for ``originals``, in the same order.
+        aliases: ``leaves`` and the stand-ins of tensors that do not require grad.
     """
 
     batch: tuple[Any, ...]
@@ -31,11 +31,11 @@ class Arguments(NamedTuple):
 
 
 def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Fresh stand-ins for the floating-point tensors in ``batch`` and ``kwargs``, containers included."""
+    """Replace the floating-point tensors in ``batch`` and ``kwargs``, also in containers, by fresh stand-ins."""
     originals: list[Tensor] = []
     leaves: list[Tensor] = []
     aliases: list[Tensor] = []
-    # A tensor that comes twice is one tensor to the loss too, which may differentiate by it.
+    # A tensor that occurs twice has one stand-in, because the loss may differentiate with respect to it.
     stand_in_of: dict[int, Tensor] = {}
 
     def made(tensor: Tensor) -> Tensor:
@@ -43,11 +43,11 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
             # A penalty may call real.requires_grad_(); the flag then lands here, not on the user's batch.
             aliases.append(tensor.detach())
             return aliases[-1]
-        # Of 16 bits the gradient is summed in 32: a GradScaler multiplies it by more than float16 can hold.
+        # 16-bit tensors accumulate their gradient in 32 bits: a GradScaler's factor takes it out of float16's range.
         leaf = (tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()).requires_grad_()
         originals.append(tensor)
         leaves.append(leaf)
-        # A copy: D may start with an in-place operation, which a leaf would refuse.
+        # The loss gets a copy, because D may start with an in-place operation, which autograd forbids on a leaf.
         return leaf.clone() if leaf.dtype is tensor.dtype else leaf.to(tensor.dtype)
 
     def stand_in(tensor: Tensor) -> Tensor:
@@ -62,29 +62,42 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
-    """Every tensor in some arguments, containers included."""
+    """Return every tensor in ``values``, also those in containers."""
     found: list[Tensor] = []
     mapped(found.append, values)
     return found
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each tensor once, in the order in which it first comes."""
+    """Return each tensor once, in the order of first occurrence."""
     return list({id(t): t for t in tensors}.values())
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """``value`` with ``function`` applied to its tensors, in dicts, lists and tuples too; other objects stay whole."""
+    """Apply ``function`` to every tensor in ``value``, also in dicts, lists and tuples, and keep all other objects."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, tuple):
-        items = [mapped(function, v) for v in value]
-        # A constructor of its own may take something else: that of a PackedSequence does.
-        return getattr(type(value), "_make", type(value))(items)
-    if isinstance(value, (dict, list, deque)):
-        # The same: a defaultdict wants its factory first.
-        new = copy.copy(value)
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            new[key] = mapped(function, item)
-        return new
+    if isinstance(value, (tuple, list, deque)):
+        return _refilled(value, [(i, mapped(function, v)) for i, v in enumerate(value)])
+    if isinstance(value, dict):
+        return _refilled(value, [(key, mapped(function, v)) for key, v in value.items()])
     return value
+
+
+def _refilled(container: Any, items: list[tuple[Any, Any]]) -> Any:
+    """A container of the same kind with other items.
+
+    One that cannot be made anew, or not be written to, stays whole: its tensors are then found like those that a loss
+    captures.
+    """
+    try:
+        if isinstance(container, tuple):
+            # A constructor of its own may take something else: that of a PackedSequence does.
+            return getattr(type(container), "_make", type(container))([item for _, item in items])
+        # The same: a defaultdict wants its factory first.
+        new = copy.copy(container)
+        for key, item in items:
+            new[key] = item
+    except Exception:  # noqa: BLE001
+        return container
+    return new

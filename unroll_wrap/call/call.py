@@ -17,15 +17,15 @@ Steps = int | Callable[[], int]
 
 @dataclass(frozen=True)
 class Call:
-    """What a call is made with, where None has been replaced by what the constructor was given.
+    """The arguments of a call, with those of the constructor in place of None.
 
     Attributes:
         d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
-        g_loss: the same for the generator.
+        g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
         steps: K.
-        batch: what the losses take after D.
-        kwargs: further arguments of both losses.
-        inner: ``k -> batch`` if the inner steps have batches of their own; None if they have the call's.
+        batch: the positional arguments of both losses after D.
+        kwargs: the keyword arguments of both losses.
+        inner: ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
     """
 
     d_loss: Loss
@@ -37,11 +37,7 @@ class Call:
 
 
 def count_of(steps: Any) -> int:
-    """Return K.
-
-    Raises:
-        ValueError: not a whole number, or below 0.
-    """
+    """Return ``steps`` as an int; raise ValueError unless it is a whole number >= 0."""
     try:
         count = -1 if isinstance(steps, bool) else operator.index(steps)
     except TypeError:
@@ -52,13 +48,17 @@ def count_of(steps: Any) -> int:
 
 
 def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] | None:
-    """Return ``k -> batch`` for the inner steps, or None if they have the call's own.
+    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch.
 
     Raises:
-        TypeError: no function and nothing to iterate over; when a batch is asked for, one that is not a tuple or list.
+        TypeError: ``resample`` cannot be called or iterated over, or a batch that it gives is not a tuple or list.
     """
     if resample is None:
         return None
+
+    def dry(k: int) -> ValueError:
+        return ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+
     if not callable(resample):
         if not isinstance(resample, Iterable):
             raise TypeError(
@@ -69,10 +69,13 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
         def following(k: int) -> Any:
             for drawn in iterator:
                 return drawn
-            raise ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+            raise dry(k)
 
     def checked(k: int) -> Batch:
-        drawn = resample(k) if callable(resample) else following(k)
+        try:
+            drawn = resample(k) if callable(resample) else following(k)
+        except StopIteration:  # of next() in a callable
+            raise dry(k) from None
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
                 f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "

@@ -12,16 +12,16 @@ def modules_of(discriminator: Any) -> list[nn.Module]:
     """Return every module of the discriminator, submodules included, each once.
 
     Raises:
-        TypeError: there is none, or something else among them.
+        TypeError: ``discriminator`` has no module, or something that is not a module.
     """
     return all_modules(given_modules(discriminator))
 
 
 def given_modules(discriminator: Any) -> list[nn.Module]:
-    """Return the modules that were passed.
+    """Return the modules that the user passed, without their submodules.
 
     Raises:
-        TypeError: there is none, or something else among them.
+        TypeError: ``discriminator`` has no module, or something that is not a module.
     """
     found = list(discriminator.values()) if isinstance(discriminator, Mapping) else discriminator
     found = list(found) if isinstance(found, (list, tuple)) else [found]

@@ -1,4 +1,4 @@
-"""The words of messages: what the user gave, in a line, and the line of theirs that a warning points at."""
+"""Helpers for messages: describe what the user passed in one line, and find the user's line that a warning shows."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ NOT_THE_USERS = tuple(os.path.abspath(folder) + os.sep for folder in (os.path.di
 
 
 def described(value: Any) -> str:
-    """Return what was given as a line of text, where its representation would often take a page."""
+    """Describe a value in one line of text, because its ``repr`` often fills a page."""
     name = type(value).__name__
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -1,5 +1,6 @@
 """What is easily got wrong in a call, told in the user's terms before anything runs, or after a loss has failed."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
@@ -12,10 +13,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..guards import is_unrolling
 from ..live.undo import Undo
 from ..objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from .messages import described, users_line
+from .messages import described
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
-_OF_LOGITS = [*minimax, *non_saturating, *relativistic]
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
@@ -27,7 +27,7 @@ def check_options(backward: Any, **transforms: Any) -> None:
     if isinstance(backward, type) or not all(hasattr(backward, name) for name in ("tape", "second_order", "rewinds")):
         raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
     for name, value in transforms.items():
-        if value is not None and not callable(value):
+        if value is not None and (not callable(value) or isinstance(value, type)):
             raise TypeError(f"{name} is {described(value)}. Pass a function, or None.")
 
 
@@ -44,35 +44,32 @@ def check_losses(**losses: Any) -> None:
             raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
 
 
-def check_logits(losses: Iterable[Any], modules: Sequence[nn.Module]) -> None:
-    """Of the package's objectives those that take logits, and a D that returns them; else a warning.
-
-    After a Sigmoid everything runs, and D and G learn next to nothing.
-    """
-    last = next((m for m in reversed(modules) if not m._modules), None)
-    if isinstance(last, (nn.Sigmoid, nn.LogSigmoid, nn.Softmax)) and any(loss in _OF_LOGITS for loss in losses):
-        warnings.warn(
-            f"The discriminator ends in {type(last).__name__}, and minimax, non_saturating and relativistic take "
-            "logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
-            "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
-            stacklevel=users_line(),
-        )
-
-
 def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
-    """Real before fake: of the package's objectives the order is known, and the other way round trains the wrong way.
+    """Real before fake: the other way round trains the wrong way.
+
+    The package's objectives have a known order. A function of the user's may have any, so its arguments' names decide.
 
     Raises:
         ValueError: the first comes from a generator, and the second does not.
     """
-    if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch) or d_loss not in _OF_REAL_AND_FAKE:
+    if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
         return
     real, fake = batch
-    if real.grad_fn is not None and not fake.requires_grad:
+    if real.grad_fn is not None and not fake.requires_grad and _takes_real_first(d_loss):
         raise ValueError(
             f"real has a graph, from a generator as it seems, and fake has none: shapes {tuple(real.shape)} and "
             f"{tuple(fake.shape)}. The order is unrolled(real, fake)."
         )
+
+
+def _takes_real_first(d_loss: Callable[..., Tensor]) -> bool:
+    if any(d_loss is known for known in _OF_REAL_AND_FAKE):
+        return True
+    try:
+        first, second = list(inspect.signature(d_loss).parameters)[1:3]
+    except (TypeError, ValueError):  # of a builtin nothing is known, or it takes something else
+        return False
+    return "real" in first.lower() or "fake" in second.lower()
 
 
 def check_modules(modules: Sequence[nn.Module]) -> None:
@@ -202,6 +199,12 @@ def check_finite(
                     f"{tuple(t.shape)} that is empty or not finite. Look where it comes from"
                     + (": a generator, which has diverged." if t.grad_fn is not None else ".")
                 )
+    if any(p.dtype is torch.float16 for p in given["discriminator"]):
+        raise ValueError(
+            f"{name} is {values[wrong[0]]}, and the discriminator's parameters are in float16, which has no number "
+            "above 65,504, and for which the eps of Adam, 1e-8, is 0. Keep D and its optimizer in float32 (D.float()), "
+            "and run the losses under torch.autocast."
+        )
     raise ValueError(
         f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
         "or steps, or look for the operation that overflows."

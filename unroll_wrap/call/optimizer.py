@@ -13,16 +13,16 @@ from .messages import described
 
 
 class Steppers:
-    """The plain optimizers inside what was passed, and the parameters that they move.
+    """The plain optimizers inside what the user passed, and the parameters that they move.
 
     Args:
-        optimizer: as the user passes it.
+        optimizer: what the user passed.
         params: all parameters of the discriminator. Those that do not require grad now, while others do, count as
             frozen until they are found to require grad or to have state.
 
     Raises:
-        TypeError: not an optimizer, and nothing that leads to one.
-        ValueError: a function that builds one, for a discriminator that has nothing to train.
+        TypeError: ``optimizer`` is no optimizer and contains none.
+        ValueError: ``optimizer`` is a function that builds one, and no parameter requires grad.
     """
 
     def __init__(self, optimizer: Any, params: Sequence[Tensor]) -> None:
@@ -31,14 +31,14 @@ class Steppers:
         self._built = None if _is_live(optimizer) else _from_spec(optimizer, trained)
 
     def plain(self, optimizer: Any) -> list[Any]:
-        """Return the plain optimizers, as the user's objects are now."""
+        """Return the plain optimizers that ``optimizer`` contains now."""
         return _unwrapped(optimizer) if self._built is None else self._built
 
     def owned(self, modules: Sequence[nn.Module], optimizers: Sequence[Any]) -> list[Tensor]:
         """Return the parameters that the optimizers move, in D's order.
 
         Raises:
-            ValueError: two optimizers own the same one, or there are none, or some that are not the discriminator's.
+            ValueError: the optimizers share a parameter, move none of D's, or also move parameters outside D.
         """
         listed = [p for o in optimizers for p in stepped(o)]
         held = {id(p) for p in listed}
@@ -61,7 +61,7 @@ class Steppers:
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
         self._frozen = [p for p in self._frozen if not p.requires_grad]
-        # An optimizer that has state for a parameter has moved it, whatever its flag was when this was built.
+        # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
         trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
         frozen = {id(p) for p in self._frozen} - trained
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
@@ -74,7 +74,7 @@ class Steppers:
 
 
 def options_of(optimizers: Sequence[Any]) -> dict[str, Any]:
-    """Return the classes and the options of plain optimizers, each by a name for messages."""
+    """Return the classes and the options of plain optimizers, keyed by their names in messages."""
     options = {
         f"{type(o).__name__}'s {option} (group {i})": value
         for o in optimizers
@@ -92,7 +92,7 @@ def _is_live(optimizer: Any) -> bool:
 
 
 def _unwrapped(optimizer: Any) -> list[Any]:
-    """Return the optimizers inside known hosts' wrappers, and anything else that has a step of its own as it is."""
+    """Return the optimizers inside the wrappers of known libraries; keep anything else that has its own ``step``."""
     found = []
     for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
         inner = one
@@ -108,7 +108,7 @@ def _unwrapped(optimizer: Any) -> list[Any]:
 
 
 def _steps_itself(optimizer: Any) -> bool:
-    """Return whether it does more than to pass ``step`` on by ``__getattr__`` to the optimizer that it holds."""
+    """Return whether ``optimizer`` has a ``step`` of its own, not one that ``__getattr__`` finds on another object."""
     own = hasattr(type(optimizer), "step") or "step" in getattr(optimizer, "__dict__", ())
     return own and not isinstance(optimizer, type)
 

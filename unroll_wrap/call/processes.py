@@ -1,4 +1,4 @@
-"""The process group that a user passes, and what processes can compare of a call."""
+"""Check the process group that a user passes, and describe a call in text that processes can compare."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def check_group(group: Any) -> None:
-    """A process group, or False.
+    """Raise unless ``group`` is a process group or False.
 
     Raises:
-        TypeError: something else.
-        ValueError: what stands for the group of all processes before there is one.
+        TypeError: ``group`` is something else.
+        ValueError: ``group`` is None, as ``torch.distributed.group.WORLD`` is before ``init_process_group``.
     """
     if group is None:
         raise ValueError(
@@ -32,7 +32,7 @@ def looks_of(tensors: Sequence[Tensor]) -> str:
 
 
 def words_of(value: Any) -> str:
-    """Return what of a value can be compared between processes: no address, no device."""
+    """Return a text for a value that processes can compare: it contains no address and no device."""
     if isinstance(value, Tensor):
         return str(value.tolist())
     if isinstance(value, (list, tuple)):

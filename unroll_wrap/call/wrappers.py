@@ -1,4 +1,4 @@
-"""Wrappers whose parameters nothing can stand in for, refused with the reason."""
+"""Refuse wrappers and parameters of D that an unroll cannot replace by its own tensors, and say why."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 _PIECES = (
     "each process holds a piece of its parameters, and its hooks put the gathered ones where an unroll puts its own. "
@@ -19,20 +18,21 @@ _REFUSED = {
     "Wrap D in DistributedDataParallel",
 }
 _KNOWN = ("torch.distributed.algorithms._checkpoint.",)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.", "megatron.", "colossalai.", "horovod.")
 
 
 def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], second_order: bool) -> None:
-    """Nothing of D is where an unroll cannot reach it.
+    """Raise if D has a wrapper, a norm or a parameter that cannot be unrolled.
 
     Args:
-        modules: of the discriminator, wrappers included.
-        params: of the discriminator.
-        second_order: whether its gradients are differentiated.
+        modules: the modules of the discriminator, wrappers included.
+        params: the parameters of the discriminator.
+        second_order: whether gradients of ``d_loss`` are differentiated.
 
     Raises:
-        TypeError: a wrapper that shards or replaces parameters, or one of a kind that is not known; or statistics that
-            are of another batch than in the user's own steps.
+        TypeError: a wrapper shards or replaces parameters, or is of an unknown kind; a norm takes statistics over
+            another batch than in real steps, or has no second derivative; or a parameter is not plain memory.
     """
     for module in modules:
         paths = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object]
@@ -48,7 +48,7 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], secon
                 "pass the module inside."
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            if any(isinstance(m, _BatchNorm) for m in module.modules()):
+            if any(isinstance(m, _BATCH_NORMS) for m in module.modules()):
                 raise TypeError(
                     f"The discriminator is a DataParallel on {len(module.device_ids)} devices, and its BatchNorm takes "
                     "the statistics of each one's part of a batch. An unroll runs on the first device alone. Use "
@@ -63,7 +63,7 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], secon
     plain: Any = Tensor
     for p in params:
         kind: Any = type(p)
-        # A DTensor has a message of its own.
+        # DTensors have a message of their own, below.
         own = kind.__torch_dispatch__ is not plain.__torch_dispatch__
         if own and not type(p).__module__.startswith("torch.distributed."):
             raise TypeError(

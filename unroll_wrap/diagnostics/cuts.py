@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from ..call.messages import NOT_THE_USERS
 from ..evaluation.linear_pieces import Diverged, Piece, is_piecewise, piece_of
+from ..torch_private import pytree
 
 # Their result is arbitrary or depends on no value.
 _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "__set__", "__len__", "__bool__"}
@@ -63,7 +63,7 @@ class _Watch(TorchFunctionMode):
         if made or written:
             values = [v.detach().clone() if isinstance(v, Tensor) else v for v in (*made, *written)]
             decided = not written and not any(map(_is_number, made))
-            self._first.append((_DECISION if decided else _where(func, args, self._loss), values))
+            self._first.append((_DECISION if decided else where(func, args, self._loss), values))
         return out
 
 
@@ -97,8 +97,9 @@ class _Held(TorchFunctionMode):
         for tensor, value in zip(written, values[len(made) :], strict=True):
             # Through .data: batch_norm saves its statistics, and would take a mark for a change to them.
             tensor.data.copy_(value)
-        # Copies, not in place: what detach() gives has the memory of what it was called on.
-        following = iter([v.clone() if isinstance(v, Tensor) else v for v in values[: len(made)]])
+        # Copies, not in place: what detach() gives has the memory of what it was called on. If it holds what it did,
+        # it stays that memory: a layer may be about to initialise itself through it.
+        following = iter([_held(v, now) for v, now in zip(values[: len(made)], made, strict=True)])
         mine = {id(v) for v in made}
         return pytree.tree_map(lambda v: next(following) if id(v) in mine else v, out)
 
@@ -111,7 +112,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor
     plain = [t for t in given if not t.requires_grad]
     versions = [t._version for t in plain]
     out = func(*args, **kwargs)
-    written = [t for t, version in zip(plain, versions, strict=True) if t._version != version]
+    # What has a graph by now, as `total += loss` leaves it, is cut from nothing.
+    written = [t for t, v in zip(plain, versions, strict=True) if t._version != v and not t.requires_grad]
     if getattr(func, "__name__", "") in _WITH_STATISTICS:
         named = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
         written += [t for t in plain if any(t is one for one in named)]
@@ -144,6 +146,12 @@ def _shape(value: Any) -> Any:
     return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value)
 
 
+def _held(value: Any, now: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return now if _same(value, now) else value.clone()
+
+
 def _same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
@@ -153,7 +161,7 @@ def _place(where: str) -> str:
     return where.partition(", in ")[2]
 
 
-def _where(func: Any, args: Any, loss: str) -> str:
+def where(func: Any, args: Any, loss: str) -> str:
     """In the user's words: what, of which tensor, by which line of theirs."""
     name = getattr(func, "__name__", str(func))
     name = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name

@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from ..call.batch import distinct, mapped
+from ..torch_private import pytree
 
 NOTHING = (
     "Nothing requires grad, neither in the batch nor among what the losses capture: fake arrives detached. Pass "
@@ -38,6 +38,7 @@ class Inputs:
         kwargs: the same.
         inner: the same.
         captured: the modules that the losses capture, the discriminator's among them or not.
+        chosen: whether the user asked for them by ``wrt``.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Inputs:
             return leaf if tensor.is_leaf else leaf.view_as(leaf)
 
         self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))
+        self._given = list(leaf_of.values())
         # A loss reaches into an object of the user's own as into a closure.
         opaque = [one for one in pytree.tree_leaves((batch, kwargs, list(inner))) if not isinstance(one, Tensor)]
         tensors, self.captured = _captured([*losses, *opaque])
+        self.chosen = wrt is not None
         if wrt is None:
             found = [*(t for _, t in leaf_of.values()), *(t for t in tensors if t.requires_grad)]
             others = [p for m in self.captured for p in m.parameters()]
@@ -80,6 +83,20 @@ class Inputs:
             return [torch.zeros_like(t) for t in self.tensors]
         grads = torch.autograd.grad(loss, self.tensors, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(self.tensors, grads, strict=True)]
+
+    def made(self, gradient: Sequence[Tensor]) -> list[Tensor]:
+        """Of a gradient the part by what has a graph, as a fake has it; all of it if nothing has, or if asked for."""
+        user = {id(leaf): user for user, leaf in self._given}
+        made = [g for t, g in zip(self.tensors, gradient, strict=True) if user.get(id(t), t).grad_fn is not None]
+        return list(gradient) if self.chosen or not made else made
+
+    def unused(self, gradient: Sequence[Tensor]) -> bool:
+        """Whether the losses reach a graph that is not the batch's, and nothing of the batch that has one."""
+        of = {id(t): bool(g.any()) for t, g in zip(self.tensors, gradient, strict=True)}
+        passed = [(user, leaf) for user, leaf in self._given if user.grad_fn is not None]
+        known = {id(t) for pair in self._given for t in pair}
+        reached = any(t.grad_fn is not None and id(t) not in known and of[id(t)] for t in self.tensors)
+        return not self.chosen and bool(passed) and reached and not any(of.get(id(t)) for pair in passed for t in pair)
 
     @contextmanager
     def shifted(self, direction: Sequence[Tensor], length: float) -> Iterator[None]:
@@ -106,6 +123,10 @@ def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
         seen.add(id(value))
         if isinstance(value, nn.Module):
             modules.append(value)
+            # A trainer that is a module may keep the fake as an attribute. What a layer keeps beside its parameters,
+            # as a legacy norm does, it makes anew.
+            kept = [t for m in value.modules() if not m._parameters for t in vars(m).values()]
+            tensors += [t for t in kept if isinstance(t, Tensor) and t.grad_fn is not None]
         elif inside := [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]:
             tensors += [t for t in inside if not isinstance(t, nn.Parameter)]
         elif depth < 3:

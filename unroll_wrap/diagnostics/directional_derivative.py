@@ -88,6 +88,10 @@ class Line:
         """Of real steps, so many step lengths along."""
         return self._real(lambda: self._inputs.shifted(self._way, steps * self._step), around)
 
+    def slope_of(self, steps: float, around: Callable[[], Around]) -> float:
+        """A central difference, each run of it in a context of its own."""
+        return (self.value(steps, around()) - self.value(-steps, around())) / (2 * steps * self._step)
+
     def at_once(self) -> Slope:
         """A central difference as it comes."""
         # K steps round more than once, so not the length that is best for one.
@@ -112,7 +116,7 @@ class Line:
             if tried and self._rounding(n) > min(slope.uncertainty for slope in tried):
                 continue
             for m in {n, 2 * n} - set(central):
-                central[m] = (self.value(m, around()) - self.value(-m, around())) / (2 * m * self._step)
+                central[m] = self.slope_of(m, around)
             extrapolated = (4 * central[n] - central[2 * n]) / 3
             spread = abs(central[n] - extrapolated)
             tried.append(Slope(self.slope, extrapolated, self._uncertainty(extrapolated, n, spread), allowed))
@@ -132,7 +136,11 @@ class Line:
 
 def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
     """The gradient's own direction, and that of a random half of it: both have slopes well above the rounding."""
-    half = [torch.rand(g.shape, generator=torch.Generator().manual_seed(0)).to(g.device) < 0.5 for g in gradient]
+    generators = [torch.Generator().manual_seed(0) for _ in gradient]
+    half = [
+        torch.rand(g.shape, generator=one, dtype=torch.float32).to(g.device) < 0.5
+        for g, one in zip(gradient, generators, strict=True)
+    ]
     candidates = [gradient, [g * h for g, h in zip(gradient, half, strict=True)]]
     lengths = [length(d) for d in candidates]
     return [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]

@@ -16,7 +16,8 @@ from ..backward import FiniteDifference, Recompute, Store, Truncate
 from ..loss import UnrolledGeneratorLoss
 from ..objectives import non_saturating
 from ..optimizers.read import rule_of
-from .verify import Verification, examined
+from .verification import Verification
+from .verify import verify
 
 # Compiled is left out: its first call takes a compiler and half a minute.
 BACKWARDS: dict[str, dict[str, Any]] = {
@@ -124,7 +125,7 @@ def _verify(device: torch.device, options: dict[str, Any]) -> Verification:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         unrolled = UnrolledGeneratorLoss(D, opt_D, *non_saturating, steps=3, **options)
-        return examined(unrolled, (real, fake))
+        return verify(unrolled, real, fake)
 
 
 def _device() -> torch.device:

@@ -3,9 +3,9 @@
 import weakref
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..torch_private import TorchDispatchMode, pytree
 
 
 class PeakMemory(TorchDispatchMode):
@@ -29,7 +29,11 @@ class PeakMemory(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         known = {_memory(t)._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor) and (memory := _memory(tensor))._cdata not in self._alive.keys() | known:
+            if not isinstance(tensor, Tensor):
+                continue
+            memory = _memory(tensor)
+            # Two look-ups: to join both sets would be to copy the larger one for every tensor.
+            if memory._cdata not in self._alive and memory._cdata not in known:
                 self._alive[memory._cdata] = memory.nbytes()
                 self._total += memory.nbytes()
                 self.peak = max(self.peak, self._total)

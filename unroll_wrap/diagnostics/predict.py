@@ -2,18 +2,16 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..backward import Compiled, Recompute, Truncate
 from ..call.mistakes import check_examined
-from ..live.random_state import EveryState
 from ..loss import UnrolledGeneratorLoss
-from .differentiated import NOTHING, Inputs
+from .examined import Examined, Wrt
 from .peak_memory import PeakMemory
 
 
@@ -51,7 +49,7 @@ def predict(
     unrolled: UnrolledGeneratorLoss,
     *batch: Any,
     steps: int | None = None,
-    wrt: Sequence[Tensor] | Tensor | None = None,
+    wrt: Wrt = None,
     **options: Any,
 ) -> Prediction:
     """Time and peak memory of ``unrolled(*batch, steps=steps)`` with its gradient, without running K steps.
@@ -74,34 +72,19 @@ def predict(
         ValueError: there is nothing to differentiate with respect to.
     """
     check_examined(unrolled, "predict", batch)
-    losses = unrolled.losses(options.pop("d_loss", None), options.pop("g_loss", None))
     count, _ = unrolled.plan(steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
-    _, batches = unrolled.plan(short[1], options.pop("resample", None))
-    modules, _, owned = unrolled.parts()
-    inputs = Inputs(wrt, losses, batch, options, [batches(k) for k in range(short[1])] if batches else [], modules)
-    if not inputs.tensors:
-        raise ValueError(NOTHING)
-    state = EveryState([*inputs.tensors, *owned], inputs.captured)
+    examined = Examined(unrolled, batch, wrt, options, short[1]).required()
 
-    def gradient(k: int, unrolled: UnrolledGeneratorLoss = unrolled) -> Any:
-        with state.replayed():
-            loss = unrolled(
-                *inputs.batch,
-                d_loss=losses[0],
-                g_loss=losses[1],
-                steps=k,
-                resample=inputs.inner[:k] or None,
-                **inputs.kwargs,
-            )
-            return inputs.gradient(loss)
+    def gradient(k: int) -> Any:
+        return examined.quietly(steps=k)
 
     def peak(k: int) -> int:
-        with PeakMemory() as memory:
-            gradient(k, seen)
+        memory = PeakMemory()
+        examined.quietly(seen, k, memory)
         return memory.peak
 
-    device = owned[0].device
+    device = examined.owned[0].device
     gradient(short[0])  # The first call of all pays for what later ones find ready.
     # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
     seen = copy.copy(unrolled)

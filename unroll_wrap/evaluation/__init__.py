@@ -1,1 +1,1 @@
-"""One run of a user's loss on the tensors of an inner step, and the graph that it leaves."""
+"""Run a user's loss on the tensors of an inner step, and walk its graph."""

@@ -1,7 +1,7 @@
-"""Autocast inside an unroll: losses under it, as the caller has it, and derivatives and updates outside, as in a loop.
+"""Autocast in an unroll: losses run under the caller's autocast, derivatives and updates outside it, as in a loop.
 
-A float16 graph loses gradients below 6e-8, which is what a GradScaler is for. Its factor is its own, so an unroll under
-float16 multiplies by one of its own, a power of two, and divides in float32.
+A float16 graph loses gradients below 6e-8, which a GradScaler prevents in a loop. Its factor is not known here, so an
+unroll under float16 multiplies by a factor of its own, a power of two, and divides by it in float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,10 +18,10 @@ class Autocast:
     """The caller's autocast, as it is at the call.
 
     Attributes:
-        dtypes: what it computes in, by type of device.
-        active: whether there is any.
-        first: the factor for gradients of losses.
-        second: for gradients of those, which a float16 graph divides by ``first`` on the way in.
+        dtypes: the dtype that it computes in, by device type.
+        active: whether it is on for any device type.
+        first: the factor for gradients of losses; None without float16.
+        second: the factor for gradients of gradients, whose graph divides cotangents by ``first``.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -31,17 +31,17 @@ class Autocast:
         self.first, self.second = (Factor(2.0**16), Factor(2.0**40)) if half else (None, None)
 
     def outside(self) -> AbstractContextManager[object]:
-        """Without autocast."""
+        """Return a context without autocast."""
         return _all(torch.autocast(d, enabled=False) for d in self.dtypes) if self.active else nullcontext()
 
     def inside(self) -> AbstractContextManager[object]:
-        """As the caller has it, but for its cache of weights, which would keep the weights of every step."""
+        """Return a context with the caller's autocast but no cache, which would keep the weights of every step."""
         if not self.active:
             return nullcontext()
         return _all(torch.autocast(d, dtype=t, cache_enabled=False) for d, t in self.dtypes.items())
 
     def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of the user's that runs as the caller has it."""
+        """Return ``function``, wrapped to run under the caller's autocast."""
         if not self.active:
             return function
 
@@ -53,8 +53,8 @@ class Autocast:
 
 
 def autocast_dtypes(devices: Iterable[str]) -> dict[str, torch.dtype]:
-    """What autocast computes in, on those of these types of devices where it is on."""
-    # Of a device without autocast it must not be asked whether it is on.
+    """Return the dtype that autocast computes in, for those device types where it is on."""
+    # torch raises if it is asked whether autocast is on for a device type without autocast.
     known = (d for d in sorted(set(devices)) if d in ("cpu", "cuda") or torch.amp.is_autocast_available(d))
     return {d: torch.get_autocast_dtype(d) for d in known if torch.is_autocast_enabled(d)}
 

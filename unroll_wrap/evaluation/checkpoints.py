@@ -1,8 +1,8 @@
-"""``torch.utils.checkpoint`` inside D: what it runs again, it runs with the tensors of the step it belongs to.
+"""Let ``torch.utils.checkpoint`` inside D recompute with the tensors of the step that the checkpoint belongs to.
 
-A checkpointed part of the forward pass is run again whenever a backward pass comes by. Of a loss that captures ``fake``
-that is after the call, in the user's own ``backward()``, when D holds its live tensors again: the gradient would be
-silently another one, and D's buffers would move.
+A checkpointed part of the forward pass runs again in every backward pass. If a loss captures ``fake``, one of these is
+the user's own ``backward()`` after the call, when D holds its live tensors again: the gradient would be silently wrong,
+and D's buffers would move.
 """
 
 import threading
@@ -13,11 +13,11 @@ from typing import Any
 
 import torch.utils.checkpoint as torch_checkpoint
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.overrides import _get_current_function_mode_stack
 
 from .. import guards
 from ..live.settings import Setting
 from ..live.undo import Undo
+from ..torch_private import function_modes
 from .swap import Swap, copies
 
 
@@ -27,17 +27,17 @@ class _Current(threading.local):
 
 
 _current = _Current()
-# Torch has no public way to reach what a checkpoint runs again.
+# Torch has no public way to change what a checkpoint recomputes.
 _PARTS = ("_CheckpointFrame", "CheckpointFunction")
 
 
 def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
-    """From here on what is checkpointed is run again with the tensors that ``swap`` had put into D by then.
+    """Let every checkpoint made from now on recompute with the tensors that D holds when it is made.
 
     Args:
-        swap: of this call.
-        settings: of this call, which hold again then.
-        undo: ends it.
+        swap: puts tensors into D in this call.
+        settings: the settings of this call, which are in force during recomputation too.
+        undo: restores torch's own behaviour.
     """
     before = _current.swap, _current.settings
 
@@ -49,7 +49,7 @@ def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
     if all(hasattr(torch_checkpoint, name) for name in _PARTS):
         _watched.hold(undo)
     else:
-        # Torch has no other way to forbid it.
+        # Torch has no other way to forbid checkpoints.
         hooks = _refused()
         undo.later(lambda: hooks.__exit__(None, None, None))
         hooks.__enter__()
@@ -57,7 +57,7 @@ def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
 
 @contextmanager
 def in_place(swap: Swap) -> Iterator[None]:
-    """The same within a context."""
+    """Apply ``rerun_in_place`` within a context."""
     undo = Undo()
     with undo, undo:
         rerun_in_place(swap, (), undo)
@@ -101,9 +101,9 @@ def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
 
 
 def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
-    """``function`` with what D held when it was checkpointed.
+    """Return ``function``, wrapped to run with the tensors that D holds now.
 
-    Run again for the first time it moves D's buffers once more, as in a real step; later it starts from the same ones.
+    The first recomputation updates D's buffers once more, as in a real step; later ones start from the same buffers.
     """
     params, buffers, settings = swap.inside(), copies(swap.buffers()), _current.settings
     around = [getattr(mode, "again", lambda mode=mode: mode)() for mode in _own_modes()]
@@ -133,9 +133,9 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
 
 
 def _own_modes() -> list[Any]:
-    """The replacements of operators that are in force: their graph has to come out the same."""
+    """Return this package's active function modes, with which a recomputation has to build the same graph."""
     own = __name__.split(".")[0]
-    return [m for m in _get_current_function_mode_stack() if type(m).__module__.split(".")[0] == own]
+    return [m for m in function_modes() if type(m).__module__.split(".")[0] == own]
 
 
 _watched = Setting(_parts, _put_parts, lambda parts: _watched_parts(*parts))

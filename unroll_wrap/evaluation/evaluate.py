@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import guards
 from ..call.batch import Arguments, cut
 from ..call.call import Call
+from ..call.logits import check_logits
 from ..live.settings import Setting
 from ..operators import twice_differentiable
 from .autocast import Autocast
@@ -74,6 +75,7 @@ class Evaluator:
         autocast: the caller's autocast.
         second_order: whether their second derivatives will be asked for.
         settings: of torch's, in force whenever a loss runs.
+        on_logits: losses that are known to be given logits.
         leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
         left: what the loop has left in ``.grad``, the same way.
@@ -87,6 +89,7 @@ class Evaluator:
     autocast: Autocast
     second_order: bool
     settings: Sequence[Setting] = ()
+    on_logits: set[Any] = field(default_factory=set)
     leaf: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -169,7 +172,7 @@ class Evaluator:
         try:
             with guards.unrolling(), self._operators, self.autocast.inside():
                 return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             given = (self.discriminator, *arguments.batch)
             if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):
                 raise told from error
@@ -183,14 +186,17 @@ class Evaluator:
             raise
 
 
-def evaluate_plainly(call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor]) -> Tensor:
+def evaluate_plainly(
+    call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
+) -> Tensor:
     """Return ``g_loss`` on clones of D's tensors, so that D's gradients, values and buffers stay out of it: K = 0."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
     try:
         with swap.shielded():
             value = call.g_loss(discriminator, *call.batch, **call.kwargs)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         if told := misfit("g_loss", call.g_loss, (discriminator, *call.batch), call.kwargs, error):
             raise told from error
         raise
-    return one_element("g_loss", value)
+    check_logits(call.g_loss, value := one_element("g_loss", value), on_logits)
+    return value

@@ -1,4 +1,4 @@
-"""Frozen parameters, which may be large: only those that a loss writes to are copied for every evaluation."""
+"""Find frozen parameters that a loss never writes to, which need no copy for every evaluation: they may be large."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 
 def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: Sequence[Sequence[Tensor]]) -> set[int]:
-    """Return the positions of the frozen parameters that a first loss has left alone.
+    """Return the positions of the frozen parameters that the first loss has not written to.
 
     Args:
-        carried: the user's own tensors, which hold the clones now.
-        clones: what they held before, by position.
-        shared: pairs of tensors in the same memory.
+        carried: the user's tensor objects, which hold cloned contents now.
+        clones: tensors that hold the original contents now, by position in ``carried``.
+        shared: pairs of tensors that share memory.
 
     Raises:
-        ValueError: the loss has written to one of such a pair.
+        ValueError: the loss has written to a tensor of such a pair.
     """
     together = {id(t) for pair in shared for t in pair}
     alone: set[int] = set()
@@ -35,7 +35,7 @@ def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: 
 
 
 def put_back_written(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, ...]]:
-    """Put back what a loss has written to the first of each pair, and return the shapes of these."""
+    """Restore the first tensor of each pair from the second where they differ, and return the shapes of these."""
     changed = [(mine, clone) for mine, clone in pairs if not _equal(mine, clone)]
     for mine, clone in changed:
         mine.data.copy_(clone)

@@ -1,4 +1,4 @@
-"""``torch.autograd.grad`` with the causes of its errors named, and with larger numbers on the way in float16."""
+"""``torch.autograd.grad`` with errors that name their cause, and with scaled cotangents for float16."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,14 @@ NO_SECOND_DERIVATIVE = (
     "backward=FiniteDifference(), or stop_gradient=True for the first term alone"
 )
 
+_SELECTIVE = (
+    "a part of D is checkpointed selectively (context_fn=), which torch differentiates once only. Use a plain "
+    "torch.utils.checkpoint there, or pass backward=FiniteDifference(), or stop_gradient=True for the first term alone"
+)
+
 
 class Factor:
-    """What a graph's cotangents are multiplied by in float16, lowered whenever they overflow."""
+    """A factor that multiplies cotangents in float16, and is lowered whenever they overflow."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -30,7 +35,7 @@ class Factor:
         grad_outputs: Sequence[Tensor] | None = None,
         **options: Any,
     ) -> list[Tensor | None]:
-        """Return the same gradients as without a factor, from cotangents that are larger on the way."""
+        """Return the gradients, computed from cotangents times the factor and divided by it at the end."""
         bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
         while True:
             scaled = [bar * self.value for bar in bars]
@@ -49,7 +54,7 @@ def differentiate(
     factor: Factor | None = None,
     **options: Any,
 ) -> list[Tensor | None]:
-    """Return the gradients of ``outputs``, with None for inputs that are not reached; ``name`` is for messages."""
+    """Return the gradients of ``outputs``, None for inputs that they do not depend on; errors say ``name``."""
     if not (outputs and inputs):
         return [None] * len(inputs)
     apply = gradients if factor is None else factor.differentiate
@@ -63,11 +68,11 @@ def gradients(
     grad_outputs: Sequence[Tensor] | None = None,
     **options: Any,
 ) -> list[Tensor | None]:
-    """Return what ``torch.autograd.grad`` does.
+    """Return the result of ``torch.autograd.grad``.
 
     Raises:
-        RuntimeError: an operator cannot be differentiated, with the reason and a remedy.
-        ValueError: a sharded generator has given back its memory.
+        RuntimeError: an operator cannot be differentiated; the message names the cause and a remedy.
+        ValueError: a sharded generator has freed the memory of its parameters.
     """
     try:
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
@@ -80,6 +85,8 @@ def gradients(
             )
         elif "not implemented" in text or "differentiate twice" in text or "double backward" in text:
             cause = NO_SECOND_DERIVATIVE
+        elif "selective activation checkpoint" in text:
+            cause = _SELECTIVE
         elif "out of bounds for storage of size 0" in text:
             raise ValueError(GIVEN_BACK) from error
         elif "returned nan values" in text:  # in anomaly mode

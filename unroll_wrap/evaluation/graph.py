@@ -1,4 +1,4 @@
-"""What a loss's graph ends at, besides the leaves that the unroll made itself, and what in it has one derivative."""
+"""Walk the graph of a loss to leaves that the unroll did not make, and to nodes without a second derivative."""
 
 from typing import Any, NamedTuple
 
@@ -12,25 +12,25 @@ from ..operators import FRAGILE, is_custom, is_fragile
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
 
-# What the decorator makes of every function that it marks.
+# The code of the wrapper that the decorator puts around every function that it marks.
 _MARKED = once_differentiable(lambda ctx: None).__code__
 
 
 def now() -> int:
-    """A mark: every node that this thread makes later has a number at least as high."""
+    """Return a mark: every node that this thread makes later has a sequence number at least as high."""
     with torch.enable_grad():
         return torch.zeros((), requires_grad=True).view(()).grad_fn._sequence_nr()  # type: ignore[union-attr]
 
 
 class Reach(NamedTuple):
-    """Where the graph of a loss leads.
+    """The leaves and special nodes that the graph of a loss reaches.
 
     Attributes:
-        leaves: its leaves, but for those left out and those behind a graph made before the mark.
-        behind: those behind such a graph.
-        captured: whether such a graph leads to anything of the user's.
-        once: names of the functions in it that are marked ``once_differentiable``.
-        fragile: the nodes in it that have to be repaired before it is differentiated twice.
+        leaves: the leaves reached without passing a node made before the mark, except those left out.
+        behind: the leaves reached through a node made before the mark, except those left out.
+        captured: whether a graph made before the mark leads to a tensor of the user's.
+        once: the names of functions marked ``once_differentiable``.
+        fragile: the nodes that have to be repaired before the graph is differentiated twice.
     """
 
     leaves: list[Tensor]
@@ -41,11 +41,11 @@ class Reach(NamedTuple):
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> Reach:
-    """Walk the graph of ``loss`` back to its ends.
+    """Walk the graph of ``loss`` back to its leaves.
 
     Args:
         loss: a tensor with a graph.
-        own: identities of leaves to leave out.
+        own: the ids of leaves to leave out.
         since: a mark from ``now``.
     """
     leaves: dict[int, Tensor] = {}
@@ -65,8 +65,8 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         if node in seen:
             continue
         seen.add(node)
-        # Each thread counts for itself: what a penalty's backward pass makes in that of a GPU looks early, but ends at
-        # leaves of the loss's own.
+        # Every thread numbers its own nodes: those that a penalty's backward pass makes in a GPU's thread look early,
+        # but lead to the loss's own leaves.
         early = node._sequence_nr() < since
         if (kind, early) not in kinds:
             kinds[kind, early] = not early and is_custom(node)
@@ -75,13 +75,13 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         if kinds[kind, early] or (kind.__name__ in FRAGILE and is_fragile(node)):
             fragile.append(node)
         stack += [(next_node, early) for next_node, _ in node.next_functions]
-    # What a penalty differentiates by is a leaf that is reached both ways.
+    # A leaf with respect to which a penalty differentiates is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile)
 
 
 def edge(loss: Tensor, since: int) -> list[Node]:
-    """The nodes of ``loss``'s own graph next to one that was made before the mark."""
+    """Return the nodes of ``loss``'s own graph that lead directly to a node made before the mark."""
     found: list[Node] = []
     seen: set[Node | None] = {None}
     stack: list[Any] = [loss.grad_fn]
@@ -98,6 +98,6 @@ def edge(loss: Tensor, since: int) -> list[Node]:
 
 
 def _is_marked(node: Node) -> bool:
-    """Torch means to raise where such a function is differentiated again, but autograd.grad never gets to see that."""
+    """Return whether a function is marked ``once_differentiable``; torch's own error does not reach autograd.grad."""
     backward = getattr(node._forward_cls, "backward", None)  # type: ignore[attr-defined]
     return getattr(backward, "__code__", None) is _MARKED

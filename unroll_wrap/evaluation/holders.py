@@ -1,4 +1,4 @@
-"""Which tensors of a discriminator an unroll exchanges, and where each of them is kept."""
+"""Find the tensors of a discriminator that an unroll exchanges, and every place that holds them."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from ..live.belongings import Belongings
 
 
 class Holders:
-    """The tensors of some modules, by what an unroll does with them.
+    """The tensors of some modules, grouped by what an unroll does with them.
 
     Args:
         modules: all modules that hold the tensors, submodules included.
         params: the parameters that the inner optimizer moves, each once.
 
     Attributes:
-        params: as given.
-        live: parameters that require grad and that this optimizer does not move, a head of another optimizer say.
-        carried: buffers, frozen parameters and unregistered tensors, each once: a loss may write to them.
-        places: dicts and keys of ``carried``, with the position there.
-        slots: containers and keys of ``params``, with the position there.
-        belongings: what the modules keep outside of their registers.
-        hidden: modules that no module has registered, which are kept in a list, say.
+        params: the parameters that the inner optimizer moves.
+        live: parameters that require grad and that this optimizer does not move, such as those of another optimizer.
+        carried: buffers, frozen parameters and unregistered tensors, each once, which a loss may write to.
+        places: ``(dict, key, i)`` for every dict entry that is ``carried[i]``.
+        slots: ``(container, key, i)`` for every entry that is ``params[i]``.
+        belongings: what the modules keep besides registered parameters, buffers and submodules.
+        hidden: modules that no module has registered, such as those in a list.
     """
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
@@ -49,14 +49,14 @@ class Holders:
             self._carry_buffers(module)
         attributes = [vars(t) for t in (*params, *self.live, *self.carried) if vars(t)]
         self.belongings = Belongings(modules, attributes)
-        # Of a module that is only in a list, say, nothing moves but what a forward pass moves.
+        # No optimizer moves the parameters of an unregistered module, but a forward pass moves its buffers.
         known = set(map(id, modules))
         self.hidden = [m for m in all_modules(self.belongings.modules) if id(m) not in known]
         for module in self.hidden:
             self._carry_buffers(module)
         for tensor, container, key in self.belongings.places:
             if (i := moved.get(id(tensor))) is not None:
-                # RNNs call their kernels with a list of their parameters.
+                # RNNs pass their kernels a list of their parameters.
                 self.slots += [(container, key, i)] if container is not None else []
             elif tensor.is_leaf and not tensor.requires_grad:
                 self._carry(tensor, container, key)
@@ -70,6 +70,6 @@ class Holders:
 
     def _carry_buffers(self, module: nn.Module) -> None:
         for name, b in module._buffers.items():
-            # One with a graph is a generator's, and its gradient goes there.
+            # A buffer with a graph was made by a generator, and its gradient goes there.
             if b is not None and not b.requires_grad:
                 self._carry(b, module._buffers, name)

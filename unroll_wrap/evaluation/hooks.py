@@ -1,7 +1,7 @@
-"""Hooks that a loss has on the tensors and nodes of its graph.
+"""Note the hooks that a loss registers on the tensors and nodes of its graph.
 
-They fire in every backward pass that comes by. A real step makes one, and they belong to it; the one that
-differentiates it they would change once more.
+They fire in every backward pass through the graph. A real step has one such pass, which they are meant for; without
+care, they would also change the pass that differentiates it.
 """
 
 import sys
@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..live.settings import Setting
 
-# Who makes the handles of hooks on tensors and on nodes. Those of modules and optimizers are of other kinds; what a
-# module's backward hook does, it does by one on a node.
+# The code that makes handles for hooks on tensors and nodes. Hooks of modules and optimizers have handles of their own;
+# a backward hook of a module registers one on a node.
 _OF_GRAPHS = {Tensor.register_hook.__code__, BackwardCFunction._register_hook.__code__}
 _LOOKING_ON = register_multi_grad_hook.__code__.co_filename
 
@@ -32,7 +32,7 @@ _here = _Here()
 
 @contextmanager
 def noted() -> Iterator[list[RemovableHandle]]:
-    """The handles of hooks that this thread registers on tensors and nodes meanwhile, if ``hooks_noted`` is on."""
+    """Collect the handles of hooks that this thread registers on tensors and nodes, while ``hooks_noted`` is held."""
     before, _here.handles = _here.handles, []
     try:
         yield _here.handles
@@ -41,7 +41,7 @@ def noted() -> Iterator[list[RemovableHandle]]:
 
 
 def gradient_hooks(tensor: Tensor) -> list[Callable[[Tensor], Any]]:
-    """The hooks of a tensor, but for those of ``register_multi_grad_hook``, which look on and only in an engine."""
+    """Return a tensor's hooks, except those of ``register_multi_grad_hook``, which only observe, and need an engine."""
     hooks: list[Any] = list((tensor._backward_hooks or {}).values())
     return [h for h in hooks if not hasattr(h, "__code__") or h.__code__.co_filename != _LOOKING_ON]
 

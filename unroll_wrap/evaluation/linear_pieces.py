@@ -1,7 +1,7 @@
-"""Functions that are linear piece by piece, continued from the piece that a first run was on.
+"""Extend piecewise linear functions from the piece that a first run was on.
 
-Where a unit of a ReLU net changes its piece, the gradient of ``d_loss`` jumps, and with it every later step of D: real
-steps are no continuous function of the fake. No derivative sees these jumps, and a difference sees little else.
+Where a unit of a ReLU network changes its piece, the gradient of ``d_loss`` jumps, and with it every later step of D:
+real steps are no continuous function of ``fake``. Derivatives do not contain the jumps, but they dominate differences.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+
+from ..torch_private import pytree
 
 _PIECEWISE = {
     "abs",
@@ -33,16 +34,16 @@ _THROUGH_ZERO = {"abs", "absolute", "leaky_relu", "relu"}
 
 
 class Diverged(Exception):
-    """A later run takes another way through the code than the first one."""
+    """A later run calls other piecewise linear functions than the first."""
 
 
 class Piece(NamedTuple):
     """x ↦ slope · x + offset, element by element.
 
     Attributes:
-        slope: of each element's piece.
-        offset: the same; None where it is 0 for all.
-        in_place: whether the result is written to the argument.
+        slope: the slope for each element.
+        offset: the offset for each element; None if all are 0.
+        in_place: whether the function writes its result to its argument.
     """
 
     slope: Tensor
@@ -50,13 +51,13 @@ class Piece(NamedTuple):
     in_place: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The function, continued."""
+        """Return the linear extension at ``x``."""
         out = self.slope * x if self.offset is None else torch.addcmul(self.offset, self.slope, x)
         return x.copy_(out) if self.in_place else out
 
 
 def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call is one of these, with a graph through its first argument alone."""
+    """Return whether a call is of a piecewise linear function, with a graph through its first argument only."""
     if _name(func) not in _PIECEWISE or not args or not isinstance(args[0], Tensor):
         return False
     others = pytree.tree_leaves((list(args[1:]), dict(kwargs)))
@@ -64,8 +65,8 @@ def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 
 
 def piece_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Piece:
-    """The piece on which each element of the first argument is; that is left alone."""
-    # A checkpoint counts what is saved, and this is not its own.
+    """Return the piece that each element of the first argument is on, without writing to that argument."""
+    # A checkpoint counts the tensors that are saved, and must not count these.
     with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
         x = args[0].detach().requires_grad_()
         copy = x.clone()
@@ -80,27 +81,23 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def _name(func: Callable[..., Any]) -> str:
-    """Also of relu_ and _threshold."""
+    """Return the name of a function without underscores, which gives relu for relu_ too."""
     return getattr(func, "__name__", "").strip("_")
 
 
 class Pieces:
-    """The pieces of one run, in the order of its calls, for later runs to continue."""
+    """The pieces of a first run, in the order of its calls, which later runs extend."""
 
     def __init__(self) -> None:
         self._first: list[tuple[str, Piece]] = []
 
     def noted(self) -> TorchFunctionMode:
-        """The context of the first run."""
+        """Return the context for the first run, which notes its pieces."""
         return _Noted(self._first)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The context of a later one.
-
-        Raises:
-            Diverged: it makes other calls than the first.
-        """
+        """Hold a later run on the pieces of the first; raise Diverged if it makes other calls."""
         with _Held(self._first) as mode:
             yield
         if mode.position < len(self._first):
@@ -119,7 +116,7 @@ class _Noted(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def again(self) -> AbstractContextManager[object]:
-        """Of what a checkpoint runs again: it is on the same pieces anyway."""
+        """Return the context for a checkpoint's recomputation, which is on the same pieces anyway."""
         return nullcontext()
 
 
@@ -142,5 +139,5 @@ class _Held(TorchFunctionMode):
         return piece(args[0])
 
     def again(self) -> AbstractContextManager[object]:
-        """Of what a checkpoint runs again, which begins here."""
+        """Return the context for a checkpoint's recomputation, which starts from the current call."""
         return _Held(self._first, self.position)

@@ -1,4 +1,4 @@
-"""What is wrong with a loss that fails or returns something else than a scalar, in the user's terms."""
+"""Explain in the user's terms why a loss fails, or that it does not return a scalar."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,15 +9,20 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
+from ..call.unfit import listed, several
+from ..call.unfit import misplaced as unsuitable
+from ..torch_private import is_criterion
 
 
 def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeError) -> ValueError | None:
-    """Return a better error where a loss has failed on a batch of another device or dtype than the discriminator's."""
-    # Labels are whole numbers of any kind; images as bytes are not meant.
+    """Return a clearer error if the batch has another device or dtype than the discriminator, or else None."""
+    # Labels may be integers of any dtype, but uint8 suggests images that were not converted.
     given = [(t.device.type, t.dtype) for t in tensors_in(batch) if t.is_floating_point() or t.dtype is torch.uint8]
     own = list(dict.fromkeys((p.device.type, p.dtype) for p in owned))
     if set(given) <= set(own):
         return None
+    if told := unsuitable(name, list(owned), error):
+        return told
     return ValueError(
         f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
         f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
@@ -25,17 +30,21 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
 
 
 def misfit(
-    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], error: TypeError
+    name: str,
+    loss: Callable[..., Any],
+    given: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    error: TypeError | AttributeError,
 ) -> TypeError | None:
-    """Return a better error where a loss does not fit the arguments of the call."""
+    """Return a clearer error if the loss does not take the arguments of the call, or else None."""
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
-    except ValueError:  # of a builtin nothing is known
+    except ValueError:  # Some builtins have no signature.
         return None
     except TypeError as cause:
         batch = ", ".join(described(x) for x in given[1:]) or "nothing"
         remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
-        if isinstance(loss, nn.modules.loss._Loss):
+        if is_criterion(loss):
             remedy = (
                 f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
             )
@@ -45,6 +54,8 @@ def misfit(
             f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
             f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
+    if told := several(given[0], error) or listed(given, error):
+        return told
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:
         return TypeError(
@@ -55,12 +66,7 @@ def misfit(
 
 
 def one_element(name: str, value: Any) -> Tensor:
-    """Return the loss itself, if it is a scalar.
-
-    Raises:
-        TypeError: not a tensor.
-        ValueError: not of one element.
-    """
+    """Return ``value``; raise TypeError if it is not a tensor, and ValueError unless it has one element."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} returned {type(value).__name__}, not a tensor. Return the scalar to minimise.")
     if value.numel() != 1:

@@ -1,4 +1,4 @@
-"""How far apart rounding takes two ways to compute the same loss, and how long a gradient is."""
+"""The precision that a loss is computed in, and the length of a gradient."""
 
 import math
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from .autocast import autocast_dtypes
 
 
 def precision(tensors: Iterable[Tensor]) -> float:
-    """The machine epsilon of the coarsest dtype among some tensors and what autocast makes of them."""
+    """Return the largest machine epsilon among the dtypes of the tensors and those of autocast on their devices."""
     used = {(t.dtype, t.device.type) for t in tensors}
     dtypes = {*(dtype for dtype, _ in used), *autocast_dtypes(device for _, device in used).values()}
     return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
 def length(tensors: Iterable[Tensor | None]) -> float:
-    """‖·‖₂ of all entries together; None is zero."""
-    # Not in float64, which Apple's GPUs do not have.
+    """Return ‖·‖₂ of all entries together; None counts as zero."""
+    # Not in float64, because Apple's GPUs do not have it.
     norms = [
         torch.linalg.vector_norm(t.detach(), dtype=torch.promote_types(t.dtype, torch.float32))
         for t in tensors

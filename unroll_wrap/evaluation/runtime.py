@@ -1,18 +1,17 @@
-"""What holds for the whole of a call, beside the tensors in D: found out once, from what the user gave."""
+"""Prepare what holds for a whole call besides D's tensors: torch's settings, compiled code, wrappers, checkpoints."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from ..live.undo import Undo
 from ..operators import norms_watched
+from ..torch_private import has_dynamo, is_optimized, parametrization_cache
 from .checkpoints import rerun_in_place
 from .hooks import hooks_noted
 from .swap import Swap
@@ -22,28 +21,28 @@ _noticed: WeakSet[Any] = WeakSet()
 
 
 def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo) -> list[Setting]:
-    """Let D run so that it can be differentiated as often as needed, and remember what it looks like.
+    """Let D run so that it can be differentiated as often as needed, and note the state to return to.
 
     Args:
-        swap: what is going to be put into D.
-        losses: the user's.
-        second_order: whether gradients of D's are differentiated, which fused attention and cuDNN's RNNs do not stand.
-        compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
-            versions silently.
-        undo: ends it.
+        swap: puts tensors into D.
+        losses: the user's losses.
+        second_order: whether gradients of ``d_loss`` are differentiated; fused attention and cuDNN's RNNs forbid that.
+        compiled: whether compiled modules and losses may run compiled. Compiled code has no second derivative, which
+            some versions of torch do not report.
+        undo: restores everything.
 
     Returns:
-        The settings that each loss has to begin with.
+        The settings that have to be in force whenever a loss runs.
     """
     settings: list[Setting] = []
     if second_order:
         settings.append(math_attention)
         if any(isinstance(m, nn.RNNBase) for m in swap.modules):
             settings.append(no_cudnn)
-    if "torch._dynamo" in sys.modules and not (compiled and any_compiled([*swap.modules, *losses])):
+    if has_dynamo() and not (compiled and any_compiled([*swap.modules, *losses])):
         _notice([*swap.modules, *losses])
         settings.append(eager)
-    if parametrize._cache_enabled:
+    if parametrization_cache()[0]:
         settings.append(no_parametrization_cache)
     for setting in (hooks_noted, norms_watched, *settings):
         setting.hold(undo)
@@ -55,11 +54,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
 
 
 def refuse_inference_mode() -> None:
-    """Nothing can be differentiated there, not even within enable_grad.
-
-    Raises:
-        RuntimeError: it is on.
-    """
+    """Raise RuntimeError in inference mode, in which nothing can be differentiated, not even within ``enable_grad``."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "
@@ -68,13 +63,13 @@ def refuse_inference_mode() -> None:
 
 
 def _in_the_way(module: nn.Module) -> bool:
-    """A reducer would wait for a backward pass or take ours for the user's; threads know nothing of an unroll."""
+    """Return whether a wrapper has a reducer, which would react to our backward passes, or threads of its own."""
     reduces = isinstance(module, nn.parallel.DistributedDataParallel)
     return reduces or (isinstance(module, nn.DataParallel) and len(module.device_ids) > 1)
 
 
 def _unwrap(wrapper: Any, undo: Undo) -> None:
-    """Let passes go to the module inside."""
+    """Let forward passes go directly to the wrapped module."""
     own = vars(wrapper)
     before = own.get("forward")
 
@@ -99,8 +94,8 @@ def _notice(objects: Sequence[Any]) -> None:
 
 
 def any_compiled(objects: Sequence[Any]) -> bool:
-    """Whether torch.compile made any of these modules and losses what it is."""
-    return "torch._dynamo" in sys.modules and any(map(_is_compiled, objects))
+    """Return whether any of these modules and losses has been compiled by torch.compile."""
+    return has_dynamo() and any(map(_is_compiled, objects))
 
 
 def _is_compiled(thing: Any) -> bool:
@@ -108,7 +103,7 @@ def _is_compiled(thing: Any) -> bool:
         return hasattr(thing, "_torchdynamo_orig_callable")
     own = vars(thing)
     return (
-        isinstance(thing, sys.modules["torch._dynamo"].OptimizedModule)
+        is_optimized(thing)
         or own.get("_compiled_call_impl") is not None
         or ("forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"))
     )

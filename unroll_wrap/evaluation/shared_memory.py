@@ -1,4 +1,4 @@
-"""Tensors of a discriminator that lie in the same memory, where a real step would move both."""
+"""Find tensors of a discriminator that share memory, where a real step would move both."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,27 +12,27 @@ from .holders import Holders
 
 
 class Memory(NamedTuple):
-    """Where all tensors of a discriminator lie, and pairs of them, none of which moves, that overlap."""
+    """The addresses of all tensors of a discriminator, and the pairs that overlap, of which none moves."""
 
     where: tuple[int, ...]
     shared: list[tuple[Tensor, Tensor]]
 
 
 def check_memory(holders: Holders, checked: Memory | None = None) -> Memory:
-    """Make sure that no parameter that moves lies in the memory of another tensor of D's.
+    """Raise if a parameter that moves shares memory with another tensor of D.
 
     Args:
-        holders: the tensors.
-        checked: what an earlier check has returned, which holds if all lies as it did.
+        holders: the tensors of D.
+        checked: the result of an earlier check, which is still valid if all addresses are the same.
 
     Returns:
-        What was found.
+        The addresses, and the pairs that overlap.
 
     Raises:
-        ValueError: one does.
+        ValueError: a parameter that moves shares memory.
     """
     params, places = holders.params, holders.belongings.places
-    # A legacy norm keeps `weight` beside `weight_orig`, and makes it anew before it is used.
+    # A legacy norm computes `weight` from `weight_orig` before each use.
     normed = {
         id(t)
         for t, container, key in places
@@ -57,7 +57,7 @@ def check_memory(holders: Holders, checked: Memory | None = None) -> Memory:
 
 
 def _overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pairs that lie in the same memory."""
+    """Yield the pairs of tensors that overlap in memory."""
     spans: list[tuple[int, int, Tensor]] = []
     for t in tensors:
         if t.layout is torch.strided and t.numel() and (start := t.data_ptr()):

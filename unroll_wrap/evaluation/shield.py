@@ -1,4 +1,4 @@
-"""Parameters that go on requiring grad while ``g_loss`` runs."""
+"""Keep D's parameters requiring grad while ``g_loss`` runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ class Shielded(nn.Parameter):
     def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, requires_grad: bool = True
     ) -> "Shielded":
-        """Leave the flag on, whatever is asked."""
+        """Return the parameter with its flag still on, whatever is asked."""
         return self
 
     @property
     def requires_grad(self) -> bool:
-        """True."""
+        """Always True."""
         return True
 
     @requires_grad.setter
@@ -31,10 +31,10 @@ class Shielded(nn.Parameter):
 
 @contextmanager
 def shielded(params: Sequence[Tensor]) -> Iterator[None]:
-    """Let plain parameters require grad whatever a loss asks of them.
+    """Keep plain parameters requiring grad within this context, whatever a loss asks of them.
 
     Raises:
-        ValueError: one of a class of its own was switched off.
+        ValueError: a loss has switched off a parameter of another class.
     """
     try:
         for p in params:
@@ -52,7 +52,7 @@ def shielded(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 def unshield(params: Sequence[Tensor]) -> None:
-    """Let them be plain parameters again; to do so twice does no harm."""
+    """Make shielded parameters plain again, as often as you like."""
     for p in params:
         if type(p) is Shielded:
             p.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,9 +1,9 @@
-"""Tensors in and out of the user's own objects.
+"""Put an unroll's tensors into the user's own tensor objects, and take them out again.
 
 A loss reaches the discriminator in many ways: as an argument, through ``self.netD``, a loss object, a closure over one
-of its parameters. A parameter's class, its attributes and its identity may count as well. So the user's own tensor
-objects stay where they are, and for the time of an unroll they exchange what they hold with tensors of the unroll's:
-``torch.utils.swap_tensors`` does the same. The exchange is undone whatever happens.
+of its parameters. A parameter's class, its attributes and its identity may matter as well. So the user's own tensor
+objects stay where they are, and during an unroll they exchange their contents with the unroll's tensors, as
+``torch.utils.swap_tensors`` does. The exchange is undone whatever happens.
 """
 
 from collections import deque
@@ -17,29 +17,28 @@ from torch.utils.hooks import RemovableHandle
 
 from ..live.looks import Looks
 from ..live.undo import Undo
+from ..torch_private import swap_tensors
 from .frozen import left_alone, put_back_written
 from .holders import Holders
 from .shield import shielded, unshield
 
-_exchange = torch._C._swap_tensor_impl
-
 
 class Swap:
-    """What the moving tensors of some modules hold, and how those modules looked before.
+    """The exchange of contents between the tensors of some modules and those of an unroll.
 
-    A context: on leaving it, every parameter, buffer, attribute, flag and entry of a container is what it was.
+    As a context manager, it restores every parameter, buffer, attribute, flag and container entry at the end.
 
     Args:
         modules: all modules that hold the tensors, submodules included.
         params: the parameters that the inner optimizer moves, each once.
-        rewinds: whether steps run in another order than that of training, so that what a forward pass leaves in
-            containers has to be put back before each of them.
+        rewinds: whether steps run in another order than in training, so that what a forward pass leaves in containers
+            has to be restored before each step.
     """
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:
         self.modules = modules
         self.rewinds = rewinds
-        # The unroll's tensors with which the user's have exchanged what they hold: for parameters, and for the others.
+        # The unroll's tensors that hold the user's contents now: those of parameters, and those of carried tensors.
         self._inside: Sequence[Tensor] = ()
         self._clones: Sequence[Tensor] = ()
         self._in_slots = self._entered = False
@@ -50,16 +49,16 @@ class Swap:
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._learned = False
-        # Pairs that lie in the same memory, which their clones do not.
+        # Pairs that share memory, unlike their clones.
         self.shared: Sequence[tuple[Tensor, Tensor]] = ()
 
     def enter(self, undo: Undo) -> None:
-        """As a context, which ends when that is undone."""
+        """Enter this context until ``undo`` leaves it."""
         self._note()
         undo.later(self.__exit__)
 
     def __enter__(self) -> "Swap":
-        """Note how everything looks."""
+        """Note the state to return to."""
         self._note()
         return self
 
@@ -71,7 +70,7 @@ class Swap:
         self._entered = True
 
     def __exit__(self, *_: object) -> None:
-        """Put everything back as it was; to do so twice does no harm."""
+        """Put everything back as it was, as often as you like."""
         self._home()
         self._after_exchange()
         unshield(self._params)
@@ -81,18 +80,18 @@ class Swap:
         self._entered = False
 
     def originals(self) -> tuple[Tensor, ...]:
-        """The live buffers, and the parameters that nothing trains."""
+        """Return the live buffers, frozen parameters and unregistered tensors."""
         return tuple(self._carried)
 
     def contents(self) -> Any:
-        """What attributes and containers hold now, if that will be asked for."""
+        """Return what attributes and containers hold now, or None if no step needs it restored."""
         return self._looks.contents() if self.rewinds else None
 
     def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
-        """Let the modules use ``params`` and clones of ``buffers``.
+        """Put ``params`` and clones of ``buffers`` into the modules.
 
-        Clones, afresh for every evaluation: an in-place update, or one through ``.data`` that autograd cannot
-        see, would otherwise change what an earlier step has saved for its backward pass.
+        Every evaluation gets fresh clones: an in-place update, or one through ``.data`` that autograd cannot see,
+        would otherwise change what an earlier step has saved for its backward pass.
         """
         self.out()
         if contents is not None:
@@ -109,7 +108,7 @@ class Swap:
                 container[key] = self._carried[i]
 
     def out(self) -> None:
-        """Let the user's tensors hold what is their own."""
+        """Return their own contents to the user's tensors."""
         if self._in_slots:
             self._fill_slots(self._params, self._carried)
             self._in_slots = False
@@ -125,19 +124,19 @@ class Swap:
             self._after_exchange()
 
     def _home(self) -> None:
-        """Whatever has been exchanged so far, in the middle of it too, goes back."""
+        """Take back every exchange made so far, also in the middle of making them."""
         if torch.is_autocast_cache_enabled():
-            # Autocast remembers the weights that it has cast by references to them, which stand in the way.
+            # Autocast's cache holds references to weights, which prevent an exchange.
             torch.clear_autocast_cache()
         lent = {t._cdata: t for t in (*self._inside, *self._clones, *(clone for _, clone in self._unwritten))}
         for mine, home in zip((*self._params, *self._carried), self._homes, strict=True):
             if mine._cdata != home:
-                _exchange(mine, lent[home])
+                swap_tensors(mine, lent[home])
 
     def _exchange_all(self) -> None:
-        # In C from end to end, so that no interrupt comes between two.
-        deque(map(_exchange, self._params, self._inside), 0)
-        deque(map(_exchange, map(self._carried.__getitem__, self._copied), self._clones), 0)
+        # ``deque`` and ``map`` run in C, so no interrupt comes between two exchanges.
+        deque(map(swap_tensors, self._params, self._inside), 0)
+        deque(map(swap_tensors, map(self._carried.__getitem__, self._copied), self._clones), 0)
         for p, _ in self._hooks:
             p._backward_hooks = None
 
@@ -146,7 +145,7 @@ class Swap:
             p._backward_hooks = hooks
 
     def put_in_slots(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
-        """The same for tensors that a tracer knows by their objects: these are put where the user's are."""
+        """Put tensors in the places of the user's instead, for a tracer, which knows tensors by their objects."""
         self.out()
         self._in_slots = True
         self._fill_slots(params, copies(buffers))
@@ -158,16 +157,16 @@ class Swap:
             container[key] = buffers[i]
 
     def inside(self) -> Sequence[Tensor]:
-        """What the unroll has put in last."""
+        """Return the parameters that are in the modules now, as passed to ``put``."""
         return self._inside
 
     def handles(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The objects that hold what the unroll made as ``params``: the user's own while D has these in it."""
+        """Return the objects that hold the contents of ``params``: the user's own, while ``params`` are in D."""
         return self._params if params is self._inside else params
 
     @contextmanager
     def holding(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
-        """For a while ``params`` and clones of ``buffers``, and then what was there before."""
+        """Put ``params`` and clones of ``buffers`` into the modules, and at the end what was there before."""
         before, inside = (self._inside, self._clones), self._entered
         try:
             if inside:
@@ -179,7 +178,7 @@ class Swap:
                     yield
         finally:
             if inside:
-                # Not out(), which takes for granted that the exchange has been made.
+                # Not out(), which assumes that the exchange was completed.
                 self._home()
                 self._after_exchange()
                 self._inside, self._clones = before
@@ -190,7 +189,7 @@ class Swap:
         return shielded(self._params)
 
     def buffers(self) -> tuple[Tensor, ...]:
-        """What the buffers are now, after a loss has run."""
+        """Return the buffers as the last loss has left them."""
         now = list(self._carried)
         for i in () if self._in_slots else self._copied:
             now[i] = now[i].detach()
@@ -201,7 +200,7 @@ class Swap:
         return tuple(now)
 
     def after_loss(self) -> tuple[tuple[Tensor, ...], Any]:
-        """What ``d_loss`` has left: buffers and contents."""
+        """Return the buffers and contents that ``d_loss`` has left."""
         if not (self._learned or self._in_slots):
             self._learned = True
             self._learn()
@@ -212,16 +211,12 @@ class Swap:
         alone = left_alone(self._carried, pairs, self.shared)
         for i in alone:
             self._unwritten.append((self._carried[i], pairs[i]))
-            _exchange(self._carried[i], pairs[i])
+            swap_tensors(self._carried[i], pairs[i])
         self._copied = [i for i in pairs if i not in alone]
         self._clones = [pairs[i] for i in self._copied]
 
     def check_unwritten(self) -> None:
-        """Put back the frozen parameters that a later loss has written to.
-
-        Raises:
-            ValueError: there are some.
-        """
+        """Raise ValueError if a later loss has written to frozen parameters, and restore these."""
         if written := put_back_written(self._unwritten):
             raise ValueError(
                 f"A loss writes to frozen parameters of D, of shapes {written[:4]}, but not when it runs for the first "
@@ -230,5 +225,5 @@ class Swap:
 
 
 def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors with the same content."""
+    """Return clones of the tensors, without graph."""
     return [b.detach().clone() for b in buffers]

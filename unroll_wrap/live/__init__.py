@@ -1,1 +1,1 @@
-"""The user's own objects: what they hold now, and how a call puts it back."""
+"""Note the state of the user's own objects, and restore it after a call."""

@@ -1,4 +1,4 @@
-"""What a module keeps beside its parameters and buffers: counts, lists, objects of the user's own, tensors in them.
+"""Find what modules keep besides parameters and buffers: counts, lists, the user's own objects, tensors in these.
 
 A forward pass may change all of it. Containers are noted with their content, and tensors with their place.
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .restore import ABSENT, put_back, refill, source
 
-# What every module has, which torch alone writes to.
+# The attributes that every module has, and that only torch writes to.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
-# What belongs to a framework is not the discriminator's: its trainer, its loggers.
+# Objects of these packages, such as trainers and loggers, are no part of the discriminator.
 _FRAMEWORKS = frozenset(
     "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric "
     "logging multiprocessing numpy pathlib pytorch_lightning re threading torch torchvision tqdm types typing "
@@ -27,7 +27,7 @@ _DEEPEST = 6
 
 
 class Place(NamedTuple):
-    """A tensor and where it is, ``container[key]``; no container if nothing else can be put there."""
+    """A tensor and its place, ``container[key]``; the container is None if the place cannot take another tensor."""
 
     tensor: Tensor
     container: Any
@@ -35,19 +35,19 @@ class Place(NamedTuple):
 
 
 class Belongings:
-    """The tensors that some modules keep outside of their registers, and every container that may change.
+    """The tensors that modules keep besides their registered ones, and every container that may change.
 
     Args:
-        modules: each for itself, whatever is in it.
-        attributes: those of their parameters.
+        modules: the modules to look into; a submodule has to be in the list itself.
+        attributes: the attributes of their parameters.
 
     Attributes:
-        places: of tensors, parameters among them.
-        objects: of classes of the user's.
-        slots: the names of those of these objects that have any.
-        modules: those that no module has registered, in a list say.
-        sources: put back arrays of numpy's and sources of random numbers.
-        containers: dicts, lists, deques and sets.
+        places: the places of tensors, including parameters.
+        objects: the instances of the user's classes.
+        slots: ``(object, name)`` for each slot of these objects, and for each variable of a closure.
+        modules: the modules that no module has registered, such as those in a list.
+        sources: functions that restore numpy arrays and sources of random numbers.
+        containers: the dicts, lists, deques and sets.
     """
 
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
@@ -70,12 +70,12 @@ class Belongings:
                     self._visit(hook, None, None, 0)
 
     def contents(self) -> tuple[list[Any], list[Any]]:
-        """What the containers and slots hold now."""
+        """Return what the containers and slots hold now."""
         slots = [getattr(one, slot, ABSENT) for one, slot in self.slots]
         return [dict(c) if isinstance(c, dict) else list(c) for c in self.containers], slots
 
     def refill(self, contents: tuple[list[Any], list[Any]]) -> None:
-        """Let them hold that again."""
+        """Restore what the containers and slots held."""
         for container, before in zip(self.containers, contents[0], strict=True):
             refill(container, before)
         for (one, slot), before in zip(self.slots, contents[1], strict=True):
@@ -89,12 +89,15 @@ class Belongings:
         elif type(value) not in _PLAIN and (restore := source(value)):
             self.sources.append(restore)
             return
+        if isinstance(value, types.FunctionType) and id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._visit_closure(value, depth + 1)
         if type(value) in _PLAIN or isinstance(value, _OTHERS) or depth == _DEEPEST or id(value) in self._seen:
             return
         self._seen.add(id(value))
         depth += 1
         if isinstance(value, (dict, list, deque, set)) and type(own := getattr(value, "__dict__", None)) is dict:
-            # A class of the user's that derives from one of these.
+            # An instance of a user's subclass of these has attributes too.
             self._visit(own, None, None, depth)
         if isinstance(value, dict):
             self.containers.append(value)
@@ -119,6 +122,19 @@ class Belongings:
             for slot in _slots(type(value)):
                 self.slots.append((value, slot))
                 self._visit(getattr(value, slot, None), None, None, depth)
+
+    def _visit_closure(self, function: types.FunctionType, depth: int) -> None:
+        """Note what a hook or a replaced ``forward`` keeps in variables around it: counts, lists, statistics."""
+        for cell in function.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:  # It has none yet.
+                continue
+            if type(value) in _PLAIN:
+                self.slots.append((cell, "cell_contents"))
+            elif isinstance(value, (Tensor, dict, list, deque, set, types.FunctionType)):
+                # An object there may be a whole trainer, which is not the discriminator's.
+                self._visit(value, None, None, depth)
 
 
 _OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)

@@ -1,4 +1,4 @@
-"""One unroll of a module at a time: its tensors hold what is the unroll's meanwhile."""
+"""Allow one unroll of a module at a time, because its tensors hold the unroll's contents meanwhile."""
 
 import threading
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ _thread_of: dict[int, tuple[int, object]] = {}
 
 
 def exclude_others(modules: Sequence[nn.Module], undo: Undo) -> None:
-    """Nobody else unrolls any of these modules until that is undone.
+    """Prevent any other unroll of these modules until ``undo`` allows it again.
 
     Raises:
-        RuntimeError: another thread does, or a loss that this thread is unrolling with.
+        RuntimeError: another thread is unrolling one of them, or this thread is, and calls this from a loss.
     """
     me = threading.get_ident(), object()
     ids = [id(m) for m in modules]

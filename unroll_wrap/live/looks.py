@@ -1,4 +1,4 @@
-"""How modules look: their attributes, their registers, and what they keep beside them."""
+"""Note and restore modules: their attributes, parameters and buffers, and what they keep besides."""
 
 from collections.abc import Sequence
 from operator import is_
@@ -11,12 +11,12 @@ from .restore import refill
 
 
 class Looks:
-    """The attributes and registers of modules, and everything that a forward pass may change in them.
+    """The attributes, parameters and buffers of modules, and everything else that a forward pass may change in them.
 
     Args:
-        modules: the discriminator's.
+        modules: the modules of the discriminator.
         hidden: modules that none of these has registered.
-        belongings: what all of them keep outside of their registers.
+        belongings: what all of them keep besides registered parameters, buffers and submodules.
         live: parameters whose ``requires_grad`` a loss may switch.
     """
 
@@ -33,13 +33,13 @@ class Looks:
         self._live = live
 
     def note(self) -> None:
-        """Note how everything is."""
+        """Note the current state."""
         self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self._every]
         self._contents = self._belongings.contents()
         self._flags = [(p, p.requires_grad) for p in self._live]
 
     def restore(self) -> None:
-        """Put everything back as it was noted; to do so twice does no harm."""
+        """Restore the noted state, as often as you like."""
         for module, attributes, params, buffers in self._before:
             refill(module._parameters, params)
             refill(module._buffers, buffers)
@@ -55,17 +55,17 @@ class Looks:
         return [vars(m).copy() for m in self._modules], self._belongings.contents()
 
     def put(self, contents: Any) -> None:
-        """Let them hold that again."""
+        """Restore what attributes and containers held."""
         for module, attributes in zip(self._modules, contents[0], strict=True):
             _restore(vars(module), attributes)
         self._belongings.refill(contents[1])
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Put back all that a forward pass has left on its module.
+    """Restore the attributes of a module.
 
-    That may be hidden features, a weight that a legacy norm has made, a flag or a count. A layer that initialises
-    itself from its first batch notes that it has, and after an unroll it has not.
+    A forward pass may leave hidden features, a weight made by a legacy norm, a flag or a count. A layer that
+    initialises itself from its first batch notes that it has, which is no longer so after an unroll.
     """
     if len(now) != len(before) or not all(map(is_, now.values(), before.values())):
         for name in [n for n in now if n not in before]:

@@ -1,4 +1,4 @@
-"""The same again: random draws, and the buffers of modules that are not the discriminator's."""
+"""Replay random draws, and restore the buffers of modules other than the discriminator's."""
 
 import pickle
 import random
@@ -16,9 +16,9 @@ _drawing = threading.RLock()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A step that is going to be replayed, or is being so: torch's generators are those of the whole process.
+    """Run a step that is or will be replayed while no other thread does so: all threads share torch's generators.
 
-    Another thread that unrolls with replays waits for its turn; not for ever, because its loss may be waiting for ours.
+    Another thread waits for its turn, but not forever, because the losses of two threads may wait for each other.
     """
     mine = _drawing.acquire(timeout=10.0)
     try:
@@ -29,7 +29,7 @@ def undisturbed() -> Iterator[None]:
 
 
 class RandomState:
-    """Torch's global generators as they are now, on the CPU and on the devices of some tensors."""
+    """The current state of torch's global generators, on the CPU and on the GPUs of some tensors."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._devices = sorted({t.device.index for t in tensors if t.is_cuda})
@@ -38,7 +38,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Draw again what was drawn from here; afterwards the generators are where they were."""
+        """Repeat the draws from this state within the context, and restore the generators at its end."""
         with torch.random.fork_rng(self._devices):
             torch.set_rng_state(self._cpu)
             for device, state in zip(self._devices, self._cuda, strict=True):
@@ -47,16 +47,16 @@ class RandomState:
 
 
 def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> bool:
-    """Whether a loss that ran again gave what it gave before; NaN is NaN."""
-    # Some CUDA kernels add in another order each time.
+    """Return whether a repeated loss equals the first one; NaN equals NaN."""
+    # Some CUDA kernels sum in another order each time.
     rounding = max(rounding, 1e-4 if loss.is_cuda else 0.0)
     return torch.allclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True)
 
 
 class EveryState(RandomState):
-    """The global generators of Python and numpy too, from which some losses draw, and the buffers of a generator.
+    """The state of Python's and numpy's global generators too, and the buffers of a generator.
 
-    A loss that runs the generator moves its statistics and power iterations. Too dear for every inner step.
+    A loss that runs the generator updates its statistics and power iterations. This is too slow for every inner step.
     """
 
     def __init__(self, tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
@@ -65,14 +65,14 @@ class EveryState(RandomState):
         self._buffers = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
 
     def is_now(self) -> bool:
-        """Whether nothing has been drawn since."""
+        """Return whether nothing has been drawn since this state."""
         cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
         torchs = all(map(torch.equal, [self._cpu, *self._cuda], [torch.get_rng_state(), *cuda]))
         return torchs and pickle.dumps(self._others) == pickle.dumps(_others())
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """As in RandomState; what is differentiated in it has to be so before it ends."""
+        """Repeat the draws as RandomState does; differentiate graphs made in this context before it ends."""
         now = _others()
         _put(self._others)
         try:

@@ -1,4 +1,4 @@
-"""One thing as it was, and how it is put back: a tensor, a container, a field, a source of random numbers."""
+"""Note and restore a single thing: a tensor, a container, a field, a source of random numbers."""
 
 import functools
 import random
@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..torch_private import has_overlapping_entries, put_versions
+
 ABSENT = object()
 
 
 class Was(NamedTuple):
-    """A tensor as it was: its memory, what that held, and its flags."""
+    """A tensor as it was: its memory, its values and its flags."""
 
     tensor: Tensor
     alias: Tensor
@@ -28,18 +30,17 @@ class Was(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor, valued: bool) -> "Was":
-        """The tensor as it is now; its value only where it is asked for."""
+        """Note a tensor as it is now, with its values if ``valued``."""
         alias = memory = tensor.data
         if tensor.layout is torch.strided and not tensor.is_contiguous():
-            overlap: Callable[[Tensor], int] = torch._debug_has_internal_overlap  # pyright: ignore[reportPrivateImportUsage]
-            # Expanded: a copy into it would be refused, one into the whole of its memory is not.
-            memory = alias.new_empty(0).set_(alias.untyped_storage()) if overlap(alias) else alias
+            # torch refuses a copy into an expanded tensor, but not into the whole of its memory.
+            memory = alias.new_empty(0).set_(alias.untyped_storage()) if has_overlapping_entries(alias) else alias
         leaf, version = tensor.is_leaf, -1 if tensor.is_inference() else tensor._version
         grad = tensor.grad if leaf else None
         return cls(tensor, alias, memory, memory.clone() if valued else None, leaf, grad, tensor.requires_grad, version)
 
     def put_back(self) -> None:
-        """Write everything but the version."""
+        """Restore everything but the version."""
         tensor, alias = self.tensor, self.alias
         if tensor.layout is torch.strided:
             now = tensor.data
@@ -58,17 +59,17 @@ class Was(NamedTuple):
 
 
 def holds(container: Any, before: Any) -> bool:
-    """Whether a container holds what it did, in the same order."""
+    """Return whether a container holds the same objects as before, in the same order."""
     if len(container) != len(before) or not all(map(is_, container, before)):
         return False
     return not isinstance(container, dict) or all(map(is_, container.values(), before.values()))
 
 
 def refill(container: Any, before: Any) -> None:
-    """Give a container its content again, unless it holds that."""
+    """Restore the content of a container, unless it is unchanged."""
     if holds(container, before):
         return
-    # By the base classes: a user's own container may count, check or refuse.
+    # Methods of the base classes are used, because those of a user's container may count, check or refuse.
     bases: Any = OrderedDict, dict, list, set, deque, bytearray
     base = next(c for c in bases if isinstance(container, c))
     base.clear(container)
@@ -80,7 +81,7 @@ def refill(container: Any, before: Any) -> None:
 
 
 def put_back(owner: Any, name: str, before: Any) -> None:
-    """Give a field its value again."""
+    """Restore the value of an attribute."""
     if getattr(owner, name, ABSENT) is before:
         return
     if before is ABSENT:
@@ -90,13 +91,13 @@ def put_back(owner: Any, name: str, before: Any) -> None:
 
 
 def source(one: Any) -> Callable[[], Any] | None:
-    """Puts back a source of random numbers, or an array of numpy's; None for anything else."""
+    """Return a function that restores a source of random numbers or a numpy array; None for anything else."""
     found = _state(one)
     return None if found is None else functools.partial(found[0], found[1])
 
 
 def contents(one: Any) -> Any:
-    """What such an object holds, to compare by; None for anything else."""
+    """Return what a source of random numbers or a numpy array holds, for comparison; None for anything else."""
     if (found := _state(one)) is None:
         return None
     state = found[1]
@@ -123,13 +124,12 @@ def _state(one: Any) -> tuple[Callable[[Any], Any], Any] | None:
 
 
 def set_versions(changed: list[Was]) -> None:
-    """Autograd's count of writes to each tensor: what a graph has saved is here again, so it may be used."""
+    """Restore autograd's version counters: the values that graphs have saved are back, so they may be used."""
     if not changed:
         return
-    put: Any = torch._C._autograd._unsafe_set_version_counter  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        put(tuple(w.tensor for w in changed), tuple(w.version for w in changed))
+        put_versions(tuple(w.tensor for w in changed), tuple(w.version for w in changed))
     except TypeError:
         # Older versions of torch take one at a time.
         for was in changed:
-            put(was.tensor, was.version)
+            put_versions(was.tensor, was.version)

@@ -1,27 +1,26 @@
-"""Torch's process-wide settings under which D can be differentiated twice, and put back.
+"""Change process-wide settings of torch so that D can be differentiated twice, and restore them.
 
-The first unroll that needs a setting changes it, the last one of all threads puts back what it was before the first.
-No setting can be made private to a thread. Each loss of an unroll begins with the settings that it needs, even if
-another thread has put back its own choice in between; what another thread runs meanwhile runs under them too.
+The first unroll that needs a setting changes it, and the last one of all threads restores it. No setting can be private
+to a thread: what other threads run meanwhile runs under it too, and another thread may change it, so every loss of an
+unroll begins by setting what it needs again.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.utils import parametrize
 
+from ..torch_private import eager_stance, parametrization_cache, put_parametrization_cache, stance, take_stance
 from .undo import LOCK, Undo
 
 
 class Setting:
-    """A choice of torch's that several threads may need at a time.
+    """A setting of torch that several threads may need at the same time.
 
     Args:
-        read: what it is now.
-        put: make it that.
-        wanted: what unrolls need, from what it was.
+        read: returns the current value.
+        put: sets a value.
+        wanted: maps the earlier value to the one that unrolls need.
     """
 
     def __init__(self, read: Callable[[], Any], put: Callable[[Any], Any], wanted: Callable[[Any], Any]) -> None:
@@ -32,7 +31,7 @@ class Setting:
         self._before: list[Any] = []
 
     def hold(self, undo: Undo) -> None:
-        """Change it, unless another unroll has, until that is undone."""
+        """Hold the setting at the wanted value until ``undo`` restores it."""
         me = object()
         undo.later(lambda: self._leave(me))
         with LOCK:
@@ -43,7 +42,7 @@ class Setting:
                 self._put(self._now)
 
     def ensure(self) -> None:
-        """Change it again, if another thread has changed it since."""
+        """Set the wanted value again if another thread has changed it."""
         if self._read() != self._now:
             self._put(self._now)
 
@@ -75,29 +74,13 @@ def _use_kernels(chosen: tuple[bool, ...]) -> None:
         enable(yes)
 
 
-def _stance() -> Any:
-    return sys.modules["torch._dynamo.eval_frame"]._stance
-
-
-def _take_stance(stance: Any) -> None:
-    sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)
-
-
-def _eagerly(_: Any) -> Any:
-    return sys.modules["torch._dynamo.eval_frame"].DynamoStance("force_eager")
-
-
-def _cache() -> tuple[int, Any]:
-    return parametrize._cache_enabled, parametrize._cache
-
-
-def _put_cache(cache: tuple[int, Any]) -> None:
-    parametrize._cache_enabled, parametrize._cache = cache
+def _use_cudnn(chosen: bool) -> None:
+    torch.backends.cudnn.enabled = chosen
 
 
 math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False, True))
 # cudnn.flags() would reset the user's other choices to its own defaults.
-no_cudnn = Setting(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, lambda _: False)
-eager = Setting(_stance, _take_stance, _eagerly)
-# Inside parametrize.cached() a module answers with the weight of another step.
-no_parametrization_cache = Setting(_cache, _put_cache, lambda _: (0, {}))
+no_cudnn = Setting(lambda: torch.backends.cudnn.enabled, _use_cudnn, lambda _: False)
+eager = Setting(stance, take_stance, lambda _: eager_stance())
+# Inside parametrize.cached() a module would use the weight of another step.
+no_parametrization_cache = Setting(parametrization_cache, put_parametrization_cache, lambda _: (0, {}))

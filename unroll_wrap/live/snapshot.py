@@ -1,8 +1,8 @@
-"""Everything mutable behind some objects, as it is now, and put back bit for bit.
+"""Note everything mutable that some objects lead to, and restore it bit for bit.
 
-Whoever steps the user's own optimizer, or runs the user's own loss, to see what it does, takes a snapshot first. Copies
-would not do what the live objects do: an optimizer may go by a parameter's attributes, class or identity, keep tensors
-and counts on itself, and sit in a wrapper with a step of its own.
+Code that steps the user's own optimizer or runs the user's own loss to see what it does takes a snapshot first. Copies
+would not do what the live objects do: an optimizer may depend on a parameter's attributes, class or identity, keep
+tensors and counts on itself, and sit in a wrapper with a step of its own.
 """
 
 import contextlib
@@ -16,11 +16,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..torch_private import without_torch_function
 from .restore import ABSENT, Was, put_back, refill, set_versions, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
-# Where classes come from whose instances are not looked into: a log, a lock, a position in a file is not turned back.
+# The packages whose objects are not looked into: logs, locks and positions in files are not restored.
 _SHUT = (
     *("asyncio", "concurrent", "enum", "io", "logging", "multiprocessing", "queue", "socket", "subprocess"),
     *("threading", "torch._dynamo", "torch._inductor", "torch.distributed", "torch.fx", "torch.utils.data"),
@@ -29,29 +30,29 @@ _slots: WeakKeyDictionary[type, tuple[str, ...] | None] = WeakKeyDictionary()
 
 
 class Snapshot:
-    """All that is mutable and can be reached from some objects, as it is now.
+    """Everything mutable that can be reached from some objects, as it is now.
 
-    Containers keep their identity and are refilled; tensors keep theirs, and their memory, version, flags, ``.grad``
-    and attributes. As a context it puts everything back on leaving, whatever happens. Classes, Python's modules, open
-    files, threads, iterators and data sets are not looked into.
+    Containers keep their identity and get their content back; tensors keep theirs and get their memory, version, flags,
+    ``.grad`` and attributes back. As a context manager, it restores everything at the end, whatever happens. Classes,
+    Python's modules, open files, threads, iterators and data sets are not looked into.
 
     Args:
-        roots: optimizers, wrappers, modules, functions.
-        names: follow the global names that a function uses, too.
-        bare: the ids of tensors whose values are not kept, because somebody else writes them.
+        roots: the optimizers, wrappers, modules and functions to start from.
+        names: whether to follow the global names that functions use.
+        bare: the ids of tensors whose values are not kept, because the caller writes them.
     """
 
     def __init__(self, roots: Iterable[Any], names: bool = False, bare: Collection[int] = ()) -> None:
         self._names = names
         self._bare = bare
-        # Kept alive: what comes and goes would lend its id to another.
+        # Objects are kept alive, because another object may get the id of one that is gone.
         self._seen: dict[int, Any] = {}
         self._containers: list[tuple[Any, Any]] = []
         self._fields: list[tuple[Any, str, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._states: list[Callable[[], Any]] = []
         self._tensors: list[Was] = []
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_torch_function(), torch.no_grad():
             todo = list(roots)
             while todo:
                 one = todo.pop()
@@ -60,20 +61,20 @@ class Snapshot:
                     self._visit(one, todo)
 
     def __enter__(self) -> "Snapshot":
-        """The snapshot."""
+        """Return the snapshot."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put everything back."""
+        """Restore everything."""
         try:
             self.restore()
         except BaseException:
-            # Ctrl-C in the middle.
+            # Begin again after Ctrl-C in the middle.
             self.restore()
             raise
 
     def restore(self) -> None:
-        """Put everything back, as often as you like."""
+        """Restore everything, as often as you like."""
         for container, before in self._containers:
             refill(container, before)
         for owner, name, before in self._fields:
@@ -82,24 +83,24 @@ class Snapshot:
             scope[name] = before
         for again in self._states:
             again()
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with without_torch_function(), torch.no_grad():
             for was in self._tensors:
                 was.put_back()
             set_versions([w for w in self._tensors if w.version >= 0 and w.tensor._version != w.version])
 
     def objects(self) -> list[Any]:
-        """All that it has seen."""
+        """Return all objects that the snapshot has seen."""
         return list(self._seen.values())
 
     def let_go(self, others: "Snapshot") -> None:
-        """Of the tensors without values, keep no memory either, unless another snapshot has seen them, too."""
+        """Free the memory of the tensors whose values are not kept, except those that ``others`` has seen too."""
         for i, was in enumerate(self._tensors):
             if was.value is None and id(was.tensor) not in others._seen:
                 was.tensor.data = nothing = was.alias.new_empty(0)
                 self._tensors[i] = was._replace(alias=nothing, memory=nothing)
 
     def _visit(self, one: Any, todo: list[Any]) -> None:
-        """Note what an object is like; what it leads to goes on the list."""
+        """Note the state of an object, and add what it leads to to the list."""
         if isinstance(one, Tensor):
             self._visit_tensor(one, todo)
         elif isinstance(one, dict):
@@ -138,7 +139,7 @@ class Snapshot:
 
 
 def parts(one: Any) -> list[Any] | None:
-    """What an object leads to, in an order that its content alone decides; None where it is not looked into."""
+    """Return what an object leads to, in an order that its content decides; None if it is not looked into."""
     found: list[Any]
     if isinstance(one, dict):
         found = [x for item in one.items() for x in item]
@@ -169,7 +170,7 @@ def parts(one: Any) -> list[Any] | None:
 
 
 def _cells(function: types.FunctionType) -> list[tuple[Any, Any]]:
-    """The variables that a function shares with others, but for those that are not bound yet."""
+    """Return the closure cells of a function with their contents, except those that are not bound yet."""
     found = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):
@@ -183,7 +184,7 @@ def _names_in(code: types.CodeType) -> set[str]:
 
 
 def _slots_of(kind: type) -> tuple[str, ...] | None:
-    """The names of the slots of a class; None where its instances are not looked into."""
+    """Return the names of the slots of a class; None if its instances are not looked into."""
     if kind not in _slots:
         # A module is always the user's, even one that torch.compile or torch.fx has made.
         shut = not issubclass(kind, nn.Module) and any(_shut(cls.__module__) for cls in kind.__mro__)

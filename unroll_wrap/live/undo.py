@@ -1,4 +1,4 @@
-"""What a call changes outside of itself, undone whatever happens: Ctrl-C at any line included."""
+"""Undo what a call changes outside of itself, whatever happens, including Ctrl-C at any line."""
 
 import operator
 import threading
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from .. import guards
+from ..torch_private import count_function_modes, leave_function_mode, set_grad_enabled
 
 Step = Callable[[], Any]
 
-# For whatever several threads may change. Held for a few lines, and never while anything of the user's runs.
+# Guards what several threads may change. It is held for a few lines, and never while code of the user's runs.
 LOCK = threading.RLock()
 owned: Callable[[Any], bool] = operator.methodcaller("_is_owned")
 
@@ -19,46 +20,46 @@ owned: Callable[[Any], bool] = operator.methodcaller("_is_owned")
 class Undo:
     """A list of changes, each noted before it is made.
 
-    As a context it undoes them, the last one first. Enter it twice, ``with undo, undo``: if an interrupt stops the one
-    in the middle, even at its first line, the other goes on from there. So what undoes a change may run twice.
+    As a context manager, it undoes them, the last one first. Enter it twice, ``with undo, undo``: if an interrupt stops
+    the inner exit, even at its first line, the outer one continues. So what undoes a change may run twice.
     """
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
 
     def __enter__(self) -> "Undo":
-        """Nothing is changed yet."""
+        """Return self."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Undo what is left."""
+        """Undo the changes that are left."""
         while self._steps:
             self._steps[-1]()
             self._steps.pop()
-        # An interrupt between the last line of a `with` and its end keeps the lock.
+        # An interrupt between the last line of `with LOCK` and its end leaves the lock held.
         while owned(LOCK):
             LOCK.release()
 
     def later(self, step: Step) -> None:
-        """Note what undoes the change that comes next."""
+        """Note the function that undoes the change about to be made."""
         self._steps.append(step)
 
 
 def keep_modes(undo: Undo) -> None:
-    """Note this thread's grad mode, function modes and guards, which their own contexts may fail to put back."""
-    grad, modes, depth = torch.is_grad_enabled(), torch._C._len_torch_function_stack(), guards.depth()
+    """Note this thread's grad mode, function modes and guards, which interrupted contexts may fail to restore."""
+    grad, modes, depth = torch.is_grad_enabled(), count_function_modes(), guards.depth()
 
     def put_back() -> None:
         guards.back_to(depth)
-        torch._C._set_grad_enabled(grad)
-        while torch._C._len_torch_function_stack() > modes:
-            torch._C._pop_torch_function_stack()
+        set_grad_enabled(grad)
+        while count_function_modes() > modes:
+            leave_function_mode()
 
     undo.later(put_back)
 
 
 def keep_autocast(undo: Undo, devices: dict[str, torch.dtype]) -> None:
-    """Note autocast as it is on these devices, each with its dtype."""
+    """Note the state of autocast, given its dtype on each device type where it is on."""
     cache, depth = torch.is_autocast_cache_enabled(), torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
 

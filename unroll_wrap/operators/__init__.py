@@ -1,6 +1,6 @@
-"""Second derivatives that torch has slow, wrong or not at all.
+"""Correct and fast second derivatives for operators whose own are slow, wrong or missing in torch.
 
-The slow ones are those of operators that others stand in for while a loss runs; the rest is made good in its graph.
+Some operators are replaced while a loss runs; for the others, nodes of the loss's graph are repaired.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from torch.overrides import TorchFunctionMode
 
 from .batch_norm import batch_norm
@@ -24,11 +23,11 @@ REPLACED: dict[Any, Any] = {
     F.batch_norm: batch_norm,
     torch.conv2d: conv2d,
 }
-_WITH_REPLACED = (BatchNorm1d, BatchNorm2d, BatchNorm3d, nn.Conv2d)
+_WITH_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Conv2d)
 
 
 def twice_differentiable(modules: Sequence[nn.Module]) -> AbstractContextManager[object]:
-    """A context in which a forward pass through these modules has a second derivative that is right and fast."""
+    """Return a context in which a forward pass through these modules has a correct and fast second derivative."""
     return _Replaced() if any(isinstance(m, _WITH_REPLACED) for m in modules) else nullcontext()
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..torch_private import is_transformed as transformed
 from .normalization import by_channel
-from .transforms import transformed
 
 
 def batch_norm(

@@ -1,7 +1,7 @@
-"""The derivative of a normalization's backward pass, for layer, batch and instance norm, differentiable in turn.
+"""The derivative of the backward pass of layer, batch and instance norm, which can be differentiated again.
 
-That of torch's ``layer_norm`` has a wrong derivative, silently; its ``batch_norm``, which ``instance_norm`` calls, has
-none. A gradient penalty inside an unroll asks for it.
+A gradient penalty inside an unroll needs that. In torch, the derivative for ``layer_norm`` has a silently wrong
+derivative, and that for ``batch_norm``, which ``instance_norm`` calls, has none.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ Cotangents = Sequence[Tensor | None]
 def normalization(
     to_y: Tensor, x: Tensor, weight: Tensor | None, r: Tensor, dims: list[int], of: Cotangents
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of x̄ = r P(γ ȳ), γ̄ = Σ ȳ x̂ and β̄ = Σ ȳ, with P(w) = w - mean(w) - x̂ mean(w x̂), for cotangents u, v and s.
+    """Pull back through x̄ = r P(γ ȳ), γ̄ = Σ ȳ x̂ and β̄ = Σ ȳ, where P(w) = w - mean(w) - x̂ mean(w x̂).
 
-    With w = γ ȳ::
+    With cotangents u of x̄, v of γ̄ and s of β̄, and with w = γ ȳ::
 
         ∂/∂ȳ = γ r P(u) + v x̂ + s
         ∂/∂x = r (P(v ȳ - r (mean(w x̂) u + mean(u x̂) w)) - x̂ r mean(u P(w)))
@@ -24,14 +24,14 @@ def normalization(
 
     Args:
         to_y: ȳ.
-        x: what was normalised.
-        weight: γ, in a shape that goes with x; None for 1.
-        r: 1 / √(σ² + eps) as a number: how it depends on x is found out here.
-        dims: over which statistics are taken.
-        of: u, v and s; None is zero.
+        x: the input of the normalization.
+        weight: γ, in a shape that broadcasts to that of x; None for 1.
+        r: 1 / √(σ² + eps) without graph; its dependence on x is computed here.
+        dims: the dimensions over which statistics are taken.
+        of: u, v and s; None for zero.
 
     Returns:
-        Cotangents of ȳ, x and γ.
+        The cotangents of ȳ, x and γ.
     """
 
     def mean(t: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def normalization(
 def by_channel(
     to_y: Tensor, x: Tensor, weight: Tensor | None, r: Tensor, of: Cotangents
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same for the statistics of each channel over a batch, where γ, r, v and s are vectors."""
+    """Apply ``normalization`` with the statistics of each channel over a batch, where γ, r, v and s are vectors."""
     u, *vectors = of
     weight, wide_r, v, s = (None if t is None else t.view(-1, *[1] * (x.dim() - 2)) for t in (weight, r, *vectors))
     assert wide_r is not None

@@ -1,7 +1,7 @@
-"""What a loss does with a norm that torch differentiates wrongly in real steps already: then there is nothing to match.
+"""Refuse uses of norms that torch differentiates wrongly in real steps already, which leave nothing to match.
 
-The backward pass of torch's norms takes the statistics for constants, and so do their tangents in forward mode, where
-either is differentiated once more.
+If the backward pass of torch's norms, or their tangent in forward mode, is differentiated once more, torch takes the
+statistics for constants.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import guards
 from ..live.settings import Setting
+from ..torch_private import TorchDispatchMode, engine_functions, forward_level, put_engine_functions
 
 _LAYER, _BATCH = "layer_norm", "batch_norm or instance_norm with the statistics of its batch"
 _OPERATORS = {
@@ -31,7 +30,7 @@ _OPERATORS = {
     "miopen_batch_norm": _BATCH,
     "miopen_batch_norm_backward": _BATCH,
 }
-# The first is this package's own.
+# The first name is that of this package's own node.
 _NODES = {
     "_BatchNormBackwardBackward": _BATCH,
     "NativeLayerNormBackwardBackward0": _LAYER,
@@ -59,13 +58,13 @@ class _ForwardMode(TorchDispatchMode):
 
 
 def _by_statistics(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether they are the input's own; where they are given they are constants."""
+    """Return whether a norm takes the statistics of its input; given statistics are constants."""
     given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
     return given.get("training", given.get("train", True))
 
 
 def _no_second_derivatives(outputs: Any) -> list[Any]:
-    """Handles of hooks that raise where the engine comes by the node of a norm's first derivative."""
+    """Register hooks that raise if autograd reaches the node of a norm's first derivative; return their handles."""
     found: list[Any] = []
     seen: set[Any] = {None}
     stack: list[Any] = [t.grad_fn if isinstance(t, torch.Tensor) else t.node for t in outputs]
@@ -88,15 +87,6 @@ def _raising(norm: str) -> Callable[..., None]:
     return refuse
 
 
-def _functions() -> tuple[Any, ...]:
-    return forward_ad.enter_dual_level, forward_ad.exit_dual_level, torch.autograd._engine_run_backward  # pyright: ignore
-
-
-def _put(functions: tuple[Any, ...]) -> None:
-    autograd: Any = torch.autograd
-    forward_ad.enter_dual_level, forward_ad.exit_dual_level, autograd._engine_run_backward = functions
-
-
 def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
     enter, leave, run = functions
 
@@ -108,13 +98,13 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
         return level
 
     def leaving(*, level: Any = None) -> None:
-        mode = _modes.pop(forward_ad._current_level if level is None else level, None)
+        mode = _modes.pop(forward_level() if level is None else level, None)
         if mode is not None:
             mode.__exit__(None, None, None)
         leave(level=level)
 
     def running(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # What comes without a graph of its own is not differentiated again.
+        # A gradient that is computed without create_graph is not differentiated again.
         guarded = _no_second_derivatives(outputs) if guards.is_unrolling() and args[2] else []
         try:
             return run(outputs, *args, **kwargs)
@@ -125,6 +115,6 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
     return entering, leaving, running
 
 
-# Forward mode has one level at a time, of one thread.
+# Forward mode has one level at a time, in one thread.
 _modes: dict[int, AbstractContextManager[object]] = {}
-norms_watched = Setting(_functions, _put, _watching)
+norms_watched = Setting(engine_functions, put_engine_functions, _watching)

@@ -1,7 +1,7 @@
-"""Nodes of a loss's graph whose gradient torch differentiates wrongly, to NaN or not at all, and what they return then.
+"""Repair the nodes of a loss's graph whose gradient torch differentiates wrongly, to NaN or not at all.
 
-A hook on the node returns what torch's does, to rounding, with a graph that can be differentiated. By which name an
-operator was called and under which transform makes no difference to its node.
+A hook on the node returns the same gradient up to rounding, with a graph that can be differentiated. The name by which
+an operator was called, and the transform that it ran under, do not matter, because its node is the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,22 +21,22 @@ _OWN = __name__.partition(".")[0] + "."
 
 
 def repair(nodes: Sequence[Any]) -> list[Any]:
-    """Handles of hooks on these nodes, to be removed after one backward pass."""
+    """Hook these nodes, and return the handles, which have to be removed after one backward pass."""
     handles = [node.register_hook(_hook_on(node)) for node in nodes]
     for handle in handles:
-        # What the user's own hooks on the node do, they do afterwards.
+        # The user's own hooks on the node run after this one.
         handle.hooks_dict_ref().move_to_end(handle.id, last=False)
     return handles
 
 
 def is_fragile(node: Any) -> bool:
-    """Whether the node has to be repaired before its gradient is differentiated."""
+    """Return whether the node has to be repaired before its gradient is differentiated."""
     needed, _ = _REPAIRS.get(type(node).__name__, (None, None))
     return needed is not None and needed(node)
 
 
 def is_custom(node: Any) -> bool:
-    """Whether the node is of a ``torch.autograd.Function`` of the user's."""
+    """Return whether the node belongs to a ``torch.autograd.Function`` of the user's."""
     return isinstance(node, BackwardCFunction) and not _function_of(node).__module__.startswith(_OWN)
 
 
@@ -51,7 +51,7 @@ def _hook_on(node: Any) -> Callable[[Cotangents, Cotangents], Any]:
 
 
 def _check_graph(node: Any, found: Cotangents, of: Cotangents) -> None:
-    """A gradient is linear in the cotangent: where this one has a graph and that has none, it was cut on the way."""
+    """Raise if a cotangent has a graph and the gradient, which is linear in it, has none: it was cut on the way."""
     given = [g for g in found if g is not None]
     if any(bar is not None and bar.requires_grad for bar in of) and not any(g.requires_grad for g in given):
         if any(g.any() for g in given):
@@ -69,7 +69,7 @@ def _replaced(right: Repair, node: Any, found: Cotangents, of: Cotangents) -> An
     try:
         given = [*right(node, of), *[None] * len(found)]
     except CheckpointError as error:
-        # A checkpoint gives out each tensor once. Torch's own has had it, and is right but at 0.
+        # A checkpoint gives out each tensor once, here to torch's own node, whose gradient is right except at 0.
         if type(node).__name__ in subgradients.REPAIRS:
             return None
         raise RuntimeError(
@@ -95,7 +95,7 @@ def _batch_norm(node: Any, of: Cotangents) -> Cotangents:
 
 
 def _vendors_batch_norm(node: Any, of: Cotangents) -> Cotangents:
-    """Of cuDNN and MIOpen, with the arguments in another order."""
+    """Repair the nodes of cuDNN and MIOpen, which have their arguments in another order."""
     r = node._saved_save_var
     to_y, x, weight, r, *of = _wide(node._saved_grad_output, node._saved_input, node._saved_weight, r, *of)
     of_y, of_x, of_weight = by_channel(to_y, x, weight, r, of)
@@ -103,7 +103,7 @@ def _vendors_batch_norm(node: Any, of: Cotangents) -> Cotangents:
 
 
 def _wide(*tensors: Tensor | None) -> list[Any]:
-    """In 32 bits at least, as the kernels compute; the statistics of a float16 input may be in float32 or not."""
+    """Return tensors in at least 32 bits, as kernels compute; statistics of a float16 input may be float32 already."""
     return [None if t is None else t.float() if t.itemsize == 2 else t for t in tensors]
 
 
@@ -119,7 +119,7 @@ def _weight_norm(node: Any, of: Cotangents) -> Cotangents:
 
 
 def _by_statistics(node: Any) -> bool:
-    # In evaluation mode they are constants, and torch's own is right.
+    # In evaluation mode the statistics are constants, and torch's own derivative is right.
     return node._saved_train
 
 

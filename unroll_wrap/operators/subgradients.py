@@ -1,7 +1,7 @@
-"""Distances and spreads, whose second derivative at 0 is NaN in torch, and whose gradient there is taken to be 0.
+"""Repair norms, distances and deviations, whose gradient at 0 is 0 in torch, and whose second derivative there is NaN.
 
-Two equal samples, a critic without slope, a feature that is the same all over the batch: real steps go by that
-subgradient, and here it stays 0 around the point.
+A value of 0 comes from two equal samples, a critic without slope, or a feature that is constant over the batch. Real
+steps use the subgradient 0 there; its derivative is taken to be 0 too.
 """
 
 import math
@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# From a node and the cotangents of its outputs to those of its inputs.
+# Maps a node and the cotangents of its outputs to the cotangents of its inputs.
 Repair = Callable[[Any, Sequence[Tensor | None]], Sequence[Tensor | None]]
 
 
 def signed(dim: int) -> int:
-    """A dimension as it was given: nodes show negative ones as numbers without sign."""
+    """Return a dimension as it was given: nodes store negative ones as unsigned integers."""
     return dim - 2**64 if dim >= 2**63 else dim
 
 
 def _ratio(over: Tensor, under: Tensor) -> Tensor:
-    """The quotient, which is 0 with all its derivatives where ``under`` is."""
+    """Return the quotient, which is 0 with all its derivatives where ``under`` is 0."""
     zero = under == 0
     return torch.where(zero, 0, over / torch.where(zero, 1, under))
 
 
 def _slope(x: Tensor, n: Tensor, p: float) -> Tensor:
-    """The gradient of n = (Σ |x|ᵖ)^(1/p)."""
+    """Return the gradient of n = (Σ |x|ᵖ)^(1/p)."""
     if p == 2:
         return _ratio(x, n)
     zero = x == 0
@@ -36,13 +36,13 @@ def _slope(x: Tensor, n: Tensor, p: float) -> Tensor:
 
 
 def _dims(node: Any) -> list[int]:
-    """What was reduced."""
+    """Return the dimensions that the node has reduced."""
     total = node._saved_self.dim()
     return sorted(signed(d) % total for d in node._saved_dim or range(total))
 
 
 def _wide(node: Any, reduced: Tensor) -> Tensor:
-    """In a shape that goes with what it was reduced from."""
+    """Return a reduced tensor in a shape that broadcasts to that of the node's input."""
     if getattr(node, "_saved_dim", None) and not node._saved_keepdim:
         for d in _dims(node):
             reduced = reduced.unsqueeze(d)
@@ -60,7 +60,7 @@ def _distance(node: Any, of: Sequence[Any]) -> list[Tensor]:
 
 
 def _distances(node: Any, of: Sequence[Any]) -> list[Tensor]:
-    """Of all pairs; torch has no second derivative at all."""
+    """Return the gradient of the distances of all pairs, for which torch has no second derivative at all."""
     one, other = node._saved_x1, node._saved_x2
     found = _ratio(of[0], node._saved_result).unsqueeze(-1) * (one.unsqueeze(-2) - other.unsqueeze(-3))
     return [found.sum(-2).sum_to_size(one.shape), -found.sum(-3).sum_to_size(other.shape)]
@@ -100,16 +100,16 @@ def _order(node: Any) -> float:
 
 
 def _bends(node: Any) -> bool:
-    # The sum of absolute values and the largest of them are linear piece by piece.
+    # The sum and the maximum of absolute values are piecewise linear.
     return _order(node) not in (0, 1, math.inf, -math.inf)
 
 
 def always(_: Any) -> bool:
-    """Whatever its arguments."""
+    """Return True: a node of this kind always needs the repair."""
     return True
 
 
-# By the name of a node: whether this one needs it, and what it is to return.
+# By the name of a node: whether it needs the repair, and the repair.
 REPAIRS: dict[str, tuple[Callable[[Any], bool], Repair]] = {
     "LinalgVectorNormBackward0": (_bends, _norm),
     **dict.fromkeys((f"NormBackward{i}" for i in range(4)), (_bends, _norm)),

@@ -1,6 +1,7 @@
-"""Optimizers as pure functions: one a file, and the reader of live ones."""
+"""Optimizers as pure functions: the rules, and the reader that makes them from live optimizers."""
 
+from .clipping import clip_grad_norm, clip_grad_value
 from .read import register_rule
 from .rule import UpdateRule
 
-__all__ = ["UpdateRule", "register_rule"]
+__all__ = ["UpdateRule", "clip_grad_norm", "clip_grad_value", "register_rule"]

@@ -1,4 +1,4 @@
-"""What an optimizer, or a wrapper of some, holds and steps."""
+"""Find the optimizers that an optimizer or a wrapper holds, and the parameters that it steps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,21 +12,21 @@ from ..live.undo import Undo
 
 
 def stepped(stepper: Any) -> list[Tensor]:
-    """Everything that an optimizer, or a wrapper of some, steps: in the order of the groups, each once."""
+    """Return all parameters that an optimizer or a wrapper steps, in the order of the groups, each once."""
     every = [p for one in family(stepper) for group in groups_of(one) for p in group["params"]]
     return list({id(p): p for p in every}.values())
 
 
 def groups_of(stepper: Any) -> list[dict[str, Any]]:
-    """The groups with their options; a wrapper may have none of its own."""
+    """Return the parameter groups with their options; a wrapper may have none of its own."""
     return list(getattr(stepper, "param_groups", ()))
 
 
 def family(stepper: Any) -> list[Any]:
-    """The stepper, and the optimizers that it holds."""
+    """Return the optimizer or wrapper, and the optimizers that it holds."""
     found = [stepper]
     if type(stepper).__module__.startswith("torch.optim."):
-        # Torch's own hold no others.
+        # Torch's own optimizers hold no others.
         return found
     for one in found:
         held = vars(one).values() if hasattr(one, "__dict__") else parts(one) or ()
@@ -41,10 +41,10 @@ def family(stepper: Any) -> list[Any]:
 
 
 def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
-    """Let the optimizers have the options that they have now, when that is undone.
+    """Note the options of the optimizers, which ``undo`` restores.
 
     Returns:
-        A function that raises ValueError if one of them has changed.
+        A function that raises ValueError if an option has changed.
     """
     before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
 
@@ -64,7 +64,7 @@ def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
 
 
 def keep_entries(steppers: Sequence[Any], undo: Undo) -> None:
-    """Let the optimizers have state for no more parameters than now, when that is undone: to ask for it makes some."""
+    """Let ``undo`` remove state that the optimizers do not have now: a look at a parameter's state may create it."""
     before = [(s, len(s)) for one in steppers for o in family(one) if isinstance(s := getattr(o, "state", None), dict)]
 
     def put_back() -> None:

@@ -1,4 +1,4 @@
-"""Adopt a live optimizer: its hyperparameters and state as they are now, as rules and blocks."""
+"""Read a live optimizer: turn its current hyperparameters and state into rules and blocks."""
 
 import logging
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ _said: WeakSet[Any] = WeakSet()
 
 
 class Traces(dict[int, Traced]):
-    """Of each optimizer without a rule, by its id, for as long as whoever unrolls with it; a copy starts empty."""
+    """The traced rules of optimizers that have no rule of their own, by the optimizer's id; a copy starts empty."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Traces":
         return Traces()
@@ -75,18 +75,18 @@ class Traces(dict[int, Traced]):
 
 
 def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | None = None) -> list[Block]:
-    """Where an unroll starts: copies of ``params``, and the state that the optimizers hold for them.
+    """Return the start of an unroll: copies of ``params``, and the state that the optimizers hold for them.
 
     Args:
-        optimizers: each moves some of the parameters.
+        optimizers: plain optimizers, each of which moves some of the parameters.
         params: the parameters to unroll; every one belongs to some optimizer.
-        traces: what earlier calls have recorded.
+        traces: the traced rules of earlier calls.
 
     Returns:
-        Blocks; the index of a block counts in ``params``.
+        Blocks, whose ``index`` holds positions in ``params``.
 
     Raises:
-        ValueError: a rule that asks for other options, or state that does not fit the parameters.
+        ValueError: a rule needs options that the optimizer lacks, or state does not fit its parameter.
     """
     position = {id(p): i for i, p in enumerate(params)}
     blocks: list[Block] = []
@@ -136,14 +136,14 @@ def _traced(stepper: Any, position: dict[int, int], traced: "Traces") -> Block:
 
 
 def rule_of(stepper: Any) -> Any:
-    """The rule, a dataclass, that does what ``step`` does; None if that is to be traced.
+    """Return the rule, a dataclass, that computes what ``step`` does; None if ``step`` has to be traced.
 
     Args:
-        stepper: an optimizer, or an object with a step of its own that holds some.
+        stepper: an optimizer, or an object with its own ``step`` that holds optimizers.
 
     Raises:
-        TypeError: it cannot be unrolled.
-        ValueError: an option that no rule honours.
+        TypeError: the optimizer cannot be unrolled.
+        ValueError: the optimizer has an option or a parameter that no rule supports.
     """
     if (rule := plain_rule(stepper, RULES)) is not None:
         for group in stepper.param_groups:
@@ -176,14 +176,21 @@ def _check_group(name: str, group: dict[str, Any]) -> None:
 
 
 def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]) -> None:
-    """Unroll every ``optimizer`` by ``rule`` from now on.
+    """Unroll every optimizer of the class ``optimizer`` by ``rule`` from now on.
 
     Args:
-        optimizer: the class that users step their discriminator with.
+        optimizer: the class of the optimizer that steps the discriminator.
         rule: a frozen dataclass whose fields have the names of the optimizer's options.
 
     Raises:
-        TypeError: not such a class.
+        TypeError: ``optimizer`` or ``rule`` is not such a class.
+
+    Examples:
+        >>> from unroll_wrap.optimizers.rules.sgd import SGD
+        >>> class MySGD(torch.optim.SGD):  # a class with a step() of its own that computes what SGD's does
+        ...     def step(self, closure=None):
+        ...         return super().step(closure)
+        >>> unroll_wrap.register_rule(MySGD, SGD)
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
         raise TypeError(f"optimizer is {optimizer!r:.200}. Pass a class that derives from torch.optim.Optimizer.")
@@ -204,7 +211,7 @@ def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tenso
 
 
 def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer) -> Any:
-    """The optimizer's own entry, checked against what the rule expects."""
+    """Return the optimizer's own entry, checked against what the rule expects."""
     if initial is None and value is None:
         return None
     if isinstance(initial, float):
@@ -219,6 +226,15 @@ def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.
         given = f"{tuple(value.shape)} ({value.dtype}) on {value.device}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(
             f"{type(optimizer).__name__} keeps {name} = {given} for a parameter of shape {tuple(param.shape)} on "
-            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. Load a state_dict of this discriminator's."
+            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. {_remedy(value, shape)}"
         )
     return value.detach()
+
+
+def _remedy(value: Any, shape: torch.Size) -> str:
+    if isinstance(value, Tensor) and value.shape == shape:
+        return (
+            "D was cast or moved after this optimizer had stepped it. Do that before the optimizer is made, or let it "
+            "follow: opt_D.load_state_dict(opt_D.state_dict())."
+        )
+    return "Load a state_dict of this discriminator's."

@@ -1,7 +1,7 @@
-"""An optimizer as a pure function: state in, state out.
+"""``UpdateRule``: an optimizer as a pure function of a parameter, a gradient and a state.
 
-A rule sees tensors, a gradient and a state, never a network. Written with ordinary differentiable operations, so
-that the derivative of an update is autograd's, through the state too; or with a derivative in closed form beside it.
+A rule never sees a network. It is written with ordinary differentiable operations, so that autograd can differentiate
+an update, through the state too; or it has a derivative in closed form as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,45 +11,58 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-# From the cotangents of the new parameter and of the tensors in the new state, not all of which are None for zero, and
-# the gradient itself, to the cotangent of the gradient, and those of the parameter and of the tensors in the old state.
+# Maps the cotangents of the new parameter and of the tensors in the new state, and the gradient, to the cotangent of
+# the gradient, and those of the parameter and of the tensors in the old state. None is zero; not all inputs are None.
 Pullback = Callable[[Sequence[Tensor | None], Tensor], tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class UpdateRule:
-    """What an unroll needs of an optimizer. A rule is a frozen dataclass with the optimizer's options as fields.
+    """(θ, g, state) → (θ', state'): one update, as a frozen dataclass with the optimizer's options as fields.
 
     Attributes:
-        elementwise: each entry of a parameter moves by its own gradient and state alone. Such parameters are joined
-            into one flat vector, which costs a dozen operator calls a step instead of a dozen for every tensor.
-        joint: all parameters move together, in one call of ``update`` with all of them in one flat vector.
+        elementwise: whether each entry of a parameter moves by its own gradient and state alone. Such parameters are
+            joined into one flat vector: a dozen operator calls a step, instead of a dozen for every tensor.
+        joint: whether all parameters move together, in one call of ``update`` with all of them in one flat vector.
+
+    Examples:
+        >>> import dataclasses, typing
+        >>> State = typing.NamedTuple("State", [])
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Descent(unroll_wrap.UpdateRule):
+        ...     lr: float
+        ...     def init(self, param):
+        ...         return State()
+        ...     def update(self, param, grad, state):
+        ...         return param - self.lr * grad, state
+        >>> Descent(lr=0.5).update(torch.ones(2), torch.ones(2), State())
+        (tensor([0.5000, 0.5000]), State())
     """
 
     elementwise: ClassVar[bool] = True
     joint: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> Any:
-        """The state before the first update, a NamedTuple with the optimizer's own key names.
+        """Return the state before the first update, a NamedTuple with the optimizer's own key names.
 
-        Tensors have the shape of ``param`` where the rule is elementwise; a plain number (a step count) is a constant
-        of the differentiation.
+        The tensors of an elementwise rule have the shape of ``param``. A plain number, such as a step count, is a
+        constant of the differentiation.
         """
         raise NotImplementedError
 
     def adopt(self, state: Any) -> Any:
-        """The live optimizer's state, without what it holds from the time before an option was switched off."""
+        """Return the live optimizer's state, without what is left from before an option was switched off."""
         return state
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The parameter and the state after one update; never writes to what it is given."""
+        """Return the parameter and the state after one update, without writing to the arguments."""
         raise NotImplementedError
 
     def with_pullback(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any, Pullback] | None:  # noqa: ARG002
-        """``update`` without graph, and its derivative in closed form; None leaves that to autograd."""
+        """Return ``update`` without graph, and its pullback in closed form; or None to leave that to autograd."""
         return None
 
     def for_used(self, used: list[bool]) -> "UpdateRule":
-        """Of a joint rule: the one for a step in which only some parameters have a gradient."""
+        """Return the joint rule for a step in which only the ``used`` parameters have a gradient."""
         raise NotImplementedError
 
 
@@ -57,27 +70,27 @@ class UpdateRule:
 class Scalar:
     """A number that the optimizer keeps as a tensor of one element, in that tensor's precision.
 
-    A constant of the differentiation: it depends on the number of updates alone.
+    It depends on the number of updates alone, so it is a constant of the differentiation.
     """
 
     tensor: Tensor
 
     @classmethod
     def of(cls, value: Any) -> "Scalar":
-        """In the precision that torch chooses for such state."""
+        """Return a value in the precision that torch chooses for such state."""
         wide = torch.get_default_dtype() == torch.float64
         return cls(torch.tensor(float(value), dtype=torch.float64 if wide else torch.float32))
 
     def store(self, value: Any) -> "Scalar":
-        """Another value in the same precision."""
+        """Return another value in the same precision."""
         return Scalar(torch.as_tensor(value).to(self.tensor))
 
     def times(self, factor: Any) -> "Scalar":
-        """The product, rounded as the optimizer rounds it."""
+        """Return the product with a number, rounded as the optimizer rounds it."""
         return Scalar(self.tensor * factor)
 
     def __float__(self) -> float:
-        """The value."""
+        """Return the value."""
         return self.tensor.item()
 
 
@@ -100,7 +113,7 @@ class _Sqrt(torch.autograd.Function):
 def sqrt(x: Tensor) -> Tensor:
     """√x with derivative 0 at 0, for second moments.
 
-    A dead ReLU, a saturated hinge or a bias before BatchNorm gives v == 0, where √ has infinite slope and
-    inf * 0 is nan. As a function of the gradient √v is even there, so 0 is its derivative.
+    A dead ReLU, a saturated hinge or a bias before BatchNorm gives v == 0, where √ has infinite slope, and inf * 0 is
+    nan. As a function of the gradient √v is even, so 0 is the right derivative there.
     """
     return _Sqrt.apply(x)  # type: ignore[no-any-return]

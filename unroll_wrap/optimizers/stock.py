@@ -1,4 +1,4 @@
-"""Whether a live optimizer's step is what its class, as torch ships it, does, so that a rule written for it holds."""
+"""Decide whether a live optimizer's ``step`` is the unchanged one of its class, so that the rule for it applies."""
 
 import inspect
 import types
@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.optim.optimizer as torchs
 
-# Their wrappers leave what a step does as it is.
+from ..torch_private import has_global_step_hooks
+
+# Libraries whose wrappers do not change what a step does.
 HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")
 
 Optimizer = torch.optim.Optimizer
 
 
 class _Known(NamedTuple):
-    """What was found out about a class, and the functions that it holds for."""
+    """The path of a class's rule, and the functions of the class for which this was found out."""
 
     rule: Any
     names: tuple[str, ...]
@@ -28,10 +29,10 @@ _known: WeakKeyDictionary[type, _Known] = WeakKeyDictionary()
 
 
 def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
-    """The rule for the optimizer; None if its step is another than that of the class that the rule is for.
+    """Return the rule for the optimizer; None if its ``step`` is not that of the class that the rule is for.
 
-    A step that somebody has overridden, wrapped or put on the class or the instance, and step hooks, are not in a rule.
-    Torch's own wrappers (schedulers, profilers, torch.compile) and those of known hosts change nothing.
+    A rule does not cover step hooks, or a step that was overridden, wrapped, or replaced on the class or the instance.
+    Torch's own wrappers (schedulers, profilers, torch.compile) and those of known libraries change nothing.
     """
     kind = type(optimizer)
     known = _known.get(kind)
@@ -40,7 +41,7 @@ def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
     rule = known.rule and rules.get(known.rule)
     if rule is None:
         return None
-    if torchs._global_optimizer_pre_hooks or torchs._global_optimizer_post_hooks:
+    if has_global_step_hooks():
         return None
     own = vars(optimizer)
     if own.get("_optimizer_step_pre_hooks") or own.get("_optimizer_step_post_hooks"):
@@ -52,7 +53,7 @@ def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
 
 
 def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
-    """The path of the rule for a class, if what its step calls on itself is that of the class with the rule."""
+    """Find the rule for a class, which applies if all methods that ``step`` uses are those of the rule's own class."""
     home = next((cls for cls in kind.__mro__ if path(cls) in rules), None)
     if home is None:
         return _Known(None, (), (), frozenset())
@@ -65,7 +66,7 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
 
 
 def _called(home: Any) -> set[str]:
-    """The names on itself that a class's step may use, directly or by way of each other."""
+    """Return the names of the methods that a class's ``step`` may use, directly or through one another."""
     found: set[str] = set()
     todo = ["step"]
     while todo:
@@ -79,7 +80,7 @@ def _called(home: Any) -> set[str]:
 
 
 def _chain(step: Any) -> Iterator[types.FunctionType]:
-    """A function, what it wraps, and so on."""
+    """Yield a function, the function that it wraps, and so on."""
     while step is not None:
         step = getattr(step, "__func__", step)
         if not isinstance(step, types.FunctionType):
@@ -89,7 +90,7 @@ def _chain(step: Any) -> Iterator[types.FunctionType]:
 
 
 def _is_ours(function: Any, home: type) -> bool:
-    """Whether all wrappers around a function are torch's, a known host's, or of the file of the class itself."""
+    """Return whether all wrappers of a function come from torch, a known library, or the file of the class itself."""
     modules = [f.__globals__.get("__name__", "") for f in _chain(function)]
     return bool(modules) and all(m == home.__module__ or _root(m) in ("torch", *HOSTS) for m in modules)
 
@@ -100,7 +101,7 @@ def _leads_to(step: Any, end: Any, kind: type) -> bool:
 
 
 def is_hosted(wrapper: Any) -> bool:
-    """Whether what is called as ``step`` is a known host's, or torch's own, and steps the ``.optimizer`` inside."""
+    """Return whether ``step`` comes from a known library or from torch, and steps the ``.optimizer`` inside."""
     chain = list(_chain(getattr(wrapper, "step", None)))
     root = _root(chain[-1].__globals__.get("__name__", "")) if chain else ""
     return root in HOSTS or (root == "torch" and not isinstance(wrapper, Optimizer))
@@ -111,5 +112,5 @@ def _root(module: str) -> str:
 
 
 def path(kind: type) -> str:
-    """Where a class is defined."""
+    """Return the full name of a class, with its module."""
     return f"{kind.__module__}.{kind.__qualname__}"

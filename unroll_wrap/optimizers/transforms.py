@@ -1,4 +1,4 @@
-"""What a loop does to gradients before the optimizer's step, and to parameters after it, as functions of the user's."""
+"""The user's transforms of gradients before the optimizer's step, and of parameters after it."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -19,15 +19,15 @@ def _holding(params: Sequence[Tensor]) -> AbstractContextManager[object]:  # noq
 
 @dataclass(frozen=True)
 class Transforms:
-    """Both of them; either may be None.
+    """The transforms of one call, and what they need.
 
     Attributes:
-        gradients: from the list of the gradients there are to a list of the same length. It is told the names of their
-            parameters if it takes an argument ``names``.
-        parameter: from an updated parameter to a parameter. It is told the ``name`` if it takes such an argument.
-        names: of all parameters.
-        hooks: of parameters, each with its position, where they are differentiated with the update, before all else.
-        holding: a context in which the discriminator has given tensors for its parameters.
+        gradients: maps the list of existing gradients to a list of the same length, or None. If it has an argument
+            ``names``, it receives the names of their parameters.
+        parameter: maps an updated parameter to a parameter, or None. If it has an argument ``name``, it receives that.
+        names: the names of all parameters.
+        hooks: ``(i, hook)`` for gradient hooks of parameter i that are differentiated with the update; they run first.
+        holding: returns a context in which the discriminator has the given tensors as its parameters.
     """
 
     gradients: GradTransform | None = None
@@ -37,14 +37,14 @@ class Transforms:
     holding: Holding = field(default=_holding)
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Return whether there is any transform or hook."""
         return self.gradients is not None or self.parameter is not None or bool(self.hooks)
 
     def of_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """One gradient for each parameter, or None, and the same after ``gradients``, which gets copies.
+        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one.
 
         Raises:
-            ValueError: it returns something else than a gradient for each.
+            ValueError: ``gradients`` does not return one gradient for each, of the same shape.
         """
         grads = list(grads)
         for i, hook in self.hooks:
@@ -69,11 +69,7 @@ class Transforms:
         return [None if g is None else next(new) for g in grads]
 
     def of_parameter(self, param: Tensor, i: int) -> Tensor:
-        """The i-th parameter, and the same after ``parameter``, which gets a copy.
-
-        Raises:
-            ValueError: it returns something else.
-        """
+        """Apply ``parameter`` to a copy of the i-th parameter; raise ValueError if that changes the shape."""
         if self.parameter is None:
             return param
         named = {"name": self.names[i]} if takes(self.parameter, "name") else {}
@@ -87,8 +83,8 @@ class Transforms:
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function has an argument of this name."""
+    """Return whether a function has an argument of this name."""
     try:
         return name in inspect.signature(function).parameters
-    except ValueError:  # of a builtin nothing is known
+    except ValueError:  # Some builtins have no signature.
         return False

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import cut
+from ..call.batch import mapped
 from ..evaluation.checkpoints import in_place
 from ..evaluation.swap import Swap
 from ..live.snapshot import Snapshot
+from ..optimizers.transforms import takes
+from .training import modules_of, moved_by, steppers_of
 
 
 class RealSteps:
@@ -42,7 +44,7 @@ class RealSteps:
         kwargs: dict[str, Any],
         constant: int = 0,
     ) -> None:
-        self.modules, self.optimizers, self.owned = unrolled.parts()
+        self.modules = modules_of(unrolled)
         self.values: list[tuple[str, float]] = []
         self._unrolled = unrolled
         self._d_loss = d_loss
@@ -66,18 +68,21 @@ class RealSteps:
         self.values, values = [], []
         # What a checkpoint runs again has to be in that context too.
         again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []))
-        with Snapshot([*self.modules, *self.optimizers, self._d_loss, self._g_loss]), guards.unrolling(), again:
+        steppers = steppers_of(self._unrolled)
+        moved = moved_by(steppers, self._unrolled)
+        roots = [*self.modules, *steppers, self._d_loss, self._g_loss, self._batch, self._inner, self._kwargs]
+        with Snapshot(roots), guards.unrolling(), again:
             # A gradient of zeros is what zero_grad(set_to_none=False) leaves, and what it will leave again.
-            zeros = [p.grad is not None and not p.grad.any() for p in self.owned]
-            for p in self.owned:
+            zeros = [p.grad is not None and not p.grad.any() for p in moved.values()]
+            for p in moved.values():
                 p.requires_grad_(True)
             for k, batch in enumerate(self._inner):
-                for p, zero in zip(self.owned, zeros, strict=True):
+                for p, zero in zip(moved.values(), zeros, strict=True):
                     p.grad = torch.zeros_like(p) if zero else None
                 with nullcontext() if k < self._constant else shifted():
                     loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
-                    loss.backward(inputs=[p for p in self.owned if p.requires_grad])
-                    self._step()
+                    loss.backward(inputs=[p for p in moved.values() if p.requires_grad])
+                    self._step(steppers, moved)
                 if self._unrolled.average or k == len(self._inner) - 1:
                     values.append(self._g(shifted, around))
             return sum(values) / len(values) if values else self._g(shifted, around)
@@ -89,20 +94,40 @@ class RealSteps:
             return self._evaluate("g_loss", self._g_loss, self._batch, around("g_loss")).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
+        batch, kwargs = _without_the_generator(batch, self._kwargs)
         # Not under no_grad: a loss may take gradients inside.
-        stand_ins = cut(batch, self._kwargs)
         with torch.enable_grad(), around:
-            value = loss(self._unrolled.discriminator, *stand_ins.batch, **stand_ins.kwargs)
+            value = loss(self._unrolled.discriminator, *batch, **kwargs)
         self.values.append((name, value.item()))
         return value
 
-    def _step(self) -> None:
-        if transforms := self._unrolled.transforms(self.owned):
-            for p, g in zip(self.owned, transforms.of_gradients([p.grad for p in self.owned]), strict=True):
-                p.grad = None if g is None else g.detach()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        if transforms.parameter:
+    def _step(self, steppers: list[Any], moved: dict[str, Tensor]) -> None:
+        """What a loop does after ``backward()``: its transforms around the optimizers' own steps."""
+        of_gradients, of_parameter = self._unrolled.grad_transform, self._unrolled.param_transform
+        if of_gradients:
+            found = {name: p for name, p in moved.items() if p.grad is not None}
+            named: dict[str, Any] = {"names": list(found)} if takes(of_gradients, "names") else {}
+            new = of_gradients([p.grad.clone() for p in found.values() if p.grad is not None], **named)
+            for p, g in zip(found.values(), new, strict=True):
+                p.grad = g.detach()
+        for stepper in steppers:
+            stepper.step()
+        if of_parameter:
             with torch.no_grad():
-                for i, p in enumerate(self.owned):
-                    p.copy_(transforms.of_parameter(p, i))
+                for name, p in moved.items():
+                    p.copy_(of_parameter(p.clone(), **({"name": name} if takes(of_parameter, "name") else {})))
+
+
+def _without_the_generator(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of one evaluation: what came from a generator requires grad still, and leads to it no more."""
+    known: dict[int, Tensor] = {}
+
+    def alone(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        if id(tensor) not in known:
+            # A penalty may switch requires_grad on; and a copy, because D may begin with an operation in place.
+            known[id(tensor)] = tensor.detach().requires_grad_().clone() if tensor.requires_grad else tensor.detach()
+        return known[id(tensor)]
+
+    return mapped(alone, batch), mapped(alone, kwargs)

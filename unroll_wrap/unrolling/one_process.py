@@ -1,4 +1,4 @@
-"""Averaging over processes, where there is one process."""
+"""The operations that average over processes, for a call of one process alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,24 +11,24 @@ Grads = list[Tensor | None]
 
 
 class OneProcess:
-    """Nobody to average with: each rank looks ahead on its own."""
+    """A call that averages with no other process: each rank looks ahead on its own."""
 
     def __enter__(self) -> "OneProcess":
-        """Nothing to begin."""
+        """Return self."""
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Nobody to tell."""
+        """Do nothing: no other process waits."""
 
     def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
-        """Make sure that all are about to do the same."""
+        """Raise unless all processes are about to make the same call."""
 
     def expect(self, averages: int) -> None:
-        """So many are to come."""
+        """Set how many averages this call performs."""
 
     def gradients(self, grads: Grads, batch: Any) -> Grads | None:
-        """The averages, without graph; None where there is nothing to average."""
+        """Return the averaged gradients, without graph; None if there is nothing to average."""
 
     def cotangent(self, blocks: list[Block]) -> list[Block]:
-        """Cotangents with that of θ averaged."""
+        """Return the cotangents, with that of θ averaged."""
         return blocks

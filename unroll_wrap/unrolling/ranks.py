@@ -1,15 +1,15 @@
-"""Inner gradients averaged over the ranks of a process group, as one process would have them on the joined batch.
+"""Average inner gradients over the ranks of a process group: N ranks then unroll what one would on the joined batch.
 
-With F = 1/N Σ_r g_loss_r(θ^K), every step moves θ by g = 1/N Σ_r g_r(θ, fake_r). Let λ be the cotangent of θ^{k+1} in
-F, the same on every rank. The rule's pullback makes ḡ of it, the same on every rank too, and then
+With F = 1/N Σ_r g_loss_r(θ^K), every step updates θ by g = 1/N Σ_r g_r(θ, fake_r). The cotangent λ of θ^{k+1} with
+respect to F is the same on every rank, and so is ḡ, which the rule's pullback computes from λ. Then
 
     ∂F/∂θ^k = direct part + 1/N Σ_r (∂g_r/∂θ)ᵀḡ,        N ∂F/∂fake_r = (∂g_r/∂fake_r)ᵀḡ.
 
-So each rank differentiates its own g_r alone, and what is averaged on the way back is one cotangent of θ a step. The N
-is what G's own averaging over the ranks (DDP) divides by.
+So each rank differentiates only its own g_r, and the reverse sweep averages one cotangent of θ per step. G's own
+averaging over the ranks (DDP) divides by the factor N.
 
-No rank may wait for one that does not come: a rank that raises takes its part in the message that the others are at,
-with a flag up, and all of them raise.
+No rank may wait for one that has failed: a rank that raises still takes part in the next message, with an error flag
+set, and then all of them raise.
 """
 
 import logging
@@ -32,14 +32,14 @@ logger = logging.getLogger("unroll_wrap")
 
 
 def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) -> OneProcess:
-    """Whom one call averages with.
+    """Return the processes that a call averages over.
 
     Args:
-        group: False for nobody.
-        modules: D; messages are made where it is.
+        group: a process group; False for this process alone.
+        modules: the modules of D, on whose device the messages are made.
 
     Raises:
-        RuntimeError: the group is gone.
+        RuntimeError: the group no longer exists, or this process is not in it.
     """
     if isinstance(group, bool):
         return OneProcess()
@@ -56,13 +56,13 @@ def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) ->
 
 
 class Ranks(OneProcess):
-    """One call on every rank of a group.
+    """One call, made by every rank of a group.
 
-    A context: on leaving it well, a rank waits until all have; by an exception, it lets them know, and they raise too.
+    As a context manager, a rank waits at the end for all others; if it raises, it tells them, and they raise too.
 
     Args:
-        group: whom the averages are over.
-        device: where messages are made.
+        group: the process group to average over.
+        device: the device on which messages are made.
     """
 
     def __init__(self, group: "dist.ProcessGroup", device: torch.device) -> None:
@@ -74,7 +74,7 @@ class Ranks(OneProcess):
         self._over = False
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Ctrl-C, which reaches every rank, waits for nobody."""
+        """Wait for the other ranks, or tell them of the error; not after Ctrl-C, which reaches every rank itself."""
         if self._over or isinstance(error, GroupFailed) or not isinstance(error, (Exception, type(None))):
             return
         if error is None:
@@ -90,16 +90,16 @@ class Ranks(OneProcess):
             logger.warning("The other ranks could not be told of %r: %s", error, failure)
 
     def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
-        """Make sure that all are about to do the same.
+        """Raise unless all ranks are about to make the same call.
 
         Args:
             steps: K.
-            owned: the live parameters that move.
-            batch: the call's arguments.
-            facts: gives, by name, what else must be the same everywhere.
+            owned: the live parameters that the optimizer moves.
+            batch: the arguments of the call.
+            facts: returns, by name, everything else that must be the same on all ranks.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the ranks differ.
         """
         mine = {"steps": repr(steps), "the batch": looks_of(tensors_in(batch)), "the discriminator": looks_of(owned)}
         mine |= {name: words_of(value) for name, value in facts().items()}
@@ -126,22 +126,22 @@ class Ranks(OneProcess):
                 "DistributedDataParallel, which keeps them the same, or broadcast them from one rank."
             )
         self._owned = list(owned)
-        # What comes next, before anyone has said how many there are.
+        # Until ``expect`` sets the number of averages, the next message is one of them if K > 0.
         self._left = min(steps, 1)
 
     def expect(self, averages: int) -> None:
-        """So many are to come."""
+        """Set how many averages this call performs."""
         self._left = averages
 
     def gradients(self, grads: Grads, batch: Any) -> Grads:
-        """The averages, without graph; a rank whose loss does not reach a parameter counts as zeros.
+        """Return the averages, without graph; a gradient that a rank does not have counts as zero.
 
         Args:
-            grads: for each parameter.
-            batch: of this inner step, which must look the same on every rank.
+            grads: this rank's gradient of each parameter.
+            batch: the batch of this inner step, whose shapes and dtypes must be the same on all ranks.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the batches differ.
         """
         looks = looks_of(tensors_in(batch))
         found, same = self._average([None if g is None else g.detach() for g in grads], looks)
@@ -153,7 +153,7 @@ class Ranks(OneProcess):
         return found
 
     def cotangent(self, blocks: list[Block]) -> list[Block]:
-        """Cotangents with that of θ averaged; that of the state is the same on every rank already."""
+        """Return the cotangents with that of θ averaged; that of the state is the same on every rank already."""
         own: dict[int, Tensor] = {}
         for block in blocks:
             if block.params is not None:
@@ -162,15 +162,13 @@ class Ranks(OneProcess):
         return add([b._replace(params=None) for b in blocks], found)
 
     def _average(self, entries: Grads, looks: str) -> tuple[Grads, bool]:
-        """One sum over the ranks, in one bucket, of what there is for each parameter.
-
-        Parameters of several dtypes or devices take a bucket for each.
+        """Average one tensor per parameter over the ranks, in one bucket for each dtype and device.
 
         Returns:
-            The averages, None where no rank has anything; and whether ``looks`` is the same everywhere.
+            The averages, None where no rank has a tensor; and whether ``looks`` is the same on all ranks.
         """
         self._left -= 1
-        # Small whole numbers: their sums over 4096 ranks are exact in float32.
+        # Integers below 4096, because their sums over 4096 ranks are exact in float32.
         code = zlib.crc32(looks.encode())
         digest = [code & 0xFFF, code >> 12 & 0xFFF]
         told = [self._error is not None, *digest, *(e is not None for e in entries)]
@@ -180,7 +178,7 @@ class Ranks(OneProcess):
         sums: dict[int, Tensor] = {}
         heard: list[float] = []
         for (dtype, device), index in together.items():
-            # Gradients of 16 bits are summed in 32.
+            # 16-bit gradients are summed in 32 bits.
             kind: dict[str, Any] = {"dtype": torch.promote_types(dtype, torch.float32), "device": device}
             present = [(i, self._owned[i], entries[i]) for i in index]
             flat = [torch.zeros(p.numel(), **kind) if e is None else e.reshape(-1).to(**kind) for _, p, e in present]
@@ -197,7 +195,7 @@ class Ranks(OneProcess):
         return found, digests == [self._size * d for d in digest]
 
     def _status(self, row: Sequence[float] = (0.0, 0.0, 0.0)) -> list[list[float]]:
-        """A few numbers from every rank."""
+        """Send a few numbers to every rank, and return those of each."""
         mine = torch.tensor([self._error is not None, *row], dtype=torch.float64, device=self._device)
         rows = [torch.empty_like(mine) for _ in range(self._size)]
         with _talking():
@@ -208,7 +206,7 @@ class Ranks(OneProcess):
         return [rest for _, *rest in found]
 
     def _stop(self) -> None:
-        """After a message in which some rank's flag was up: raise what it did, unless it is this one.
+        """Exchange errors after a message with an error flag, and raise those of other ranks unless this one failed.
 
         Raises:
             RuntimeError: another rank has failed.
@@ -220,7 +218,7 @@ class Ranks(OneProcess):
             raise RuntimeError(f"The unroll ends on every rank, because {told}")
 
     def _everyone(self, thing: Any) -> list[Any]:
-        """``thing`` of every rank."""
+        """Return the ``thing`` that each rank passes."""
         found: list[Any] = [None] * self._size
         with _talking():
             dist.all_gather_object(found, thing, group=self._group)
@@ -228,7 +226,7 @@ class Ranks(OneProcess):
 
 
 class GroupFailed(RuntimeError):
-    """A message did not arrive."""
+    """A message between the ranks did not arrive."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The value, joined to the generator's graph by gradients that are known already."""
+"""The loss that a call returns: a value, joined to the generator's graph by gradients that are computed already."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..call.messages import users_line
 from ..evaluation.gradients import GIVEN_BACK
+from ..torch_private import after_backward
 from .sensitivity import Sensitivity
 
 _NO_SECOND_TERM = (
@@ -23,19 +24,19 @@ _NOT_THROUGH_D = (
 
 
 class SecondTermMissing(UserWarning):
-    """d_loss does not depend on the generator, or g_loss not on the discriminator that is unrolled."""
+    """``d_loss`` does not depend on the generator, or ``g_loss`` does not depend on the unrolled discriminator."""
 
 
 def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool) -> None:
-    """Refuse a result that depends on no generator, and warn of one that lacks the second term of Eq. 12.
+    """Raise for a result that depends on no generator, and warn of one that lacks the second term of Eq. 12.
 
     Args:
-        found: the derivative.
+        found: the derivative of the result.
         given: the tensors of the batch.
-        stop_gradient: whether the first term alone is asked for.
+        stop_gradient: whether only the first term is wanted.
 
     Raises:
-        ValueError: it depends on no generator.
+        ValueError: the result depends on no generator.
     """
     if not (found.first_term or found.second_term):
         batch = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in given)
@@ -49,10 +50,10 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
 
 
 def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
-    """A scalar equal to ``value`` whose backward pass gives each tensor of the user's its gradient, once.
+    """Return a scalar equal to ``value`` whose backward pass gives each of the user's tensors its gradient.
 
     Raises:
-        ValueError: such a tensor has no memory.
+        ValueError: the memory of such a tensor has been freed.
     """
     pairs = list(sensitivity.pairs())
     if any(t.numel() and not t.untyped_storage().size() for t, _ in pairs):
@@ -64,7 +65,7 @@ def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
 
 
 def _refuse_nan(edge: Sequence[Any]) -> None:
-    """What is handed to a graph that a loss captures is known in the caller's backward pass alone: check at its end."""
+    """Check gradients that pass into captured graphs at the end of the caller's backward pass, which computes them."""
     totals: list[Tensor] = []
 
     def check() -> None:
@@ -78,7 +79,7 @@ def _refuse_nan(edge: Sequence[Any]) -> None:
 
     def note(found: Sequence[Tensor | None], of: Any) -> None:  # noqa: ARG001
         if not totals:
-            torch.autograd.Variable._execution_engine.queue_callback(check)  # type: ignore[attr-defined]
+            after_backward(check)
         totals.extend(g.detach().abs().max() for g in found if g is not None and g.numel())
 
     for node in edge:
@@ -98,13 +99,13 @@ class _HandOver(torch.autograd.Function):
         scale = grad_output.detach().reshape(())
         given = [g * scale.to(g.device, g.dtype) for g in grads]
         if torch.is_grad_enabled():
-            # The sweep's own graph is gone: a second derivative would leave out how these gradients move.
+            # The graph of the sweep is gone, so a second derivative would omit how these gradients change.
             given = [_Once.apply(g, *tensors) for g in given]
         return None, None, *given
 
 
 class _Once(torch.autograd.Function):
-    """A gradient that depends on ``tensors``, in a way that nobody can differentiate."""
+    """A gradient that depends on ``tensors``, and raises when it is differentiated."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, *tensors: Tensor) -> Tensor:

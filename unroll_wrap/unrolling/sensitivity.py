@@ -1,4 +1,4 @@
-"""The derivative of the result with respect to what is the user's."""
+"""The accumulated derivative of the result with respect to the user's tensors."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from ..evaluation.evaluate import Evaluation
 
 
 class Sensitivity:
-    """The derivative of the result with respect to what is the user's, gathered by the reverse sweep.
+    """The derivative of the result with respect to the user's tensors, accumulated by the reverse sweep.
 
     Attributes:
-        surrogates: scalars whose own gradient is a part of it, for graphs made before the call.
-        edge: the nodes that hand it over to these graphs.
-        first_term: whether ``g_loss`` depends on anything outside D.
-        second_term: whether ``d_loss`` does, in a way that matters to ``g_loss``.
-        through_d: whether ``g_loss`` depends on what moves in D.
+        surrogates: scalars whose gradients complete the derivative, through graphs made before the call.
+        edge: the nodes of the losses that pass gradients on to these graphs.
+        first_term: whether ``g_loss`` depends on a tensor outside D.
+        second_term: whether ``d_loss`` depends on one, and ``g_loss`` on it through D's steps.
+        through_d: whether ``g_loss`` depends on the parameters that move.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class Sensitivity:
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
-        """Add the gradients of tensors of the user's.
+        """Add gradients with respect to the user's tensors.
 
         Returns:
-            Whether any of them is more than a leaf of the loss's own, such as a gradient penalty makes.
+            Whether any of these tensors is more than a leaf that the loss itself made, for a gradient penalty say.
         """
         reached = False
         for tensor, grad in zip(users, grads, strict=True):
@@ -41,10 +41,10 @@ class Sensitivity:
         return reached
 
     def through(self, surrogate: Tensor, evaluation: Evaluation) -> None:
-        """Add what a scalar depends on by graphs made before the call.
+        """Add the derivative of a scalar through graphs made before the call.
 
-        The user's backward pass goes through them later, and leaves gradients wherever they end. If that is D as well,
-        which is not to have any, the ends that are meant get theirs now.
+        The user's backward pass will go through them and leave gradients at all of their leaves. If some of these are
+        D's, which must not receive any, the gradients of the other leaves are computed now instead.
         """
         if not evaluation.stale:
             self.surrogates.append(surrogate)
@@ -52,9 +52,9 @@ class Sensitivity:
             self.add(ends, torch.autograd.grad(surrogate, ends, allow_unused=True, retain_graph=True))
 
     def tensors(self) -> list[Tensor]:
-        """All that the gradient is made of."""
+        """Return all tensors that the derivative consists of."""
         return [*(g for _, g in self._sums.values()), *self.surrogates]
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tensors of the user's with the gradient of each."""
+        """Iterate over the user's tensors, each with its gradient."""
         return iter(self._sums.values())

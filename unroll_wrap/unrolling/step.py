@@ -1,4 +1,4 @@
-"""Where the inner optimization stands, and one step of it."""
+"""The records of the inner optimization: a point that it has reached, and one step from there."""
 
 from typing import Any, NamedTuple
 
@@ -11,14 +11,14 @@ from .one_process import Grads
 
 
 class Point(NamedTuple):
-    """Where the inner optimization stands: θ^k with the optimizer's state, and D's buffers."""
+    """A point of the inner optimization: θ^k with the optimizer's state, D's buffers and the contents of containers."""
 
     blocks: list[Block]
     buffers: tuple[Tensor, ...]
     contents: Any = None
 
     def params(self) -> list[Tensor]:
-        """θ^k, parameter by parameter."""
+        """Return θ^k as a list of parameters."""
         return params_of(self.blocks)
 
 
@@ -26,11 +26,11 @@ class Step(NamedTuple):
     """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``.
 
     Attributes:
-        start: θ^k.
-        evaluation: of ``d_loss``.
-        grads: of it, with their graph.
-        averages: the gradients that the update went by, where they are those of several ranks.
-        update: to θ^{k+1}.
+        start: the point θ^k.
+        evaluation: the run of ``d_loss``.
+        grads: the gradients of ``d_loss``, with their graph.
+        averages: the averaged gradients that the update used, if there are several ranks.
+        update: the update to θ^{k+1}.
     """
 
     start: Point

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..call.batch import tensors_in
+from ..call.logits import check_logits
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, differentiate
 from ..evaluation.graph import reach
@@ -134,6 +135,8 @@ class Unroll:
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
             self._check_frozen(evaluation)
+        if k == 0:
+            check_logits(self.d_loss, evaluation.loss, self.evaluate.on_logits)
         return evaluation
 
     def _check_frozen(self, evaluation: Evaluation) -> None:

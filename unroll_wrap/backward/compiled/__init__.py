@@ -1,4 +1,4 @@
-"""Inner steps as compiled functions."""
+"""The backward that compiles the inner steps and their pullbacks."""
 
 from .compiled import Compiled
 

@@ -1,6 +1,6 @@
-"""Compiled functions of one inner step, called K times each.
+"""``Compiled``: compile one inner step and its pullback, and call each of the two functions K times.
 
-The whole unrolled call as one graph compiles for minutes and runs slower than eager.
+One graph for the whole unrolled call would take minutes to compile and would run slower than eager mode.
 """
 
 import logging
@@ -21,20 +21,20 @@ from .program import Program, Taken
 
 logger = logging.getLogger("unroll_wrap")
 
-# Of programs for one loss: batches of ever new shapes, or a new lambda in every call, would compile for ever.
+# The number of programs for one loss: ever new batch shapes, or a new lambda in every call, would compile forever.
 _MOST = 8
 
 
 @dataclass(frozen=True)
 class Compiled(Backward):
-    """For small nets, where calling operators costs more than computing: several times faster.
+    """Several times faster for small networks, where calling operators costs more than computing.
 
-    The loss is traced: its Python runs once, and what it reads besides its arguments counts as constant. A loss that
-    draws random numbers, branches on data, captures tensors or reaches a generator cannot be compiled; it is then run
-    by ``Store()``, with one notice in the logger ``unroll_wrap``. Every call checks the compiled loss of its first step
-    against the loss itself.
+    The loss is traced: its Python runs once, and all that it reads besides its arguments is taken for constant. A loss
+    that draws random numbers, branches on data, captures tensors or reaches a generator cannot be compiled; it runs as
+    under ``Store()``, and the logger ``unroll_wrap`` says so once. Every call checks the compiled loss of its first
+    step against the loss itself.
 
-    The first call takes ten seconds to two minutes, more where D has convolutions. Memory is that of ``Recompute()``.
+    The first call takes ten seconds to two minutes, more if D has convolutions. Memory is that of ``Recompute()``.
     """
 
     second_order = True
@@ -44,15 +44,15 @@ class Compiled(Backward):
     _reported: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> Any:
-        """What is compiled is for these very modules and losses: a copy compiles anew."""
+        """Copy and pickle without the compiled programs, which serve these modules and losses only."""
         return type(self), ()
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """A stack of points."""
+        """Return a tape that keeps the inputs of each differentiated step."""
         return _Stack(unroll, first, self)
 
     def _program(self, unroll: Unroll, point: Point, batch: Batch) -> Program | None:
-        """The functions for inputs such as these; None if there are none."""
+        """Return the program for inputs of this kind, compiled on first use; None if it cannot be compiled."""
         key = None
         try:
             key = _key(unroll, point, batch)
@@ -62,22 +62,22 @@ class Compiled(Backward):
                     raise ValueError(
                         f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction"
                     )
-                # Whose identities stand in the key.
+                # The key holds the ids of these objects, so they have to stay alive.
                 self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
                 logger.info(
                     "d_loss is compiled, which takes a while: kind %d of loss and batch.", len(self._programs) + 1
                 )
-                # Tracing runs the loss, which may draw.
+                # Tracing runs the loss, which may draw random numbers.
                 with RandomState(unroll.evaluate.owned).replayed():
                     self._programs[key] = Program(unroll, point, batch)
         except FloatingPointError:
-            return None  # Another time: this call is about to raise.
+            return None  # A later call will compile it: this one is about to raise.
         except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
             self._give_up(key, f"{type(error).__name__}: {error}")
         return self._programs[key]
 
     def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
-        """Whether the compiled loss is still the loss; else it is given up."""
+        """Return whether the compiled loss still equals ``d_loss``; if not, stop using the program."""
         positional = batch.arguments[0]
         evaluation = unroll.evaluate(
             "d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False, contents=point.contents
@@ -92,11 +92,11 @@ class Compiled(Backward):
 
     @property
     def in_use(self) -> bool:
-        """Whether anything has been compiled."""
+        """Whether any loss has been compiled."""
         return any(self._programs.values())
 
     def _give_up(self, key: Any, reason: str) -> None:
-        """Run this loss by ``Store()`` from now on, and say each reason once."""
+        """Run this loss as under ``Store()`` from now on, and log each reason once."""
         if reason not in self._reported:
             self._reported.add(reason)
             logger.warning("d_loss is not compiled but run as it is: %.500s", reason)
@@ -104,12 +104,12 @@ class Compiled(Backward):
 
 
 def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
-    """Inputs of one key have the same program."""
+    """Return a key that is equal for all inputs of the same program."""
     evaluate, whole, loss = unroll.evaluate, in_closed_form(unroll, point), unroll.d_loss
     moving = [t for b in point.blocks for t in (tensors_of(values_of(b)) if whole else [b.params])]
     rules: list[Any] = [b.rule for b in point.blocks if whole]
     return (
-        # A method is made anew wherever it is asked for.
+        # Every access to a bound method creates a new object.
         (id(getattr(loss, "__self__", loss)), getattr(loss, "__func__", None)),
         evaluate.second_order,
         bool(evaluate.hooks),

@@ -1,4 +1,4 @@
-"""An inner step and its pullback as functions of tensors alone, to be compiled."""
+"""An inner step and its pullback as functions of tensors only, which can be traced and compiled."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from ...unrolling.unroll import Unroll
 
 
 class Batch(NamedTuple):
-    """A batch of the user's.
+    """The arguments of a loss, and the tensors in them.
 
     Attributes:
-        arguments: what the losses take after D, and by keyword.
-        tensors: all in there, each once, in the order in which they first come.
-        detached: the same without graph.
+        arguments: the positional arguments after D, and the keyword arguments.
+        tensors: every tensor in ``arguments``, each once, in the order of first occurrence.
+        detached: ``tensors``, detached from their graphs.
     """
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -34,16 +34,12 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, batch: tuple[Any, ...], kwargs: dict[str, Any]) -> "Batch":
-        """Its tensors found once, for all steps."""
+        """Collect the tensors of a batch, once for all steps that use it."""
         tensors = distinct(tensors_in(batch, kwargs))
         return cls((batch, kwargs), tensors, [t.detach() for t in tensors])
 
     def structure(self) -> Any:
-        """All but the values of tensors, to compare.
-
-        Raises:
-            ValueError: there is something that cannot be compared.
-        """
+        """Return all but the values of the tensors as a hashable value; raise ValueError for what has none."""
         place = {id(t): i for i, t in enumerate(self.tensors)}
 
         def of(value: Any) -> Any:
@@ -63,23 +59,22 @@ class Batch(NamedTuple):
 
 
 def in_closed_form(unroll: Unroll, point: Point) -> bool:
-    """Whether a step is the network's gradient and rules in closed form, and nothing else.
+    """Return whether a step is nothing but the network's gradient and rules in closed form, in at least 32 bits.
 
-    And in 32 bits at least: the numbers of a rule are tensors of its parameters' precision there, and in 16 bits 0.999
-    is 1.
+    A compiled rule has its numbers in the precision of its parameters, and in bfloat16 0.999 is 1.
     """
     alone = type(unroll.ranks) is OneProcess and not unroll.transforms
     return alone and all(isinstance(b.rule, ClosedRule) and b.params.itemsize > 2 for b in point.blocks)
 
 
 class Functions:
-    """A step and its pullback as functions of tensors alone.
+    """A step and its pullback as functions of tensors only.
 
-    Both take the numbers of the rules, θ and state, the buffers and the batch; ``pullback`` also the cotangents of the
-    new θ and state.
+    Both take the numbers of the rules, θ and the optimizer state, the buffers and the batch; ``pullback`` also takes
+    the cotangents of the new θ and state.
 
     Attributes:
-        found: which tensors of the batch ``pullback`` has a cotangent for, known once it has run.
+        found: for each tensor of the batch, whether ``pullback`` returns a cotangent; set when ``pullback`` runs.
     """
 
     def __init__(self, unroll: Unroll, start: Point, batch: Batch) -> None:
@@ -89,14 +84,14 @@ class Functions:
         self.found: list[bool] = []
 
     def step(self, *tensors: Tensor) -> list[Tensor]:
-        """The loss, the new θ and state, and the buffers."""
+        """Return the loss, the new θ and state, and the buffers."""
         _, following, step, _ = self._run(iter(tensors), differentiable=False)
         loss = step.evaluation.loss.detach().reshape(())
         blocks = regroup(following.blocks, layout(self._start.blocks))
         return [loss, *(t for b in blocks for t in tensors_of(values_of(b))), *following.buffers]
 
     def pullback(self, *tensors: Tensor) -> list[Tensor]:
-        """The cotangents of θ and state, and those that there are of the batch."""
+        """Return the cotangents of θ and state, and of those tensors of the batch that have one."""
         rest = iter(tensors)
         unroll, following, step, leaves = self._run(rest, differentiable=True)
         bars = [each(b, lambda _: next(rest)) for b in self._start.blocks]
@@ -111,7 +106,7 @@ class Functions:
     def _run(self, rest: Iterator[Tensor], differentiable: bool) -> tuple[Unroll, Point, Step, list[Tensor]]:
         blocks = [b._replace(rule=_numbered(b, rest)) for b in self._start.blocks]
         blocks = [each(b, lambda _: next(rest)) for b in blocks]
-        # A compiler fuses what is done to each parameter with what made its gradient; to join all would come between.
+        # With a block for each parameter, the compiler can fuse its update with the kernel that made its gradient.
         blocks = regroup(blocks, [(i,) for b in blocks for i in b.index])
         buffers = tuple(next(rest) for _ in self._start.buffers)
         leaf_of = {id(t): next(rest).detach().requires_grad_(t.requires_grad) for t in self._batch.tensors}
@@ -125,7 +120,7 @@ class Functions:
 
 
 class _Numbered(ClosedRule):
-    """A rule whose numbers are tensors."""
+    """A rule in closed form whose numbers are tensors, the inputs of a compiled function."""
 
     def __init__(self, rule: ClosedRule, numbers: Any) -> None:
         self.numbers = lambda state: numbers  # noqa: ARG005
@@ -141,17 +136,17 @@ def _numbered(block: Block, rest: Iterator[Tensor]) -> UpdateRule:
 
 
 def followed(block: Block) -> Block:
-    """The block, whose tensors have moved, with its numbers moved too."""
+    """Return a block whose tensors have been updated, with the numbers in its state updated too."""
     rule = block.rule
     assert isinstance(rule, ClosedRule)
     return block._replace(state=rule.following(block.state, tensors_of(block.state)))
 
 
 class _Gradient(UpdateRule):
-    """The gradient itself for the new parameter."""
+    """A rule that returns the gradient in place of the new parameter."""
 
     def with_pullback(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any, Pullback]:  # noqa: ARG002
-        """θ plays no part."""
+        """Return ``grad`` and the identity as its pullback; ``param`` is not used."""
         return grad, state, lambda bars, _: (bars[0], [None])  # pyright: ignore[reportReturnType]
 
 
@@ -159,7 +154,7 @@ GRADIENT = _Gradient()
 
 
 def inputs_of(point: Point, batch: Batch) -> list[Tensor]:
-    """What the functions are called with, in their order."""
+    """Return the arguments of ``Functions.step``, in its order."""
     numbers = [
         b.params.new_tensor([float(n) for n in b.rule.numbers(b.state)])
         for b in point.blocks

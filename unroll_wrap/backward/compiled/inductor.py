@@ -1,4 +1,4 @@
-"""A function of plain tensors as kernels: traced with the derivatives taken inside it, then compiled."""
+"""Compile a function of plain tensors, with the derivatives that it takes, into kernels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,18 +8,20 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ...torch_private import compile_ahead
+
 
 def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """The same function, for tensors like these, without autograd.
+    """Return ``function`` compiled for tensors like ``inputs``, without autograd.
 
     Raises:
-        ValueError: it depends on more than its arguments.
+        ValueError: it depends on something besides its arguments.
     """
     with torch.enable_grad():
         traced = _trace(function, inputs)
     with torch.no_grad():
-        compiled: Any = torch._inductor.compile(traced, inputs)  # pyright: ignore[reportArgumentType]
-    # Compiled code is for the strides that it was made with, and a cotangent has what strides it has.
+        compiled: Any = compile_ahead(traced, inputs)
+    # Compiled code needs the strides that it was compiled for, and a cotangent may have others.
     strides = [t.stride() for t in inputs]
     return lambda *tensors: compiled(*map(_with_strides, tensors, strides))
 
@@ -41,7 +43,7 @@ def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Graph
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """A product with a dimension of at most 4, as products and sums: these are fused, calls of mm and bmm never are."""
+    """Multiply matrices with a dimension of at most 4 entry by entry: the compiler fuses this, but never mm or bmm."""
     rows, inner, columns = *a.shape[-2:], b.shape[-1]
     if inner <= 4:
         terms = [a[..., i : i + 1] * b[..., i : i + 1, :] for i in range(inner)]
@@ -55,7 +57,7 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
     product = _mm(a, b)
-    # At beta = 0 torch never reads the bias, which may be anything.
+    # With beta = 0 torch never reads the bias, which may hold anything.
     return product if product is NotImplemented else alpha * product + (beta * bias if beta else 0)
 
 

@@ -1,7 +1,7 @@
-"""An inner step as two compiled functions, forwards and back, of plain tensors and without autograd.
+"""An inner step and its pullback as two compiled functions of plain tensors, without autograd.
 
-What is traced is ``Unroll`` itself. Autograd through one compiled step would keep what its kernels were fused to avoid,
-so the way back computes the step again: that costs less than to read and write what was kept.
+The traced code is ``Unroll`` itself. Autograd through a compiled step would store the intermediate results that fused
+kernels avoid. The pullback computes the step again instead, which costs less than writing and reading them.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ from .inductor import compile_function
 
 
 class Taken(NamedTuple):
-    """What the pullback of a step starts from.
+    """What the pullback of a step needs.
 
     Attributes:
-        program: the functions.
-        start: θ^k as they have it.
-        batch: of the step.
-        inputs: all that the step was computed from.
-        update: the rules' part, where that is apart.
+        program: the compiled functions of the step.
+        start: θ^k in the blocks that these functions use.
+        batch: the arguments of the loss in this step.
+        inputs: the arguments of the compiled step.
+        update: the update by the rules, where that is no part of the compiled step.
     """
 
     program: "Program"
@@ -41,17 +41,17 @@ class Taken(NamedTuple):
 class Program:
     """The compiled step for inputs of one kind.
 
-    One function is both the network's gradient and the optimizer's rule, where the rule is in closed form and nothing
-    comes between the two. Otherwise it is the gradient alone, and rule and transforms run eagerly.
+    It contains the network's gradient and the optimizer's rule, if the rule is in closed form and nothing comes between
+    the two. Otherwise it contains the gradient only, and the rule and the transforms run eagerly.
 
     Args:
-        unroll: a call.
-        point: where it starts.
-        batch: of its first step.
+        unroll: the call in which the program is compiled.
+        point: the start of the step.
+        batch: the arguments of the loss in this step.
 
     Raises:
-        ValueError: the loss cannot be compiled, or the compiled functions are not its own.
-        FloatingPointError: there is nothing to compare them with.
+        ValueError: the loss cannot be compiled, or the compiled functions return other values.
+        FloatingPointError: the loss is not finite, so no values can be compared.
     """
 
     def __init__(self, unroll: Unroll, point: Point, batch: Batch) -> None:
@@ -67,10 +67,10 @@ class Program:
         self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
         start = self._start(point)
-        # Plain leaves, made by an operator: to the tracer one made without is a constant.
+        # The tracer takes a leaf for a constant unless an operator has made it.
         plain_leaves = replace(unroll.evaluate, leaf=lambda p: p.detach().requires_grad_())
         own, traced = Functions(unroll, start, batch), Functions(replace(unroll, evaluate=plain_leaves), start, batch)
-        # From a state as large as the gradient, where every rule is smooth and an error in the gradient shows.
+        # Compare at a state as large as the gradient, where every rule is smooth and an error in the gradient shows.
         size = length(grads) / sum(g.numel() for g in grads if g is not None) ** 0.5 or 1.0
         smooth = [b._replace(state=each(b, lambda t: torch.full_like(t, size)).state) for b in start.blocks]
         inputs = inputs_of(start._replace(blocks=smooth), batch)
@@ -85,7 +85,7 @@ class Program:
     def step(
         self, unroll: Unroll, point: Point, batch: Batch, differentiable: bool, right: Callable[[Tensor], bool]
     ) -> tuple[Point, Taken] | None:
-        """As ``Unroll.step``; None, and nothing has happened, if the loss is not ``right``."""
+        """Take one step as ``Unroll.step`` does; return None and change nothing unless ``right(loss)``."""
         start = self._start(point)
         inputs = inputs_of(start, batch)
         with torch.no_grad():
@@ -104,7 +104,7 @@ class Program:
         return Point(update.following(), buffers), Taken(self, start, batch, inputs, update)
 
     def pullback(self, unroll: Unroll, taken: Taken, cotangent: list[Block]) -> list[Block]:
-        """As ``Unroll.pullback``."""
+        """Return the cotangent of θ^k from that of θ^{k+1}, as ``Unroll.pullback`` does."""
         if not taken.update:
             return self._back(unroll, taken, cotangent)
         bars, of_old = taken.update.pullback(cotangent)
@@ -113,13 +113,13 @@ class Program:
         return taken.update.cotangent(of_old, [b.params for b in found])
 
     def _start(self, point: Point) -> Point:
-        """The point as the functions have it."""
+        """Return the point in the blocks that the compiled functions use."""
         if self._whole:
             return point
         return point._replace(blocks=[Block(GRADIENT, (i,), (p.shape,), p, ()) for i, p in enumerate(point.params())])
 
     def _back(self, unroll: Unroll, taken: Taken, cotangent: list[Block]) -> list[Block]:
-        """By the function alone."""
+        """Return the cotangent that the compiled pullback gives, and add that of the batch to the sensitivity."""
         given = pairs(taken.start.blocks, cotangent)
         if all(bar is None for _, bar in given):
             return cotangent
@@ -135,11 +135,7 @@ class Program:
 def _same(
     function: Callable[..., Sequence[Tensor]], own: Callable[..., list[Tensor]], inputs: list[Tensor]
 ) -> list[Tensor]:
-    """The results of ``own``.
-
-    Raises:
-        ValueError: those of ``function`` are others.
-    """
+    """Return the results of ``own``; raise ValueError if ``function`` returns other values."""
     expected = [t.detach() for t in own(*inputs)]
     with torch.no_grad():
         found = function(*inputs)
@@ -148,7 +144,7 @@ def _same(
         if not one.is_floating_point():
             right = one.equal(other)
         else:
-            # Of what is small beside the rest, as a gradient by fake often is, rounding is a larger part.
+            # Rounding is a larger part of results that are small beside the rest, as the gradient of fake often is.
             eps = torch.finfo(one.dtype).eps
             right = (one - other).norm() <= 100 * eps**0.75 * other.norm() + 10 * eps * longest
         if not right:

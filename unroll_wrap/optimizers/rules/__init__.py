@@ -1,1 +1,1 @@
-"""Optimizers with a rule of their own, one a file."""
+"""The update rules of known optimizers, one algorithm per file."""

@@ -10,7 +10,7 @@ from ..rule import UpdateRule, sqrt
 
 
 class A2GradState(NamedTuple):
-    """Updates so far, the last weight of the new point, the noise estimates, the mean of g, and the second sequence.
+    """The number of updates, the last α, the noise estimates v and its running mean, the mean of g, and x.
 
     The optimizer keeps the noise as a Python number, although it depends on the gradients.
     """
@@ -35,16 +35,16 @@ class A2GradUni(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> A2GradState:
-        """No update yet."""
+        """Return the state before the first update."""
         return A2GradState(0.0, 1.0, param.new_zeros(()), None, None, None)
 
     def noise(self, deviation: Tensor, state: A2GradState) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The noise estimates after this update, and h."""
+        """Return the noise estimates after this update, and h."""
         v_k = state.v_k + deviation
         return v_k, None, sqrt(v_k)
 
     def update(self, param: Tensor, grad: Tensor, state: A2GradState) -> tuple[Tensor, A2GradState]:
-        """One step, in the order of operations of ``torch_optimizer.a2grad``."""
+        """Take one step, in the order of operations of ``torch_optimizer.a2grad``."""
         k = state.step
         avg_grad = grad if state.avg_grad is None else state.avg_grad
         avg_grad = (avg_grad * k + grad) / (k + 1)
@@ -58,22 +58,22 @@ class A2GradUni(UpdateRule):
 
 @dataclass(frozen=True)
 class A2GradInc(A2GradUni):
-    """The same with noise that forgets: v ← v · (k / (k + 1))² + ‖g - ḡ‖²."""
+    """A2Grad with noise that forgets: h² = v with v ← v · (k / (k + 1))² + ‖g - ḡ‖²."""
 
     def noise(self, deviation: Tensor, state: A2GradState) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The noise estimate after this update, and h = √v."""
+        """Return the noise estimate after this update, and h = √v."""
         v_k = state.v_k * (state.step / (state.step + 1)) ** 2 + deviation
         return v_k, None, sqrt(v_k)
 
 
 @dataclass(frozen=True)
 class A2GradExp(A2GradUni):
-    """The same with the running mean of the noise, or its largest value so far: h² = (k + 1) · v."""
+    """A2Grad with h² = (k + 1) · v, where v is the largest running mean of the noise so far."""
 
     rho: float
 
     def noise(self, deviation: Tensor, state: A2GradState) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The largest and the running noise after this update, and h."""
+        """Return the largest and the current running mean of the noise after this update, and h."""
         v_kk = deviation if state.v_kk is None else state.v_kk * self.rho + (1 - self.rho) * deviation
         v_k = torch.maximum(v_kk, state.v_k)
         return v_k, v_kk, sqrt((state.step + 1) * v_k)

@@ -10,7 +10,7 @@ from ..rule import UpdateRule, sqrt
 
 
 class AdadeltaState(NamedTuple):
-    """Updates so far, and the running means of g² and of Δ²."""
+    """The number of updates, and the running means of g² and of Δ²."""
 
     step: float
     square_avg: Tensor
@@ -28,12 +28,12 @@ class Adadelta(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdadeltaState:
-        """No update yet, zero means."""
+        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return AdadeltaState(0.0, zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: AdadeltaState) -> tuple[Tensor, AdadeltaState]:
-        """One step, in the order of operations of ``torch.optim.adadelta._single_tensor_adadelta``."""
+        """Take one step, in the order of operations of ``torch.optim.adadelta._single_tensor_adadelta``."""
         if self.maximize:
             grad = -grad
         if self.weight_decay != 0:

@@ -10,7 +10,7 @@ from ..rule import UpdateRule
 
 
 class AdafactorState(NamedTuple):
-    """Updates so far, and the second moment: factored for matrices, whole for vectors."""
+    """The number of updates, and the second moment: factored for matrices, whole for vectors."""
 
     step: float
     row_var: Tensor | None
@@ -22,7 +22,7 @@ class AdafactorState(NamedTuple):
 class Adafactor(UpdateRule):
     """θ ← θ - α_t · u / max(1, RMS(u) / d), with u = g / √v and α_t = max(eps2, RMS(θ)) · min(lr, 1/√t).
 
-    For a matrix v is estimated by its row and column means alone, the outer product over the mean.
+    For a matrix, v is estimated from its row and column means: as their outer product, divided by the overall mean.
     """
 
     lr: Any
@@ -34,13 +34,13 @@ class Adafactor(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> AdafactorState:
-        """No update yet, zero moments."""
+        """Return the state before the first update."""
         if param.dim() > 1:
             return AdafactorState(0.0, torch.zeros_like(param[..., :1]), torch.zeros_like(param[..., :1, :]), None)
         return AdafactorState(0.0, None, None, torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: AdafactorState) -> tuple[Tensor, AdafactorState]:
-        """One step, in the order of operations of ``torch.optim._adafactor._single_tensor_adafactor``."""
+        """Take one step, in the order of operations of ``torch.optim._adafactor._single_tensor_adafactor``."""
         step = state.step + 1
         eps1, eps2 = self.eps
         eps1 = torch.finfo(param.dtype).eps if eps1 is None else eps1
@@ -65,5 +65,5 @@ class Adafactor(UpdateRule):
 
 
 def _norm(x: Tensor) -> Tensor:
-    """‖x‖₂; torch gives it the derivative 0 at x = 0, where it has none."""
+    """Return ‖x‖₂, whose derivative torch takes to be 0 at x = 0, where it has none."""
     return torch.linalg.vector_norm(x)

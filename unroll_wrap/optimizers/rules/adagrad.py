@@ -10,7 +10,7 @@ from ..rule import UpdateRule, sqrt
 
 
 class AdagradState(NamedTuple):
-    """Updates so far, and the sum of g²."""
+    """The number of updates, and the sum of g²."""
 
     step: float
     sum: Tensor
@@ -28,11 +28,11 @@ class Adagrad(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdagradState:
-        """No update yet, and the sum's start."""
+        """Return the state before the first update, with the initial value of the sum."""
         return AdagradState(0.0, torch.full_like(param, self.initial_accumulator_value))
 
     def update(self, param: Tensor, grad: Tensor, state: AdagradState) -> tuple[Tensor, AdagradState]:
-        """One step, in the order of operations of ``torch.optim.adagrad._single_tensor_adagrad``."""
+        """Take one step, in the order of operations of ``torch.optim.adagrad._single_tensor_adagrad``."""
         step = state.step + 1
         if self.maximize:
             grad = -grad

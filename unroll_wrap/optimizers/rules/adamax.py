@@ -10,7 +10,7 @@ from ..rule import UpdateRule
 
 
 class AdamaxState(NamedTuple):
-    """Updates so far, the running mean of g, and the decaying maximum of |g|."""
+    """The number of updates, the running mean of g, and the decaying maximum of |g|."""
 
     step: float
     exp_avg: Tensor
@@ -28,12 +28,12 @@ class Adamax(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdamaxState:
-        """No update yet, zero moments."""
+        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return AdamaxState(0.0, zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: AdamaxState) -> tuple[Tensor, AdamaxState]:
-        """One step, in the order of operations of ``torch.optim.adamax._single_tensor_adamax``."""
+        """Take one step, in the order of operations of ``torch.optim.adamax._single_tensor_adamax``."""
         beta1, beta2 = self.betas
         step = state.step + 1
         if self.maximize:

@@ -10,7 +10,7 @@ from ..rule import Scalar, UpdateRule
 
 
 class ASGDState(NamedTuple):
-    """Updates so far, the next step size, the next averaging weight, and the average."""
+    """The number of updates, the next step size, the next averaging weight, and the average."""
 
     step: float
     eta: Scalar
@@ -34,11 +34,11 @@ class ASGD(UpdateRule):
     foreach: bool | None
 
     def init(self, param: Tensor) -> ASGDState:
-        """No update yet."""
+        """Return the state before the first update."""
         return ASGDState(0.0, Scalar.of(self.lr), Scalar.of(1.0), torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: ASGDState) -> tuple[Tensor, ASGDState]:
-        """One step, in the order of operations of ``torch.optim.asgd._single_tensor_asgd``."""
+        """Take one step, in the order of operations of ``torch.optim.asgd._single_tensor_asgd``."""
         step, eta, mu = state.step + 1, float(state.eta), float(state.mu)
         if self.maximize:
             grad = -grad
@@ -46,7 +46,7 @@ class ASGD(UpdateRule):
             grad = torch.add(grad, param, alpha=self.weight_decay)
         param = torch.add(param * (1 - self.lambd * eta), grad, alpha=-eta)
         ax = param if mu == 1 else state.ax + (param - state.ax) * mu
-        # The foreach form, torch's choice on CUDA, takes the count as the tensor that it is, and its precision with it.
+        # The foreach form, torch's default on CUDA, computes with the count as a tensor, in that tensor's precision.
         foreach = param.is_cuda if self.foreach is None else self.foreach
         count = torch.tensor(step).to(state.eta.tensor) if foreach else step
         next_eta = self.lr / ((1 + self.lambd * self.lr * count) ** self.alpha)

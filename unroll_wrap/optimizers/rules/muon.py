@@ -20,9 +20,9 @@ class MuonState(NamedTuple):
 class Muon(UpdateRule):
     """θ ← (1 - lr · weight_decay) · θ - lr · c(shape) · NS(b), with b the running mean of g.
 
-    NS is the Newton-Schulz iteration that brings all singular values of a matrix near 1. Torch runs it in bfloat16,
-    a staircase without derivative. The value here is that of the staircase, and the derivative that of the same
-    iteration without rounding.
+    NS is the Newton-Schulz iteration, which brings all singular values of a matrix near 1. Torch runs it in bfloat16,
+    whose rounding has no useful derivative. The rule returns the rounded value, with the derivative of the iteration
+    without rounding.
     """
 
     lr: Any
@@ -36,11 +36,11 @@ class Muon(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> MuonState:
-        """Zero mean."""
+        """Return the state before the first update."""
         return MuonState(torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: MuonState) -> tuple[Tensor, MuonState]:
-        """One step, in the order of operations of ``torch.optim._muon._single_tensor_muon``."""
+        """Take one step, in the order of operations of ``torch.optim._muon._single_tensor_muon``."""
         buffer = torch.lerp(state.momentum_buffer, grad, 1 - self.momentum)
         direction = torch.lerp(grad, buffer, self.momentum) if self.nesterov else buffer
         smooth = self._newton_schulz(direction)

@@ -10,7 +10,7 @@ from ..rule import Scalar, UpdateRule, sqrt
 
 
 class NAdamState(NamedTuple):
-    """Updates so far, the product of the momentum schedule, and the running moments."""
+    """The number of updates, the product Πμ of the momentum schedule, and the running moments."""
 
     step: float
     mu_product: Scalar
@@ -22,7 +22,7 @@ class NAdamState(NamedTuple):
 class NAdam(UpdateRule):
     """θ ← θ - lr · ((1 - μ_t) / (1 - Πμ) · g + μ_{t+1} / (1 - Πμ · μ_{t+1}) · m) / (√v̂ + eps).
 
-    Adam with Nesterov's look-ahead; μ_t = beta1 · (1 - 0.5 · 0.96^(t · momentum_decay)).
+    This is Adam with Nesterov's look-ahead, and μ_t = beta1 · (1 - 0.5 · 0.96^(t · momentum_decay)).
     """
 
     lr: Any
@@ -34,12 +34,12 @@ class NAdam(UpdateRule):
     decoupled_weight_decay: bool
 
     def init(self, param: Tensor) -> NAdamState:
-        """No update yet, zero moments."""
+        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return NAdamState(0.0, Scalar.of(1.0), zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: NAdamState) -> tuple[Tensor, NAdamState]:
-        """One step of ``torch.optim.nadam._single_tensor_nadam``."""
+        """Take one step of ``torch.optim.nadam._single_tensor_nadam``."""
         beta1, beta2 = self.betas
         step = state.step + 1
         if self.maximize:
@@ -56,7 +56,7 @@ class NAdam(UpdateRule):
         exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
         denominator = sqrt(exp_avg_sq / float(1 - beta2**step)) + self.eps
         product = float(mu_product)
-        # torch divides twice; the quotient of the sum is half of the derivative's work.
+        # torch divides twice; dividing the sum once takes half the work in the derivative.
         of_grad, of_avg = float(self.lr * (1 - mu) / (1 - product)), float(self.lr * mu_next / (1 - product * mu_next))
         direction = torch.add(grad * of_grad, exp_avg, alpha=of_avg)
         param = torch.addcdiv(param, direction, denominator, value=-1)

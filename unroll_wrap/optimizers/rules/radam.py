@@ -10,7 +10,7 @@ from ..rule import UpdateRule, sqrt
 
 
 class RAdamState(NamedTuple):
-    """Updates so far, and the running moments."""
+    """The number of updates, and the running moments."""
 
     step: float
     exp_avg: Tensor
@@ -19,9 +19,9 @@ class RAdamState(NamedTuple):
 
 @dataclass(frozen=True)
 class RAdam(UpdateRule):
-    """θ ← θ - lr · m̂ · r_t / (√v̂ + eps), or without the quotient while too few updates estimate v.
+    """θ ← θ - lr · m̂ · r_t / (√v̂ + eps), or θ ← θ - lr · m̂ while too few updates estimate v.
 
-    r_t rectifies the variance of 1/√v; it exists once ρ_t = ρ_∞ - 2 t beta2^t / (1 - beta2^t) is above 5.
+    r_t rectifies the variance of 1/√v; it is defined once ρ_t = ρ_∞ - 2 t beta2^t / (1 - beta2^t) exceeds 5.
     """
 
     lr: Any
@@ -32,12 +32,12 @@ class RAdam(UpdateRule):
     decoupled_weight_decay: bool
 
     def init(self, param: Tensor) -> RAdamState:
-        """No update yet, zero moments."""
+        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return RAdamState(0.0, zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: RAdamState) -> tuple[Tensor, RAdamState]:
-        """One step of ``torch.optim.radam._single_tensor_radam``."""
+        """Take one step of ``torch.optim.radam._single_tensor_radam``."""
         beta1, beta2 = self.betas
         step = state.step + 1
         if self.maximize:
@@ -52,7 +52,7 @@ class RAdam(UpdateRule):
         bias_correction2 = 1 - beta2**step
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * step * beta2**step / bias_correction2
-        # torch multiplies the tensors by one scalar after the other; a tensor lr of less precision is exact in theirs.
+        # torch multiplies the tensors by one scalar after another, and a tensor lr of low precision is exact in theirs.
         step_size = float(self.lr) / (1 - beta1**step)
         if rho > 5:
             rectifier = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5

@@ -10,7 +10,7 @@ from ..rule import UpdateRule, sqrt
 
 
 class RMSpropState(NamedTuple):
-    """Updates so far, the running means of g² and (centered) of g, and the velocity."""
+    """The number of updates, the running mean of g², the velocity, and, if ``centered``, the running mean of g."""
 
     step: float
     square_avg: Tensor
@@ -20,9 +20,9 @@ class RMSpropState(NamedTuple):
 
 @dataclass(frozen=True)
 class RMSprop(UpdateRule):
-    """θ ← θ - lr · g / (√v + eps), with v the running mean of g²; less the squared mean of g when ``centered``.
+    """θ ← θ - lr · g / (√v + eps), with v the running mean of g², minus the squared mean of g if ``centered``.
 
-    With momentum the quotient goes through a velocity b ← momentum · b + g / (√v + eps).
+    With momentum, θ ← θ - lr · b with the velocity b ← momentum · b + g / (√v + eps).
     """
 
     lr: Any
@@ -34,16 +34,16 @@ class RMSprop(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> RMSpropState:
-        """No update yet, zero means."""
+        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return RMSpropState(0.0, zeros, zeros if self.momentum > 0 else None, zeros if self.centered else None)
 
     def adopt(self, state: RMSpropState) -> RMSpropState:
-        """The mean of g counts when ``centered`` alone."""
+        """Return the state without the mean of g, unless ``centered``."""
         return state if self.centered else state._replace(grad_avg=None)
 
     def update(self, param: Tensor, grad: Tensor, state: RMSpropState) -> tuple[Tensor, RMSpropState]:
-        """One step, in the order of operations of ``torch.optim.rmsprop._single_tensor_rmsprop``."""
+        """Take one step, in the order of operations of ``torch.optim.rmsprop._single_tensor_rmsprop``."""
         if self.maximize:
             grad = -grad
         if self.weight_decay != 0:

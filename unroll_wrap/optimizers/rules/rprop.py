@@ -10,7 +10,7 @@ from ..rule import UpdateRule
 
 
 class RpropState(NamedTuple):
-    """Updates so far, the last gradient, and a step size for every entry."""
+    """The number of updates, the last gradient, and a step size for every entry."""
 
     step: float
     prev: Tensor
@@ -19,10 +19,10 @@ class RpropState(NamedTuple):
 
 @dataclass(frozen=True)
 class Rprop(UpdateRule):
-    """θ ← θ - sign(g) · s; s grows by η⁺ where g keeps its sign, and shrinks by η⁻ where it turns, without a move.
+    """θ ← θ - sign(g) · s; s grows by η⁺ where g keeps its sign, and shrinks by η⁻ where g changes it: θ then stays.
 
-    The sign has no derivative: θ' depends on G through the step sizes alone, which change by constant factors, so
-    the second term of Eq. 12 is zero almost everywhere.
+    The sign is constant almost everywhere, and s changes by constant factors, so the second term of Eq. 12 is zero
+    almost everywhere.
     """
 
     lr: Any
@@ -31,11 +31,11 @@ class Rprop(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> RpropState:
-        """No gradient yet, steps of size lr."""
+        """Return the state before the first update, with step sizes of lr."""
         return RpropState(0.0, torch.zeros_like(param), torch.full_like(param, float(self.lr)))
 
     def update(self, param: Tensor, grad: Tensor, state: RpropState) -> tuple[Tensor, RpropState]:
-        """One step, in the order of operations of ``torch.optim.rprop._single_tensor_rprop``."""
+        """Take one step, in the order of operations of ``torch.optim.rprop._single_tensor_rprop``."""
         shrink, grow = self.etas
         if self.maximize:
             grad = -grad

@@ -10,16 +10,16 @@ from ..rule import UpdateRule
 
 
 class SGDState(NamedTuple):
-    """The velocity; None before the first update with momentum, and always without."""
+    """The velocity; None before the first update, and always without momentum."""
 
     momentum_buffer: Tensor | None
 
 
 @dataclass(frozen=True)
 class SGD(UpdateRule):
-    """θ ← θ - lr · b, with b ← momentum · b + (1 - dampening) · g; b is g itself at the first update.
+    """θ ← θ - lr · b, with b ← momentum · b + (1 - dampening) · g; at the first update, b = g.
 
-    Nesterov's form steps along g + momentum · b.
+    With ``nesterov``, θ ← θ - lr · (g + momentum · b).
     """
 
     lr: Any
@@ -30,11 +30,11 @@ class SGD(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> SGDState:
-        """No velocity yet."""
+        """Return the state before the first update."""
         return SGDState(None)
 
     def update(self, param: Tensor, grad: Tensor, state: SGDState) -> tuple[Tensor, SGDState]:
-        """One step, in the order of operations of ``torch.optim.sgd._single_tensor_sgd``."""
+        """Take one step, in the order of operations of ``torch.optim.sgd._single_tensor_sgd``."""
         if self.maximize:
             grad = -grad
         if self.weight_decay != 0:

@@ -1,1 +1,1 @@
-"""Optimizers without a rule: their own ``step()``, recorded and differentiated."""
+"""Record and differentiate the ``step()`` of optimizers that have no rule."""

@@ -1,4 +1,4 @@
-"""A recorded graph as a function that autograd can go through."""
+"""Turn a recorded graph into a function that autograd can differentiate."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from ..rule import sqrt
 
 
 def compiled(graph: fx.GraphModule) -> Callable[..., Any]:
-    """The function of a graph. Torch's own way to it keeps the source of every graph for as long as the process."""
+    """Return the function of a graph. Torch's own way keeps the source of every graph until the process ends."""
     code = graph.graph.python_code("self")
     scope = dict(code.globals)
     exec(compile(code.src, "<a recorded step>", "exec"), scope)
@@ -19,7 +19,7 @@ def compiled(graph: fx.GraphModule) -> Callable[..., Any]:
 
 
 def differentiable(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same graph without the nodes that cut autograd, and with a square root that is safe at 0."""
+    """Remove the nodes that cut autograd from a graph, and put in a square root that is safe at 0."""
     aten, profiled = torch.ops.aten, []
     for node in graph.graph.nodes:
         if node.target in (aten.detach.default, aten.alias.default):
@@ -41,7 +41,7 @@ def differentiable(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _strided_scatter(to: Tensor, source: Tensor, *place: Any) -> Tensor:
-    """Torch's own passes the gradient of what is overwritten on to what was there."""
+    """Scatter with the right gradient: torch's own passes that of overwritten entries on to ``to``."""
     out = to.clone()
     out.as_strided(*place).copy_(source)
     return out

@@ -1,7 +1,8 @@
-"""What a step under trace asks of tensors, and the forms of operations that a trace can hold.
+"""Let a step under trace decide by tensors, and put its operations into forms that a trace can record.
 
-A trace has no place for a question (``if norm > 1``), for a number that is read out of a tensor on the way into an
-operator (``alpha=``), for an operator on a list of tensors, nor for memory that changes hands (``p.data = other``).
+A trace cannot record a decision (``if norm > 1``), a number that is read out of a tensor to be an argument of an
+operator (``alpha=``), an operator on a list of tensors, or a tensor that takes over the memory of another
+(``p.data = other``).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +17,12 @@ _set_data = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Asked(TorchFunctionMode):
-    """Lets a step under trace ask a tensor for a yes or no, and notes question and answer.
+    """A mode in which a step under trace may ask a tensor for its truth value.
 
     Attributes:
-        tensors: the questions.
-        values: the answers.
-        rewritten: whether an operator was put in another form, equal up to rounding.
+        tensors: the tensors that were asked.
+        values: their truth values.
+        rewritten: whether an operator was put into another form, which is equal up to rounding.
     """
 
     def __init__(self) -> None:
@@ -63,14 +64,14 @@ class Asked(TorchFunctionMode):
 
 
 def rename(tensor: Tensor, source: Tensor) -> None:
-    """From here on, the first tensor is what the second is in the graph that is being recorded."""
+    """Let ``tensor`` be from now on what ``source`` is in the graph that is being recorded."""
     mode = get_innermost_proxy_mode()
     if mode is not None and source in mode.tracer.tensor_tracker:
         mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[source]
 
 
 def is_recorded(tensor: Tensor) -> bool:
-    """Whether the graph that is being recorded knows the tensor."""
+    """Return whether the graph that is being recorded knows the tensor."""
     mode = get_innermost_proxy_mode()
     return mode is not None and tensor in mode.tracer.tensor_tracker
 
@@ -81,7 +82,7 @@ def _share(tensor: Tensor, source: Tensor) -> None:
 
 
 def _one_by_one(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """An operator on lists, tensor by tensor."""
+    """Apply an operator on lists tensor by tensor."""
     first = args[0] if args else kwargs.pop("self", None)
     if not isinstance(first, (list, tuple)):
         # torch._foreach_pow(number, tensors)
@@ -95,7 +96,7 @@ def _one_by_one(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _parts(argument: Any, n: int) -> Sequence[Any]:
-    """One for each tensor of a list."""
+    """Return one argument for each tensor of a list."""
     return argument if isinstance(argument, (list, tuple)) and len(argument) == n else [argument] * n
 
 
@@ -115,7 +116,7 @@ def _norm(tensor: Tensor, ord: Any = 2, dtype: torch.dtype | None = None) -> Ten
 
 
 def _bounded(name: str) -> Callable[..., Tensor]:
-    """Maximum and minimum take a number in their form for lists alone."""
+    """Return a maximum or minimum with a number, which torch has in its form for lists only."""
 
     def single(tensor: Tensor, other: Any) -> Tensor:
         return getattr(tensor, name)(other)

@@ -1,4 +1,4 @@
-"""Other numbers near those that a step was recorded with, and whether two results are the same."""
+"""Vary the numbers that a step was recorded with, and compare results."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def varied_by(inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """Other numbers nearby, always the same."""
+    """Return the tensors with numbers that are slightly different, and the same in every call."""
     generator = torch.Generator().manual_seed(0)
 
     def one(tensor: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def varied_by(inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
 
 
 def shifted(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Each with other numbers in it, and a copy of these."""
+    """Change the numbers in each tensor in place, and return each with a copy of its new numbers."""
     for t in tensors:
         if t.is_floating_point():
             t.data.mul_(1.001)
@@ -28,14 +28,14 @@ def shifted(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """To the last bit; NaN is NaN."""
+    """Return whether two tensors are equal to the last bit; NaN equals NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Up to the order in which numbers are added."""
+    """Return whether two tensors are equal up to the order of summation."""
     if not one.is_floating_point() or one.numel() == 0:
         return same(one, other)
     tolerance = torch.finfo(one.dtype).eps ** 0.6

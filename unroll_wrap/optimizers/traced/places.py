@@ -1,4 +1,4 @@
-"""Where in an optimizer something is, in the user's words."""
+"""Name the place of an object inside an optimizer, as a user would write it."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -6,24 +6,24 @@ from typing import Any
 
 
 class Places:
-    """Where everything is: each object by the object that led to it, and its name there."""
+    """The place of every object: the object that led to it, and its name there."""
 
     def __init__(self) -> None:
         self.above: list[tuple[int, str]] = []
         self.entries: list[int] = []
 
     def add(self, above: int, name: str, entry: int) -> int:
-        """The number of the next object; ``entry`` is the first one of the key that belongs to it."""
+        """Add an object, whose first entry in the key is ``entry``, and return its number."""
         self.above.append((above, name))
         self.entries.append(entry)
         return len(self.above) - 1
 
     def path(self, entry: int) -> str:
-        """Of the object that an entry of the key belongs to."""
+        """Return the path of the object that an entry of the key belongs to."""
         return self.of(bisect_right(self.entries, entry) - 1)
 
     def of(self, number: int) -> str:
-        """Of an object by its number, as a user would write it."""
+        """Return the path of an object by its number, as a user would write it."""
         names = []
         while number > 0:
             number, name = self.above[number]
@@ -32,7 +32,7 @@ class Places:
 
 
 def named(one: Any, children: Sequence[Any], is_dict_of: bool, position: dict[int, int]) -> list[tuple[str, Any]]:
-    """The parts of an object with the names under which a user finds them there."""
+    """Return the parts of an object, each with the name under which a user finds it there."""
     if isinstance(one, dict) and is_dict_of:
         return [("", c) if i % 2 == 0 else (f".{children[i - 1]}", c) for i, c in enumerate(children)]
     if isinstance(one, dict):

@@ -1,8 +1,8 @@
-"""One live step as a function: recorded on the live objects, freed of in-place operations, and put to the test.
+"""Turn one step of a live optimizer into a function: record it, remove in-place operations, and test the result.
 
-The live optimizer, or whatever the user steps in its place, is brought into the state that is asked for, stepped under
-``make_fx``, and everything is put back. The function that comes out has to do what the step does where it was recorded,
-and nearby: a number that was read out of a tensor is frozen in it, and shows there.
+The live optimizer, or whatever the user steps in its place, is brought into the required state and stepped under
+``make_fx``, and everything is restored. The function has to agree with the step where it was recorded, and nearby: a
+number that the step reads out of a tensor is a constant in the function, which makes them differ there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from ...live.random_state import EveryState
 from ...live.snapshot import Snapshot
+from ...torch_private import use_lazy_graph_module
 from .graphs import compiled, differentiable
 from .operations import Asked, is_recorded, rename
 from .perturb import close, same, shifted, varied_by
@@ -23,7 +23,7 @@ from .step_inputs import Seen, look
 
 
 class State(NamedTuple):
-    """Where an optimizer stands: what was seen of it, and how to bring it there, if it is not there anyway."""
+    """The state of an optimizer: what was seen of it, and a snapshot to restore; None stands for the live state."""
 
     seen: Seen
     snapshot: Snapshot | None
@@ -33,9 +33,9 @@ class Trace(NamedTuple):
     """A step as a function.
 
     Attributes:
-        function: parameters, gradients, holes → parameters and holes after the step, then what it decided by.
-        decisions: how it decided when it was recorded.
-        after: the state after it.
+        function: parameters, gradients, holes → parameters and holes after the step, then the tensors it decided by.
+        decisions: the decisions of the step when it was recorded.
+        after: the state after the step.
     """
 
     function: Callable[..., Sequence[Tensor]]
@@ -43,14 +43,14 @@ class Trace(NamedTuple):
     after: State
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
-        """What the step moved, and how it would have decided with these inputs."""
+        """Return what the step has moved, and how it decides with these inputs."""
         outputs = list(self.function(*inputs))
         n = len(outputs) - len(self.decisions)
         return outputs[:n], [bool(t) for t in outputs[n:]]
 
 
 class Depends(Exception):
-    """Numbers that a step keeps as tensors depend on gradients: they are no constants."""
+    """Numbers that a step keeps as tensors depend on gradients, so they are no constants."""
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__(f"{paths} depend on gradients")
@@ -58,14 +58,14 @@ class Depends(Exception):
 
 
 class Recorder(NamedTuple):
-    """How to step an optimizer from any state, and look at what it did.
+    """What it takes to step an optimizer from any state, and to see what the step does.
 
     Attributes:
-        stepper: the live object.
-        params: all that it steps.
-        moved: which of them are unrolled.
-        used: which of the unrolled ones have a gradient.
-        promoted: paths of numbers that are no constants.
+        stepper: the live optimizer or wrapper.
+        params: all parameters that it steps.
+        moved: for each parameter, whether it is unrolled.
+        used: for each unrolled parameter, whether it has a gradient.
+        promoted: the paths of numbers that are no constants.
     """
 
     stepper: Any
@@ -75,24 +75,24 @@ class Recorder(NamedTuple):
     promoted: frozenset[str]
 
     def record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
-        """The step from a state as a function.
+        """Return the step from a state as a function.
 
         Args:
-            state: where it starts.
+            state: the state before the step.
             inputs: the values of parameters (all of them, the unrolled ones first), gradients and holes.
 
         Raises:
-            Depends: some constants are none.
+            Depends: numbers that were taken for constants depend on gradients.
             RuntimeError: the step cannot be recorded.
         """
-        # At the start of an unroll they lie in the memory of what is about to be stepped.
+        # At the start of an unroll the inputs share memory with the live tensors, which are about to be stepped.
         inputs = [t.detach().clone() for t in inputs]
         with self.put_back(state) as live:
             start = state if state.snapshot else state._replace(snapshot=live)
             left: list[Any] = []
             asked, random = Asked(), EveryState(self.params, ())
-            # Modules that are compiled when they first run, which these never do: torch keeps the source of any.
-            with _use_lazy_graph_module(True):
+            # Torch keeps the source of a graph module that it compiles; a lazy one is compiled when it first runs.
+            with use_lazy_graph_module(True):
                 graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
                 if not random.is_now():
                     raise RuntimeError("it draws random numbers, and a trace would draw others.")
@@ -108,14 +108,14 @@ class Recorder(NamedTuple):
         return trace
 
     def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
-        """What a state looks like where other numbers count as constants."""
+        """Return what is seen of a state with the numbers that are taken for constants now."""
         with self.put_back(state) as live:
             self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
             return look(self.stepper, self.params, self.promoted)
 
     @contextmanager
     def put_back(self, state: State) -> Iterator[Snapshot]:
-        """Whatever happens, everything is as it was before: the live objects, and those of a recorded state."""
+        """Restore the live objects and those of a recorded state at the end, whatever happens."""
         recorded = Snapshot(state.snapshot.objects() if state.snapshot else ())
         live = Snapshot([self.stepper, *self.params])
         with EveryState(self.params, ()).replayed(), recorded, live:
@@ -135,7 +135,7 @@ class Recorder(NamedTuple):
             for view in state.seen.views:
                 if view.tensor.shape != view.place[0]:
                     view.tensor.data = view.of(view.base.data)
-            # After what they may be views of.
+            # Parameters may be views of holes, so they come last.
             for live, value in zip(self._ordered(), params, strict=True):
                 live.data.copy_(value)
         for p in self.params:
@@ -144,7 +144,7 @@ class Recorder(NamedTuple):
             p.grad = g.detach().clone()
 
     def _run(self, state: State, given: Sequence[Tensor], asked: Asked, left: list[Any]) -> list[Tensor]:
-        """Under trace: the live step from a state, whose tensors are these."""
+        """Run the live step under trace, from a state with the tensors ``given``."""
         with disable_proxy_modes_tracing():
             self._place(state, given)
         self._name(state, given)
@@ -155,13 +155,13 @@ class Recorder(NamedTuple):
         out = [*self._unrolled(), *seen.holes]
         known = list(map(is_recorded, out))
         with disable_proxy_modes_tracing():
-            # What the graph does not know is the same whatever it is given.
+            # A tensor that the graph does not know is the same for all inputs.
             out = [t if k else t.detach().clone() for t, k in zip(out, known, strict=True)]
             left[:] = [t.detach().clone() for t in (*out, *asked.tensors)], seen, snapshot
         return [*out, *asked.tensors]
 
     def _name(self, state: State, given: Sequence[Tensor]) -> None:
-        """Tell the graph what the live tensors are in it."""
+        """Let the live tensors stand for the traced inputs in the graph."""
         params, grads, holes = self._divided(given)
         lying = {id(v.tensor) for v in state.seen.views}
         with torch.no_grad():
@@ -181,30 +181,30 @@ class Recorder(NamedTuple):
             for live in state.seen.constants:
                 with disable_proxy_modes_tracing():
                     number = live.item()
-                # Of this form make_fx knows the value, so that a step may read it out.
+                # make_fx knows the value of a tensor made in this form, so a step may read it out.
                 rename(live, torch.tensor(number, dtype=live.dtype, device=live.device).reshape(live.shape))
 
     def _look(self) -> tuple[Seen, Snapshot]:
-        """The state that a step has left."""
+        """Return the state that a step has left."""
         for p in self.params:
             p.grad = None
         seen = look(self.stepper, self.params, self.promoted)
         return seen, self.snapshot(seen)
 
     def snapshot(self, seen: Seen) -> Snapshot:
-        """All that is not written by whoever brings the live objects into a state."""
+        """Return a snapshot of everything that ``_place`` does not write."""
         tensors = (*self.params, *seen.holes, *(v.tensor for v in seen.views))
         return Snapshot([self.stepper, *self.params], bare={id(t) for t in tensors})
 
     def _check_nearby(self, trace: Trace, state: State, inputs: Sequence[Tensor], rewritten: bool) -> None:
-        """The live step, from other numbers that it decides on alike, has to do what the function does."""
+        """Raise if the live step and the function differ for other numbers that lead to the same decisions."""
         for scale in (1e-3, 1e-6, 0.0):
             varied = varied_by(inputs, scale)
             with torch.no_grad():
                 outputs, decisions = trace.run(varied)
             if decisions == trace.decisions:
                 break
-        # Where an operator was put in another form, the two agree to the last bit only if the live step does so, too.
+        # If an operator was put into another form, both agree to the last bit only if the live step uses it too.
         for mode in (Asked(), nullcontext()) if rewritten else (nullcontext(),):
             self._place(state, varied)
             foreign = shifted(state.seen.foreign)
@@ -230,7 +230,7 @@ class Recorder(NamedTuple):
                 )
 
     def _compare(self, recorded: Seen, again: Seen) -> None:
-        """What a step leaves besides tensors may not depend on the numbers in them."""
+        """Raise if what a step leaves besides tensors depends on the numbers in them."""
         if recorded.key != again.key:
             if depending := recorded.other_counts(again):
                 raise Depends(depending)
@@ -245,7 +245,7 @@ class Recorder(NamedTuple):
         return [p for p, m in zip(self.params, self.moved, strict=True) if m]
 
     def _ordered(self) -> list[Tensor]:
-        """The unrolled parameters, then those that keep still."""
+        """Return the unrolled parameters, then the others."""
         return self._unrolled() + [p for p, m in zip(self.params, self.moved, strict=True) if not m]
 
     def _with_gradient(self) -> list[Tensor]:

@@ -1,7 +1,6 @@
-"""What a step goes by, read off the live objects: the tensors it computes with, and all the rest as a key.
+"""Read off the live objects what a step depends on: the tensors it computes with, and everything else as a key.
 
-Two states with one key have the same structure, the same options and the same counts, so that what was recorded in one
-of them serves in the other.
+Two states with equal keys have the same structure, options and counts, so a trace recorded in one serves in the other.
 """
 
 import types
@@ -17,7 +16,7 @@ from .places import Places, named
 
 
 class _Same:
-    """Stands for an object that is not looked into: equal to itself alone."""
+    """Stands for an object that is not looked into, and is equal only for the same object."""
 
     def __init__(self, one: Any) -> None:
         self.one = one
@@ -30,7 +29,7 @@ class _Same:
 
 
 class Key:
-    """All that a step goes by but tensors. Compares by content; the hash, of much, is computed once."""
+    """All that a step depends on except tensors. Keys compare by content; the costly hash is computed once."""
 
     def __init__(self, content: list[Any], counts: list[Any]) -> None:
         self.content, self.counts = tuple(content), tuple(counts)
@@ -46,14 +45,14 @@ class Key:
 
 
 class View(NamedTuple):
-    """A tensor that lies in the memory of another one, by size, strides and offset."""
+    """A tensor in the memory of another one, and its place there: size, strides and offset."""
 
     tensor: Tensor
     base: Tensor
     place: tuple[torch.Size, tuple[int, ...], int]
 
     def of(self, base: Tensor) -> Tensor:
-        """The same view of another tensor like the base."""
+        """Return the same view of another tensor like ``base``."""
         shape, _, start = self.place
         if self.tensor.is_contiguous() or not self.tensor.numel():
             return base.reshape(-1)[start : start + shape.numel()].view(shape)
@@ -61,17 +60,17 @@ class View(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A state of a stepper.
+    """What was seen of an optimizer in some state.
 
     Attributes:
-        key: everything but the holes.
-        holes: the tensors that it computes with, besides parameters and gradients.
-        constants: numbers that it keeps as tensors, such as counts, which are a part of the key.
-        views: tensors that lie in the memory of a parameter or a hole.
-        foreign: tensors of the discriminator's that it could reach, which it may neither use nor change.
-        knows_modules: whether it could reach any modules.
-        places: where each entry of the key was found.
-        paths: where each tensor was, by its id.
+        key: everything but parameters, gradients and holes.
+        holes: the tensors that a step computes with besides parameters and gradients: inputs of its trace.
+        constants: numbers that the optimizer keeps as tensors, such as counts; their values are in the key.
+        views: tensors in the memory of a parameter or a hole.
+        foreign: tensors of the discriminator that the optimizer can reach, but may neither use nor change.
+        knows_modules: whether the optimizer can reach any module.
+        places: the place of each entry of the key.
+        paths: the path of each tensor, by its id.
     """
 
     key: Key
@@ -84,28 +83,28 @@ class Seen(NamedTuple):
     paths: dict[int, str]
 
     def other_counts(self, other: "Seen") -> list[str]:
-        """The paths of the constants with another value, where nothing else is different."""
+        """Return the paths of the constants whose values differ, if nothing else does."""
         if self.key.content != other.key.content:
             return []
         pairs = zip(self.constants, self.key.counts, other.key.counts, strict=True)
         return [self.paths[id(t)] for t, one, two in pairs if one != two]
 
     def difference(self, other: "Seen") -> str:
-        """Where the first difference to another state is."""
+        """Return the path of the first difference to another state."""
         pairs = zip(self.key.content, other.key.content, strict=False)
         return self.places.path(next((i for i, (a, b) in enumerate(pairs) if a != b), 0))
 
 
 def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ()) -> Seen:
-    """The state of a stepper as it is now; nothing is changed.
+    """Return what is seen of an optimizer now, without changing anything.
 
     Args:
         stepper: the live optimizer, or what the user steps in its place.
-        params: what it steps.
-        promoted: paths of numbers, kept as tensors, that depend on gradients and so are no constants.
+        params: the parameters that it steps.
+        promoted: the paths of numbers, kept as tensors, that depend on gradients and so are no constants.
 
     Raises:
-        TypeError: it holds what an unroll cannot carry.
+        TypeError: the optimizer holds a tensor that an unroll cannot carry.
     """
     position = {id(p): i for i, p in enumerate(params)}
     numbers: dict[int, int] = {}
@@ -113,11 +112,11 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
     places, paths = Places(), {}
     tensors: list[Tensor] = []
     foreign: list[Tensor] = []
-    # Whether it is a part of a module that is unrolled, with a tensor that moves in each of its own ways.
+    # The last entry is whether the object is inside a module whose parameters the optimizer steps.
     todo: list[tuple[Any, int, str, bool]] = [(stepper, -1, "", False)]
-    # What holds the attributes of an object: what is in it has a name with a dot.
+    # The ids of dicts that hold attributes, whose entries are named with a dot.
     fields: set[int] = set()
-    # The numbers of modules and of what is in them.
+    # The numbers of modules and of the objects inside them.
     modular: set[int] = set()
     while todo:
         one, above, name, inside = todo.pop()
@@ -145,7 +144,7 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
                 tensors.append(one)
             key += (one.shape, one.dtype, one.device, one.requires_grad)
         elif isinstance(one, (set, frozenset)):
-            # Their own order is that of ids and hashes.
+            # The order in a set depends on ids and hashes, so it says nothing.
             children = sorted(children or (), key=lambda e: (0, repr(e)) if type(e) in ATOMS else (1, str(id(e))))
             key += [_Same(e) for e in children if type(e) not in ATOMS]
         elif (content := contents(one)) is not None:
@@ -179,7 +178,7 @@ def _sorted_out(
     paths: dict[int, str],
     promoted: Collection[str],
 ) -> Seen:
-    """Which tensors are holes, constants and views; the key is told."""
+    """Divide the tensors into holes, constants and views, and note that in the key."""
     holes: list[Tensor] = []
     constants: list[Tensor] = []
     views: list[View] = []
@@ -207,12 +206,12 @@ def _sorted_out(
 
 
 def _is_count(tensor: Tensor, path: str) -> bool:
-    """Torch's own optimizers keep the number of updates as a tensor, and read it out in their steps."""
+    """Return whether a tensor may be a count, as torch's optimizers keep it in a tensor and read it out in steps."""
     return tensor.numel() == 1 and (tensor.dim() == 0 or path.endswith("['step']"))
 
 
 def _views(group: list[Tensor], params: Sequence[Tensor], paths: dict[int, str]) -> Iterable[View]:
-    """Of tensors that share memory: all but the one that covers it; none where no two of them overlap."""
+    """Return the views among tensors in one memory: all but the one that covers it, or none if no two overlap."""
     whole = group[0].untyped_storage().nbytes()
     base = next(
         (t for t in group if t.is_contiguous() and t.storage_offset() == 0 and t.numel() * t.element_size() == whole),

@@ -1,9 +1,9 @@
-"""Any other optimizer: its own ``step()``, traced into a differentiable function.
+"""The rule of any other optimizer: its own ``step()``, traced into a differentiable function.
 
-The live optimizer itself is stepped, once for each trace, and put back bit for bit; what it does to parameters and to
-the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. Whatever it
-decides in Python, by a step count or a learning rate, is a constant of the trace, which serves for as long as these are
-the same; where it decides by a tensor (``if norm > 1``), for as long as the decision is the same, too.
+The live optimizer itself is stepped, once for each trace, and restored bit for bit. What it does to parameters and to
+the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. A trace serves
+as long as everything that the step decides by in Python, such as a step count or a learning rate, is the same; and,
+where the step decides by a tensor (``if norm > 1``), as long as the decision is the same.
 """
 
 import re
@@ -20,26 +20,26 @@ from ..rule import UpdateRule
 from .recording import Depends, Recorder, State, Trace
 from .step_inputs import look
 
-# A call uses one trace for each inner step, and the next call, a live step later, all of them but one.
+# A call uses one trace for each inner step; the next call, one live step later, uses all but one of them again.
 _KEEP = 64
 
 
 class _At(NamedTuple):
-    """The part of the state that is not differentiated: counts, options, tensors of whole numbers."""
+    """The part of the state that is not differentiated: counts, options, integer tensors."""
 
     state: State
     carried: tuple[Tensor, ...]
 
 
 class _Memory:
-    """What is known of an optimizer: traces by key, and the numbers that turned out to be no constants."""
+    """What is known of an optimizer: traces by key, and the paths of numbers that turned out to be no constants."""
 
     def __init__(self) -> None:
         self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
         self.promoted: frozenset[str] = frozenset()
 
     def of(self, key: Any) -> list[Trace]:
-        """The traces with a key; the oldest keys are forgotten."""
+        """Return the traces with a key, and forget the keys whose last use is longest ago."""
         traces = self.traces.setdefault(key, [])
         self.traces.move_to_end(key)
         while len(self.traces) > _KEEP:
@@ -52,8 +52,8 @@ class Traced(UpdateRule):
 
     Args:
         stepper: the live optimizer, or a wrapper that steps in its place.
-        live: all that it steps.
-        moved: for each of these, whether it is unrolled; the others keep still.
+        live: all parameters that it steps.
+        moved: for each parameter, whether it is unrolled; the others stay as they are.
     """
 
     elementwise: ClassVar[bool] = False
@@ -68,13 +68,13 @@ class Traced(UpdateRule):
         self.memory = _Memory()
 
     def for_used(self, used: list[bool]) -> "Traced":
-        """The rule of a step in which only some of the unrolled parameters have a gradient."""
+        """Return the rule for a step in which only the ``used`` ones of the unrolled parameters have a gradient."""
         rule = Traced(self.stepper, self.live, self.moved)
         rule.used, rule.memory = used, self.memory
         return rule
 
     def block(self, index: tuple[int, ...], params: Sequence[Tensor]) -> Block:
-        """Where an unroll starts: the unrolled parameters, and the live state."""
+        """Return the start of an unroll: the unrolled parameters and the live state."""
         try:
             seen = look(self.stepper, self.live, self.memory.promoted)
         except TypeError as error:
@@ -84,12 +84,12 @@ class Traced(UpdateRule):
             ) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
-        # While losses run, stand-ins are where a step that knows the discriminator would look for parameters.
+        # While losses run, a step that can reach the discriminator would find stand-ins for its parameters there.
         at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
         return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One step of all parameters, packed; ``grad`` is zero where there is no gradient."""
+        """Take one step of all parameters, packed into one vector; ``grad`` is zero where there is no gradient."""
         at, holes = _taken_apart(state)
         params = unpack(param, self.shapes)
         grads = [g for g, used in zip(unpack(grad, self.shapes), self.used, strict=True) if used]
@@ -132,7 +132,7 @@ class Traced(UpdateRule):
     def _promote(
         self, paths: Sequence[str], at: State, holes: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> tuple[State, list[Tensor]]:
-        """The same state where some numbers are no constants any more."""
+        """Return the same state, in which the numbers at these paths are no constants any more."""
         self.memory.promoted |= frozenset(paths)
         seen = self._recorder().seen_in(at, [t.detach() for t in inputs])
         values = {id(t): value for t, value in zip(at.seen.holes, holes, strict=True)}

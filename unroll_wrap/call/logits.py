@@ -1,0 +1,79 @@
+"""What D's output comes from, seen in the graph of a loss on logits: a Sigmoid there is one too many.
+
+The graph is that of an objective of the package's, so it is known which nodes are the objective's own. Those of D begin
+below them, wherever the Sigmoid is written: as D's last module, or as ``torch.sigmoid`` within its ``forward``.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ..objectives import hinge, minimax, non_saturating, relativistic
+from .messages import users_line
+
+# By loss, which of the objective's own nodes may stand between D's output and softplus or relu.
+_BELOW: dict[int, str] = {
+    id(minimax.d_loss): "Neg",
+    id(minimax.g_loss): "Neg",
+    id(non_saturating.g_loss): "Neg",
+    id(hinge.d_loss): "Add Rsub",
+    id(relativistic.d_loss): "Sub",
+    id(relativistic.g_loss): "Sub",
+}
+_VIEWS = "View ReshapeAlias UnsafeView Squeeze Unsqueeze T Transpose Permute ToCopy Clone Alias Select".split()
+_BOUNDED = "Sigmoid LogSigmoid Hardsigmoid Softmax LogSoftmax".split()
+
+
+def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> None:
+    """Warn if a loss on logits is given what a Sigmoid or a Softmax returned.
+
+    Everything runs then, and D and G learn next to nothing.
+
+    Args:
+        loss: of the user's or of the package's.
+        value: what it returned, with its graph.
+        fine: losses that need no further look; one that is found to be fine is added.
+    """
+    below = _BELOW.get(id(loss))
+    if below is None or loss in fine or value.grad_fn is None:
+        return
+    for node in _outputs(value.grad_fn, below.split()):
+        if (name := _name(node)) in _BOUNDED:
+            warnings.warn(
+                f"The discriminator's output comes from {name}, and minimax, non_saturating, hinge and relativistic "
+                "take logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
+                "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
+                stacklevel=users_line(),
+            )
+            return
+    fine.add(loss)
+
+
+def _outputs(node: Any, below: list[str]) -> Iterator[Any]:
+    """The nodes that made D's outputs: below softplus or relu, one node of the objective's own, and views."""
+    name = _name(node)
+    if name in ("Add", "Neg", "Mean"):
+        for following in _inputs(node):
+            yield from _outputs(following, below)
+    elif name in ("Softplus", "Relu"):
+        for output in map(_past_views, _inputs(node)):
+            # With a number on its other side it is the objective's own; of two tensors only a difference is.
+            own = _name(output) in below and (len(_inputs(output)) == 1 or "Sub" in below)
+            yield from map(_past_views, _inputs(output) if own else [output])
+
+
+def _past_views(node: Any) -> Any:
+    while _name(node) in _VIEWS and (following := _inputs(node)):
+        node = following[0]
+    return node
+
+
+def _inputs(node: Any) -> list[Any]:
+    return [following for following, _ in node.next_functions if following is not None]
+
+
+def _name(node: Any) -> str:
+    return re.sub(r"Backward\d*$", "", node.name().lstrip("_"))

@@ -1,0 +1,108 @@
+"""What ``diagnose`` has measured, and what follows from it."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# A gradient that is so much longer or shorter than the plain one trains nothing.
+_IMPLAUSIBLE = 100.0
+SPREAD = ("share", "cosine", "ratio")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``diagnose`` measured; norms are of the gradient with respect to ``fake``.
+
+    Attributes:
+        steps: K.
+        d_losses: along the inner steps.
+        g_loss: after them.
+        first_term: norm of the first term of Eq. 12.
+        second_term: norm of the second.
+        share: of the second term in the sum of both norms.
+        cosine: between the unrolled gradient and the one without unrolling; 0 if one of them is 0.
+        ratio: of their norms.
+        seconds: that the call took.
+        peak_bytes: most memory that tensors of the call held at one time.
+        growths: of ``d_loss`` along the inner steps, for this batch and for those drawn again from its rows.
+        spread: how far share, cosine and ratio scatter over these: a standard deviation of each.
+    """
+
+    steps: int
+    d_losses: list[float]
+    g_loss: float
+    first_term: float
+    second_term: float
+    share: float
+    cosine: float
+    ratio: float
+    seconds: float
+    peak_bytes: int
+    growths: list[float] = field(default_factory=list)
+    spread: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def advice(self) -> str:
+        """A sentence or two, by direction and by size."""
+        same, like = self.cosine > 0.99, 0.9 < self.ratio < 1.1
+        size = max(abs(self.d_losses[0]), 1e-12) if self.d_losses else 1.0
+        growths = self.growths or [self.d_losses[-1] - self.d_losses[0] if self.d_losses else 0.0]
+        if self.first_term + self.second_term == 0:
+            return "The gradient is 0: D is flat at this fake, or the losses do not use it."
+        # Label noise moves it too, up for one batch and down for another.
+        if min(growths) > 0.02 * size:
+            return "d_loss grows along the inner steps: D's learning rate is too high for this batch."
+        if math.isfinite(self.ratio) and not 1 / _IMPLAUSIBLE < self.ratio < _IMPLAUSIBLE:
+            return (
+                f"The gradient is {self.ratio:.3g} times the plain one, which is implausible: an optimizer from empty "
+                "state, or a learning rate of D's beyond what it can bear. Step D once before, lower the rate, or "
+                "take fewer steps."
+            )
+        if len(self.d_losses) > 1 and max(map(abs, growths)) < 1e-4 * size:
+            return "d_loss hardly moves along the inner steps: unrolling does nothing at this learning rate of D."
+        if same and like:
+            return "The gradient is the plain one, in direction and size: unrolling changes little at this moment."
+        if self.share < 0.01:
+            return (
+                f"The second term is below 1 %, and the first has {self.ratio:.3g} times the plain norm at cosine "
+                f"{self.cosine:.2f}: stop_gradient=True would do the same at a third of the cost."
+            )
+        if same:
+            return (
+                f"The gradient points where the plain one does, at {self.ratio:.3g} times its norm: that changes the "
+                "step of SGD, and little for an optimizer that divides by the norm."
+            )
+        return (
+            f"The second term is {self.share:.1%} of the sum of both, and the gradient turns by "
+            f"{math.degrees(math.acos(max(-1.0, self.cosine))):.0f} degrees: unrolling matters here."
+        )
+
+    def scalars(self, prefix: str = "unroll/") -> dict[str, float]:
+        """A flat dict for a logger."""
+        flat = {k: float(v) for k, v in asdict(self).items() if k not in ("d_losses", "growths", "spread")}
+        flat |= {"d_loss_first": self.d_losses[0], "d_loss_last": self.d_losses[-1]} if self.d_losses else {}
+        flat |= {f"{k}_spread": v for k, v in self.spread.items()}
+        return {prefix + k: v for k, v in flat.items()}
+
+    def plot(self, ax: Any = None) -> Any:
+        """``d_loss`` along the inner steps, on a matplotlib axis."""
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots()[1]
+        ax.plot(range(len(self.d_losses)), self.d_losses, marker="o")
+        ax.set(xlabel="inner step", ylabel="d_loss", title=f"second term {self.share:.1%}, cosine {self.cosine:.2f}")
+        return ax
+
+    def __str__(self) -> str:
+        """A short report."""
+        around = {k: f" ± {v:.2g}" for k, v in self.spread.items()}
+        return "\n".join([
+            f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.peak_bytes / 1e6:.3g} MB at its peak",
+            f"  d_loss       {' '.join(f'{v:.4g}' for v in self.d_losses)}",
+            f"  both terms   of norm {self.first_term:.3g} and {self.second_term:.3g} "
+            f"(second: {self.share:.1%}{around.get('share', '')})",
+            f"  against K=0  cosine {self.cosine:.3f}{around.get('cosine', '')}, "
+            f"norm x {self.ratio:.3g}{around.get('ratio', '')}",
+            f"  {self.advice}",
+        ])

@@ -1,0 +1,40 @@
+"""A loss that takes batches of one size only, and is given a few samples of one."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..call.batch import tensors_in
+
+
+@contextmanager
+def sizes_named(batch: tuple[Any, ...]) -> Iterator[None]:
+    """Say so in the error, where torch compares two sizes of which one is the batch's.
+
+    Raises:
+        ValueError: in the place of such an error.
+        RuntimeError: any other, as it is.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        rows = {t.shape[0] for t in tensors_in(batch) if t.dim()}
+        if wanted := _other_size(str(error), rows):
+            raise ValueError(
+                f"The batch has {min(rows)} samples, and a loss takes batches of {wanted} only: it has a tensor of "
+                f"that size. Pass {wanted} samples, or let the loss make its labels after what D returns "
+                f"(torch.ones_like). Torch said: {error}"
+            ) from error
+        raise
+
+
+def _other_size(text: str, rows: set[int]) -> int | None:
+    """The number beside the batch's own in a complaint about two sizes."""
+    if "size" not in text or len(rows) != 1:
+        return None
+    # In shapes the first number counts: Size([64, 1]).
+    leading = [int(n) for n in re.findall(r"Size\(\[(\d+)", text)]
+    found = leading or [int(n) for n in re.findall(r"\((\d+)\)", text)]
+    others = set(found) - rows
+    return others.pop() if set(found) & rows and len(others) == 1 else None

@@ -1,0 +1,26 @@
+"""Optimizers whose next step is their first, where that step has a slope that no later one has.
+
+Adam's first step is lr · g / (|g| + eps): the sign of g, whose slope is lr / eps where |g| is about eps and next to
+nothing elsewhere. The same holds for all that divide by a mean of g² which is g² alone.
+"""
+
+from typing import Any
+
+from .family import family, groups_of
+
+FRESH = (
+    "starts from empty state: its first step is g / (|g| + eps), whose slope is 1 / eps wherever |g| is about eps. "
+    "Step D once before."
+)
+
+
+def adaptive_and_fresh(unrolled: Any) -> list[str]:
+    """The names of those among the optimizers of an unrolled loss."""
+    _, optimizers, _ = unrolled.parts()
+    found = [o for one in optimizers for o in family(one) if _divides(o) and not any(getattr(o, "state", {}).values())]
+    return list(dict.fromkeys(type(o).__name__ for o in found))
+
+
+def _divides(optimizer: Any) -> bool:
+    """What divides by a mean of g² has an eps to keep it from 0."""
+    return any("eps" in group for group in groups_of(optimizer))

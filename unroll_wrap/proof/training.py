@@ -1,0 +1,74 @@
+"""What a training step of the user's moves, read off their own objects.
+
+Nothing here is shared with the code that a call goes by: whoever checks a call may not take its word for what it steps.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..live.snapshot import Snapshot
+
+# The wrappers of these step the optimizer inside, and do nothing else to an update.
+_HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")
+
+
+def modules_of(unrolled: Any) -> list[nn.Module]:
+    """Every module of the discriminator, each once."""
+    roots = [root for _, root in _named_roots(unrolled.discriminator)]
+    return list({id(m): m for root in roots for m in root.modules()}.values())
+
+
+def steppers_of(unrolled: Any) -> list[Any]:
+    """What has the ``step`` that training calls; made anew where a function of the parameters was given."""
+    given: Any = unrolled.optimizer
+    if callable(given) and not hasattr(given, "step"):
+        frozen = set(map(id, unrolled._frozen))
+        given = given([p for _, p in named_parameters(unrolled) if id(p) not in frozen])
+    found: list[Any] = []
+    one: Any
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        while hasattr(one, "optimizer") and not _steps_itself(one):
+            one = one.optimizer
+        found.append(one)
+    return found
+
+
+def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
+    """The parameters of the discriminator that these step, by name; not what is frozen and was never stepped."""
+    optimizers = [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
+    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
+    frozen = {id(p) for p in unrolled._frozen if not p.requires_grad} - stepped
+    return {name: p for name, p in named_parameters(unrolled) if id(p) in held - frozen}
+
+
+def named_parameters(unrolled: Any) -> list[tuple[str, Tensor]]:
+    """The discriminator's, each once."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for prefix, root in _named_roots(unrolled.discriminator):
+        for name, p in root.named_parameters():
+            found.setdefault(id(p), (prefix + name, p))
+    return list(found.values())
+
+
+def _named_roots(discriminator: Any) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(discriminator, nn.Module):
+        yield "", discriminator
+        return
+    roots = discriminator.items() if isinstance(discriminator, Mapping) else enumerate(discriminator)
+    for key, root in roots:
+        yield f"{key}.", root
+
+
+def _steps_itself(wrapper: Any) -> bool:
+    """Whether its ``step`` is more than a way to that of the optimizer inside."""
+    try:
+        step = inspect.unwrap(inspect.getattr_static(wrapper, "step"))
+    except AttributeError:
+        return False  # passed on by __getattr__
+    home = str(getattr(step, "__module__", "")).split(".")[0]
+    return home not in _HOSTS and (home != "torch" or isinstance(wrapper, torch.optim.Optimizer))
