@@ -40,6 +40,10 @@ without_torch_function: Callable[[], Any] = _C.DisableTorchFunction
 # torch.set_grad_enabled is a context object whose constructor an interrupt may leave half done.
 set_grad_enabled: Callable[[bool], None] = _C._set_grad_enabled
 
+# torch.backends.cudnn.enabled cannot be set after torch.backends.disable_global_flags(), which torch.testing calls.
+cudnn_enabled: Callable[[], bool] = _C._get_cudnn_enabled
+enable_cudnn: Callable[[bool], None] = _C._set_cudnn_enabled
+
 # torch.utils.pytree is announced, and not there in the versions that this package works with.
 pytree = torch.utils._pytree
 

@@ -24,6 +24,14 @@ class Recompute(Backward):
     Args:
         every: the distance between kept points, in steps. With 1, the parameters, optimizer state and buffers of every
             step are kept; with n, those of every n-th step, and the graphs of n steps exist at a time.
+
+    Examples:
+        >>> D, real, fake = torch.nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2, requires_grad=True)
+        >>> def gradient(backward):
+        ...     unrolled = unroll_wrap.UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), 0.5), backward=backward)
+        ...     return torch.autograd.grad(unrolled(real, fake), fake)[0]
+        >>> torch.allclose(gradient(unroll_wrap.Recompute()), gradient(unroll_wrap.Store()))
+        True
     """
 
     every: int = 1

@@ -9,13 +9,17 @@ from .sweep import Backward, Tape
 
 @dataclass(frozen=True)
 class Truncate(Backward):
-    """Differentiate only the last n of K steps, if the early ones hardly matter; these cost one gradient each.
+    """Differentiate only the last n of K steps, for a K whose early steps hardly matter: these cost one gradient each.
 
     This is an approximation unless n is K: θ^{K-n} is taken for a constant.
 
     Args:
         steps: n >= 1, at most K.
         backward: the backward that differentiates these steps.
+
+    Examples:
+        >>> unroll_wrap.Truncate(2, unroll_wrap.Recompute())  # 2 steps, and one graph at a time in memory
+        Truncate(steps=2, backward=Recompute(every=1))
     """
 
     steps: int

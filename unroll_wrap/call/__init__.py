@@ -1,1 +1,1 @@
-"""What the caller passed: read once, and refused where it is wrong."""
+"""Read what the caller passed, once, and refuse what is wrong."""

@@ -1,4 +1,4 @@
-"""One call as the user has made it: its losses, its number of steps and its batches."""
+"""One call of the user's: its losses, its number of steps and its batches."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence

@@ -9,11 +9,7 @@ from .messages import described
 
 
 def modules_of(discriminator: Any) -> list[nn.Module]:
-    """Return every module of the discriminator, submodules included, each once.
-
-    Raises:
-        TypeError: ``discriminator`` has no module, or something that is not a module.
-    """
+    """Return every module of the discriminator, submodules included, each once; raise as ``given_modules`` does."""
     return all_modules(given_modules(discriminator))
 
 

@@ -27,7 +27,7 @@ class Steppers:
 
     def __init__(self, optimizer: Any, params: Sequence[Tensor]) -> None:
         trained = [p for p in params if p.requires_grad]
-        self._frozen = [p for p in params if not p.requires_grad] if trained else []
+        self.frozen = [p for p in params if not p.requires_grad] if trained else []
         self._built = None if _is_live(optimizer) else _from_spec(optimizer, trained)
 
     def plain(self, optimizer: Any) -> list[Any]:
@@ -60,10 +60,10 @@ class Steppers:
                 f"The optimizer ({names}) also moves {len(foreign)} parameters outside the discriminator, of shapes "
                 f"{foreign[:4]}. Pass every module that it steps: [D, other]."
             )
-        self._frozen = [p for p in self._frozen if not p.requires_grad]
+        self.frozen = [p for p in self.frozen if not p.requires_grad]
         # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
         trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
-        frozen = {id(p) for p in self._frozen} - trained
+        frozen = {id(p) for p in self.frozen} - trained
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:
             raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..evaluation.autocast import autocast_dtypes
 from ..live.snapshot import Snapshot
 from ..loss import UnrolledGeneratorLoss
-from ..optimizers.read import Traces
+from ..run import Known
 
 
 def may_be_double(tensors: list[Tensor]) -> bool:
@@ -37,7 +37,7 @@ def in_double(unrolled: UnrolledGeneratorLoss, *others: Any) -> Iterator[Unrolle
                     one.data = one.data.double()
             twin = copy.copy(unrolled)
             # What it remembers of its parts holds for them as they were.
-            twin._traces, twin._memory = Traces(), None
+            twin._known = Known(None)
             yield twin
         finally:
             torch.set_default_dtype(before)

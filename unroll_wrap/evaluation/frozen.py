@@ -17,21 +17,21 @@ def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: 
         ValueError: the loss has written to a tensor of such a pair.
     """
     together = {id(t) for pair in shared for t in pair}
-    alone: set[int] = set()
+    unwritten: set[int] = set()
     for i, clone in clones.items():
         mine = carried[i]
         frozen = isinstance(mine, nn.Parameter) and mine._version == 0
         if not (frozen or id(mine) in together):
             continue
         if _equal(mine, clone):
-            alone |= {i} if frozen else set()
+            unwritten |= {i} if frozen else set()
         elif id(mine) in together:
             raise ValueError(
                 f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in the same "
                 "memory as another: a real step changes both, and an unroll would change one. Give each a copy "
                 "(.clone())."
             )
-    return alone
+    return unwritten
 
 
 def put_back_written(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, ...]]:

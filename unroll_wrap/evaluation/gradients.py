@@ -89,7 +89,7 @@ def gradients(
             cause = _SELECTIVE
         elif "out of bounds for storage of size 0" in text:
             raise ValueError(GIVEN_BACK) from error
-        elif "returned nan values" in text:  # in anomaly mode
+        elif "returned nan values" in text:  # Anomaly mode raises this.
             cause = "an operator's derivative is NaN here"
         else:
             raise

@@ -41,7 +41,7 @@ def noted() -> Iterator[list[RemovableHandle]]:
 
 
 def gradient_hooks(tensor: Tensor) -> list[Callable[[Tensor], Any]]:
-    """Return a tensor's hooks, except those of ``register_multi_grad_hook``, which only observe, and need an engine."""
+    """Return a tensor's hooks, except those of ``register_multi_grad_hook``, which only observe, inside the engine."""
     hooks: list[Any] = list((tensor._backward_hooks or {}).values())
     return [h for h in hooks if not hasattr(h, "__code__") or h.__code__.co_filename != _LOOKING_ON]
 

@@ -208,11 +208,11 @@ class Swap:
 
     def _learn(self) -> None:
         pairs = dict(zip(self._copied, self._clones, strict=True))
-        alone = left_alone(self._carried, pairs, self.shared)
-        for i in alone:
+        unwritten = left_alone(self._carried, pairs, self.shared)
+        for i in unwritten:
             self._unwritten.append((self._carried[i], pairs[i]))
             swap_tensors(self._carried[i], pairs[i])
-        self._copied = [i for i in pairs if i not in alone]
+        self._copied = [i for i in pairs if i not in unwritten]
         self._clones = [pairs[i] for i in self._copied]
 
     def check_unwritten(self) -> None:

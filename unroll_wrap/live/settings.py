@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from ..torch_private import eager_stance, parametrization_cache, put_parametrization_cache, stance, take_stance
+from ..torch_private import (
+    cudnn_enabled,
+    eager_stance,
+    enable_cudnn,
+    parametrization_cache,
+    put_parametrization_cache,
+    stance,
+    take_stance,
+)
 from .undo import LOCK, Undo
 
 
@@ -74,13 +82,9 @@ def _use_kernels(chosen: tuple[bool, ...]) -> None:
         enable(yes)
 
 
-def _use_cudnn(chosen: bool) -> None:
-    torch.backends.cudnn.enabled = chosen
-
-
 math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False, True))
 # cudnn.flags() would reset the user's other choices to its own defaults.
-no_cudnn = Setting(lambda: torch.backends.cudnn.enabled, _use_cudnn, lambda _: False)
+no_cudnn = Setting(cudnn_enabled, enable_cudnn, lambda _: False)
 eager = Setting(stance, take_stance, lambda _: eager_stance())
 # Inside parametrize.cached() a module would use the weight of another step.
 no_parametrization_cache = Setting(parametrization_cache, put_parametrization_cache, lambda _: (0, {}))

@@ -30,7 +30,7 @@ _OPERATORS = {
     "miopen_batch_norm": _BATCH,
     "miopen_batch_norm_backward": _BATCH,
 }
-# The first name is that of this package's own node.
+# The first node is this package's own.
 _NODES = {
     "_BatchNormBackwardBackward": _BATCH,
     "NativeLayerNormBackwardBackward0": _LAYER,

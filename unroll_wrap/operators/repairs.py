@@ -108,7 +108,7 @@ def _wide(*tensors: Tensor | None) -> list[Any]:
 
 
 def _weight_norm(node: Any, of: Cotangents) -> Cotangents:
-    """W = g v / n with n = ‖v‖:  v̄ = g / n (W̄ - v Σ W̄ v / n²),  ḡ = Σ W̄ v / n. Torch takes n for a constant."""
+    """W = g v / n with n = ‖v‖:  v̄ = g / n (W̄ - v Σ W̄ v / n²),  ḡ = Σ W̄ v / n. Torch holds n constant."""
     leaves: list[Any] = [getattr(source, "variable", None) for source, _ in node.next_functions]
     v, g = leaves if None not in leaves else (node._saved_v, node._saved_g)
     bar = of[0]

@@ -41,11 +41,7 @@ def family(stepper: Any) -> list[Any]:
 
 
 def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
-    """Note the options of the optimizers, which ``undo`` restores.
-
-    Returns:
-        A function that raises ValueError if an option has changed.
-    """
+    """Let ``undo`` restore the optimizers' options, and return a function that raises ValueError if one has changed."""
     before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
 
     def check() -> None:

@@ -68,10 +68,7 @@ class UpdateRule:
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number that the optimizer keeps as a tensor of one element, in that tensor's precision.
-
-    It depends on the number of updates alone, so it is a constant of the differentiation.
-    """
+    """A number that the optimizer keeps in a tensor, in its precision: a constant of the differentiation."""
 
     tensor: Tensor
 
@@ -111,7 +108,7 @@ class _Sqrt(torch.autograd.Function):
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """√x with derivative 0 at 0, for second moments.
+    """Return √x with derivative 0 at 0, for second moments.
 
     A dead ReLU, a saturated hinge or a bias before BatchNorm gives v == 0, where √ has infinite slope, and inf * 0 is
     nan. As a function of the gradient √v is even, so 0 is the right derivative there.

@@ -75,7 +75,7 @@ def _called(home: Any) -> set[str]:
         for function in _chain(getattr(home, name, None)):
             names = function.__code__.co_names
             todo += [n for n in names if n not in found and isinstance(getattr(home, n, None), types.FunctionType)]
-    # A subclass may make properties of these.
+    # A subclass may replace these by properties.
     return found | {"param_groups", "state"}
 
 

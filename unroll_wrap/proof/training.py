@@ -26,7 +26,7 @@ def steppers_of(unrolled: Any) -> list[Any]:
     """What has the ``step`` that training calls; made anew where a function of the parameters was given."""
     given: Any = unrolled.optimizer
     if callable(given) and not hasattr(given, "step"):
-        frozen = set(map(id, unrolled._frozen))
+        frozen = set(map(id, unrolled.frozen))
         given = given([p for _, p in named_parameters(unrolled) if id(p) not in frozen])
     found: list[Any] = []
     one: Any
@@ -42,7 +42,7 @@ def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
     optimizers = [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
-    frozen = {id(p) for p in unrolled._frozen if not p.requires_grad} - stepped
+    frozen = {id(p) for p in unrolled.frozen if not p.requires_grad} - stepped
     return {name: p for name, p in named_parameters(unrolled) if id(p) in held - frozen}
 
 

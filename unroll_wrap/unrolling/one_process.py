@@ -30,5 +30,5 @@ class OneProcess:
         """Return the averaged gradients, without graph; None if there is nothing to average."""
 
     def cotangent(self, blocks: list[Block]) -> list[Block]:
-        """Return the cotangents, with that of θ averaged."""
+        """Return the cotangents, with that of θ averaged over the processes."""
         return blocks

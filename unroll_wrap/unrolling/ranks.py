@@ -45,7 +45,7 @@ def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) ->
         return OneProcess()
     try:
         dist.get_backend(group)
-    except (ValueError, TypeError) as error:  # the second in torch 2.6
+    except (ValueError, TypeError) as error:  # torch 2.6 raises TypeError.
         raise RuntimeError(
             "The process group that average_gradients was given is gone, or is of other processes. Build "
             f"UnrolledGeneratorLoss after init_process_group, on the ranks of the group. Torch said: {error}"
@@ -206,11 +206,7 @@ class Ranks(OneProcess):
         return [rest for _, *rest in found]
 
     def _stop(self) -> None:
-        """Exchange errors after a message with an error flag, and raise those of other ranks unless this one failed.
-
-        Raises:
-            RuntimeError: another rank has failed.
-        """
+        """Exchange errors after a message with an error flag, and raise those of other ranks if this one has none."""
         self._over = True
         errors = self._everyone(self._error)
         if self._error is None:

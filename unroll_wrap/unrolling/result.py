@@ -65,7 +65,7 @@ def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
 
 
 def _refuse_nan(edge: Sequence[Any]) -> None:
-    """Check gradients that pass into captured graphs at the end of the caller's backward pass, which computes them."""
+    """Raise at the end of the caller's backward pass if gradients that enter a captured graph are not finite."""
     totals: list[Tensor] = []
 
     def check() -> None:

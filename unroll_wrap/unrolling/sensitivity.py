@@ -30,7 +30,7 @@ class Sensitivity:
         """Add gradients with respect to the user's tensors.
 
         Returns:
-            Whether any of these tensors is more than a leaf that the loss itself made, for a gradient penalty say.
+            Whether any of these tensors is more than a leaf that the loss itself made, as for a gradient penalty.
         """
         reached = False
         for tensor, grad in zip(users, grads, strict=True):

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
         return cls((batch, kwargs), tensors, [t.detach() for t in tensors])
 
     def structure(self) -> Any:
-        """Return all but the values of the tensors as a hashable value; raise ValueError for what has none."""
+        """Return all but the values of the tensors in hashable form; raise ValueError if an argument has none."""
         place = {id(t): i for i, t in enumerate(self.tensors)}
 
         def of(value: Any) -> Any:
@@ -63,8 +63,8 @@ def in_closed_form(unroll: Unroll, point: Point) -> bool:
 
     A compiled rule has its numbers in the precision of its parameters, and in bfloat16 0.999 is 1.
     """
-    alone = type(unroll.ranks) is OneProcess and not unroll.transforms
-    return alone and all(isinstance(b.rule, ClosedRule) and b.params.itemsize > 2 for b in point.blocks)
+    plain = type(unroll.ranks) is OneProcess and not unroll.transforms
+    return plain and all(isinstance(b.rule, ClosedRule) and b.params.itemsize > 2 for b in point.blocks)
 
 
 class Functions:

@@ -12,11 +12,7 @@ from ...torch_private import compile_ahead
 
 
 def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Return ``function`` compiled for tensors like ``inputs``, without autograd.
-
-    Raises:
-        ValueError: it depends on something besides its arguments.
-    """
+    """Compile ``function`` for tensors like ``inputs``; raise ValueError if it depends on more than its arguments."""
     with torch.enable_grad():
         traced = _trace(function, inputs)
     with torch.no_grad():

@@ -27,7 +27,7 @@ class A2GradState(NamedTuple):
 class A2GradUni(UpdateRule):
     """x ← x - c · g,  θ ← (1 - α) · θ + α · x - (1 - α) · α_prev · c · g,  with c = 1 / (2 lips / (k + 1) + beta · h).
 
-    h² is the noise: the sum of ‖g - ḡ‖² over all updates.
+    h² is the noise: the sum of ‖g - ḡ‖² over all updates, where ḡ is the mean of g so far.
     """
 
     beta: float

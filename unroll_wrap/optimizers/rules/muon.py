@@ -20,9 +20,8 @@ class MuonState(NamedTuple):
 class Muon(UpdateRule):
     """θ ← (1 - lr · weight_decay) · θ - lr · c(shape) · NS(b), with b the running mean of g.
 
-    NS is the Newton-Schulz iteration, which brings all singular values of a matrix near 1. Torch runs it in bfloat16,
-    whose rounding has no useful derivative. The rule returns the rounded value, with the derivative of the iteration
-    without rounding.
+    NS is the Newton-Schulz iteration, which brings all singular values of a matrix near 1. Torch runs it in bfloat16;
+    here, the value is the one rounded by bfloat16, and the derivative is that of the iteration without rounding.
     """
 
     lr: Any

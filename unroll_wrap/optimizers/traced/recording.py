@@ -91,7 +91,7 @@ class Recorder(NamedTuple):
             start = state if state.snapshot else state._replace(snapshot=live)
             left: list[Any] = []
             asked, random = Asked(), EveryState(self.params, ())
-            # Torch keeps the source of a graph module that it compiles; a lazy one is compiled when it first runs.
+            # Torch keeps the source of compiled graph modules. Lazy ones are compiled at their first run: never here.
             with use_lazy_graph_module(True):
                 graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
                 if not random.is_now():
@@ -108,7 +108,7 @@ class Recorder(NamedTuple):
         return trace
 
     def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
-        """Return what is seen of a state with the numbers that are taken for constants now."""
+        """Return what is seen of a state, with the current choice of numbers that are taken for constants."""
         with self.put_back(state) as live:
             self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
             return look(self.stepper, self.params, self.promoted)
@@ -122,7 +122,7 @@ class Recorder(NamedTuple):
             yield live
 
     def _place(self, state: State, inputs: Sequence[Tensor]) -> None:
-        """Bring the live objects into a state."""
+        """Bring the live objects into a state with the tensors ``inputs``."""
         assert state.snapshot is not None
         state.snapshot.restore()
         params, grads, holes = self._divided(inputs)

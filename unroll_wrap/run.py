@@ -1,0 +1,155 @@
+"""One call of an unrolled loss: the steps, the way back, and the user's objects as they were."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from .backward import Store, sweep
+from .call.batch import tensors_in
+from .call.call import Call, Loss
+from .call.mistakes import check_finite, check_gradient_hooks, refuse_steps
+from .call.optimizer import options_of
+from .evaluation.autocast import Autocast
+from .evaluation.evaluate import Evaluator, evaluate_plainly
+from .evaluation.runtime import prepare
+from .evaluation.shared_memory import Memory, check_memory
+from .evaluation.swap import Swap
+from .live.exclusive import exclude_others
+from .live.undo import Undo, keep_autocast, keep_modes
+from .optimizers.family import keep_entries, keep_options
+from .optimizers.read import Traces, read, rule_of
+from .proof.first_call import Proof, guesses
+from .unrolling.one_process import OneProcess
+from .unrolling.result import check_terms, hand_over
+from .unrolling.step import Point
+from .unrolling.unroll import Unroll
+
+
+@dataclass
+class Known:
+    """What earlier calls have found out about the user's objects, so that it need not be looked up again.
+
+    Attributes:
+        memory: where the discriminator's tensors lie, and which of them share memory.
+        traces: the recorded steps of optimizers without a rule.
+        proven: the doubts that a first call has settled by real steps.
+        on_logits: losses that are known to be given logits.
+        hooks: the number of the next hook when parameters were last searched for hooks. Whoever registers a hook
+            anywhere increases it.
+    """
+
+    memory: Memory | None
+    traces: Traces = field(default_factory=Traces)
+    proven: set[str] = field(default_factory=set)
+    on_logits: set[Loss] = field(default_factory=set)
+    hooks: int = -1
+
+
+def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss of one call, and ``d_loss`` at each inner step without graph.
+
+    Args:
+        unrolled: the ``UnrolledGeneratorLoss``, for its options and parts.
+        call: what it is called with.
+        ranks: the processes that gradients are averaged with.
+
+    Raises:
+        ValueError: the losses or the optimizer do something that an unroll cannot reproduce.
+    """
+    modules, optimizers, owned = unrolled.parts()
+    known: Known = unrolled._known
+    if known.hooks != RemovableHandle.next_id:
+        check_gradient_hooks(owned)
+        known.hooks = RemovableHandle.next_id
+    with (undo := Undo()), undo:
+        exclude_others(modules, undo)
+        ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
+        swap = Swap(modules, owned, unrolled.average or unrolled.backward.rewinds)
+        known.memory = check_memory(swap.holders, known.memory)
+        swap.shared = known.memory.shared
+        keep_modes(undo)
+        if call.steps == 0:
+            compiled = not unrolled.backward.second_order
+            prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo)
+            return evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), []
+        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo)
+    if proof := unroll.proof:
+        proof.check(value, unroll.d_losses)
+        known.proven.update(proof.doubts)
+    if unroll.differentiate:
+        check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), unrolled.stop_gradient)
+        value = hand_over(value, unroll.sensitivity)
+    return value, unroll.d_losses
+
+
+def _unroll(
+    unrolled: Any,
+    call: Call,
+    swap: Swap,
+    owned: list[Tensor],
+    optimizers: Sequence[Any],
+    ranks: OneProcess,
+    undo: Undo,
+) -> tuple[Tensor, Unroll]:
+    """Take the steps and the way back; once ``undo`` is done, nothing of the user's has moved."""
+    known: Known = unrolled._known
+    # The inner steps need gradients even where the caller wants none.
+    differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
+    second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
+    ruled = [o for o in optimizers if rule_of(o) is not None]
+    traced = [o for o in optimizers if o not in ruled]
+    doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in known.proven]
+    proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
+    blocks = read(optimizers, owned, known.traces)
+    if autocast.active:
+        keep_autocast(undo, autocast.dtypes)
+    keep_entries(optimizers, undo)
+    check_options_kept = keep_options(optimizers, undo)
+    refuse_steps(ruled, undo)
+    settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
+    evaluate = Evaluator(
+        unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits
+    )
+    with autocast.outside(), torch.enable_grad():
+        unroll = Unroll(
+            evaluate,
+            call.d_loss,
+            call.g_loss,
+            call.inner and autocast.within(call.inner),
+            call.batch,
+            unrolled.transforms(owned),
+            differentiate,
+            unrolled.stop_gradient,
+            ranks,
+            proof,
+        )
+        start = Point(blocks, swap.originals(), swap.contents())
+        value = sweep(unroll, start, call.steps, unrolled.average, unrolled.backward)
+        slow = Store() if second_order else unrolled.backward
+        check_finite(
+            unroll.d_losses,
+            value,
+            {"batch": tensors_in(call.batch, call.kwargs), "discriminator": owned},
+            unroll.sensitivity.tensors(),
+            lambda: sweep(unroll.afresh(), start, call.steps, unrolled.average, slow),
+        )
+    check_options_kept()
+    swap.check_unwritten()
+    return value, unroll
+
+
+def _facts(unrolled: Any, call: Call, optimizers: Sequence[Any]) -> dict[str, Any]:
+    """Return what processes that average their gradients must have in common."""
+    return {
+        "d_loss": call.d_loss,
+        "g_loss": call.g_loss,
+        "backward": unrolled.backward,
+        "average": unrolled.average,
+        "stop_gradient": unrolled.stop_gradient,
+        "differentiation": torch.is_grad_enabled(),
+        **options_of(optimizers),
+    }
