@@ -1,13 +1,14 @@
 """Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
 
 from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
+from .call.categories import FreshState, LogitsExpected, PartialDetach, SecondTermMissing, UnrollWarning
 from .diagnostics.diagnose import diagnose
 from .diagnostics.diagnosis import Diagnosis
 from .diagnostics.predict import Prediction, predict
 from .diagnostics.verification import Verification
 from .diagnostics.verify import verify
 from .guards import detach, is_unrolling, no_grad
-from .loss import SecondTermMissing, UnrolledGeneratorLoss
+from .loss import UnrolledGeneratorLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from .optimizers import UpdateRule, clip_grad_norm, clip_grad_value, register_rule
 
@@ -17,12 +18,16 @@ __all__ = [
     "Compiled",
     "Diagnosis",
     "FiniteDifference",
+    "FreshState",
+    "LogitsExpected",
     "Objective",
+    "PartialDetach",
     "Prediction",
     "Recompute",
     "SecondTermMissing",
     "Store",
     "Truncate",
+    "UnrollWarning",
     "UnrolledGeneratorLoss",
     "UpdateRule",
     "Verification",

@@ -8,10 +8,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backward import Backward, Store
-from .call.call import Call, Loss, Resample, Steps, batches_of, count_of
-from .call.discriminator import all_parameters, given_modules, modules_of, named_parameters
+from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
+from .call.categories import SecondTermMissing
+from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
+from .call.losses import check_losses, check_order
 from .call.messages import described
-from .call.mistakes import check_losses, check_modules, check_options, check_order
 from .call.optimizer import Steppers
 from .call.processes import check_group
 from .call.wrappers import check_wrappers
@@ -24,7 +25,6 @@ from .optimizers.transforms import Transforms
 from .run import Known, run
 from .torch_private import disable_dynamo
 from .unrolling.ranks import ranks_of
-from .unrolling.result import SecondTermMissing
 
 __all__ = ["SecondTermMissing", "UnrolledGeneratorLoss"]
 
@@ -123,6 +123,8 @@ class UnrolledGeneratorLoss:
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
+        # Of a copy, which verify makes, its own.
+        self._watched = False
         self._known = Known(check_memory(Holders(modules, self._steppers.owned(modules, optimizers))))
 
     # When a user compiles a whole training step, this call stays uncompiled, as torch's optimizers do.

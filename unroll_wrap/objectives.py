@@ -115,41 +115,41 @@ def _relativistic_g(D: Discriminator, real: Tensor, fake: Tensor, **kwargs: Any)
 minimax = Objective(_cross_entropy, _minimax_g)
 """The paper's f, Eq. 4, with σ the sigmoid and D(x) logits.
 
-    d_loss = -E log σ(D(x)) - E log(1 - σ(D(G(z))))
-    g_loss = -d_loss
+- ``d_loss`` = -E log σ(D(x)) - E log(1 - σ(D(G(z))))
+- ``g_loss`` = -d_loss
 """
 
 non_saturating = Objective(_cross_entropy, _non_saturating_g)
 """What nearly every GAN script has (Goodfellow et al. 2014).
 
-    d_loss = -E log σ(D(x)) - E log(1 - σ(D(G(z))))
-    g_loss = -E log σ(D(G(z)))
+- ``d_loss`` = -E log σ(D(x)) - E log(1 - σ(D(G(z))))
+- ``g_loss`` = -E log σ(D(G(z)))
 """
 
 hinge = Objective(_hinge_d, _minus_mean_g)
 """The hinge game (Lim & Ye 2017).
 
-    d_loss = E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))
-    g_loss = -E D(G(z))
+- ``d_loss`` = E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))
+- ``g_loss`` = -E D(G(z))
 """
 
 wasserstein = Objective(_wasserstein_d, _minus_mean_g)
 """Differences of means (Arjovsky et al. 2017); weight clipping or a gradient penalty is yours to add.
 
-    d_loss = E D(G(z)) - E D(x)
-    g_loss = -E D(G(z))
+- ``d_loss`` = E D(G(z)) - E D(x)
+- ``g_loss`` = -E D(G(z))
 """
 
 least_squares = Objective(_least_squares_d, _least_squares_g)
 """Squared distances from the labels (Mao et al. 2017, Eq. 9).
 
-    d_loss = 1/2 E (D(x) - 1)² + 1/2 E D(G(z))²
-    g_loss = 1/2 E (D(G(z)) - 1)²
+- ``d_loss`` = 1/2 E (D(x) - 1)² + 1/2 E D(G(z))²
+- ``g_loss`` = 1/2 E (D(G(z)) - 1)²
 """
 
 relativistic = Objective(_relativistic_d, _relativistic_g)
 """Real and fake samples compared in pairs (Jolicoeur-Martineau 2018, RSGAN).
 
-    d_loss = -E log σ(D(x) - D(G(z)))
-    g_loss = -E log σ(D(G(z)) - D(x))
+- ``d_loss`` = -E log σ(D(x) - D(G(z)))
+- ``g_loss`` = -E log σ(D(G(z)) - D(x))
 """

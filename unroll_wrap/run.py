@@ -11,9 +11,10 @@ from torch.utils.hooks import RemovableHandle
 from .backward import Store, sweep
 from .call.batch import tensors_in
 from .call.call import Call, Loss
-from .call.mistakes import check_finite, check_gradient_hooks, refuse_steps
-from .call.optimizer import options_of
+from .call.discriminator import check_gradient_hooks
+from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
+from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
@@ -21,10 +22,12 @@ from .evaluation.swap import Swap
 from .live.exclusive import exclude_others
 from .live.undo import Undo, keep_autocast, keep_modes
 from .optimizers.family import keep_entries, keep_options
+from .optimizers.fresh import adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import Proof, guesses
+from .unrolling.finite import check_finite
 from .unrolling.one_process import OneProcess
-from .unrolling.result import check_terms, hand_over
+from .unrolling.result import check_terms, hand_over, warn_of
 from .unrolling.step import Point
 from .unrolling.unroll import Unroll
 
@@ -76,12 +79,15 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo)
             return evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), []
-        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo)
+        fresh = [] if getattr(unrolled.backward, "steps", call.steps) < call.steps else adaptive_and_fresh(optimizers)
+        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
     if proof := unroll.proof:
         proof.check(value, unroll.d_losses)
         known.proven.update(proof.doubts)
     if unroll.differentiate:
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), unrolled.stop_gradient)
+        detached = unroll.evaluate.detached if unroll.sensitivity.second_term else None
+        warn_of(detached.found if detached else (), fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
     return value, unroll.d_losses
 
@@ -94,6 +100,7 @@ def _unroll(
     optimizers: Sequence[Any],
     ranks: OneProcess,
     undo: Undo,
+    fresh: bool,
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and the way back; once ``undo`` is done, nothing of the user's has moved."""
     known: Known = unrolled._known
@@ -111,8 +118,10 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
+    detached = Detached(swap.modules) if second_order and not unrolled._watched else None
+    unrolled._watched = True
     evaluate = Evaluator(
-        unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits
+        unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits, detached
     )
     with autocast.outside(), torch.enable_grad():
         unroll = Unroll(
@@ -126,6 +135,7 @@ def _unroll(
             unrolled.stop_gradient,
             ranks,
             proof,
+            fresh,
         )
         start = Point(blocks, swap.originals(), swap.contents())
         value = sweep(unroll, start, call.steps, unrolled.average, unrolled.backward)

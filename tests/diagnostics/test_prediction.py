@@ -1,6 +1,8 @@
 """predict: memory at a K that was never run, against torch's own profiler at that K."""
 
+import itertools
 import random
+import sys
 
 import numpy
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, non_saturating, predict
+from unroll_wrap.diagnostics.peak_memory import PeakMemory
 
 BACKWARDS = [Store(), Recompute(), Recompute(every=2), Truncate(2), FiniteDifference()]
 STEPS = 8
@@ -95,3 +98,50 @@ def test_a_detached_batch_is_named():
     unrolled, real = net()
     with pytest.raises(ValueError, match="Nothing requires grad"):
         predict(unrolled, real, torch.randn(128, 32), steps=5)
+
+
+@pytest.mark.parametrize("times", [(0.9, 0.3), (0.1, 5.0), (0.2, 0.2), (0.2, 0.3)])
+@pytest.mark.parametrize("steps", [0, 1, 2, 100])
+def test_no_time_is_negative_whatever_else_runs(times, steps, monkeypatch):
+    """Times of a machine with others on it; the control is the last, which is taken as it is."""
+    unrolled, real = net()
+    found = iter(times)
+    monkeypatch.setattr(
+        sys.modules["unroll_wrap.diagnostics.predict"], "_seconds", lambda function, device: next(found)
+    )
+    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHORT", 0.0)
+    prediction = predict(unrolled, real, torch.randn(128, 32, requires_grad=True), steps=steps)
+    assert prediction.seconds >= 0 and prediction.seconds_per_step > 0 and prediction.bytes >= 0
+    if times == (0.2, 0.3):
+        assert prediction.seconds == pytest.approx(0.2 + (steps - 2) * 0.1 if steps else 0.0)
+
+
+@pytest.mark.parametrize(("short", "runs"), [(0.0, 2), (1e9, 3)])
+def test_what_it_costs(short, runs, monkeypatch):
+    """K = 2 and 3 once to be counted, and once to be timed, or twice where that is short."""
+    unrolled, real = net()
+    d_loss, count = unrolled.d_loss, itertools.count()
+    unrolled.d_loss = lambda *batch: (next(count), d_loss(*batch))[1]
+    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHORT", short)
+    predict(unrolled, real, torch.randn(128, 32, requires_grad=True), steps=50)
+    assert next(count) == runs * (2 + 3)
+
+
+def test_memory_is_looked_up_and_not_joined(monkeypatch):
+    """For each tensor two look-ups, however many are alive; the control counts what joining them would touch."""
+    touched = []
+
+    class Counting(dict):
+        def keys(self):
+            touched.append(len(self))
+            return super().keys()
+
+        def __iter__(self):
+            touched.append(len(self))
+            return super().__iter__()
+
+    with PeakMemory() as memory:
+        memory._alive = Counting()
+        kept = [torch.zeros(10) for _ in range(100)]
+    assert memory.peak == 100 * 40 and len(kept) == 100 and touched == []
+    assert set(memory._alive.keys()) and touched

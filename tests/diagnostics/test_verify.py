@@ -11,6 +11,7 @@ import reference
 import torch
 from checks import MODES, call, oracle, unrolled_of, warm_world
 from functions import Silent, once_world
+from optimizers import OPTIMIZERS
 from problems import PROBLEMS, softplus
 from snapshot import changed, snapshot
 
@@ -45,6 +46,17 @@ def test_passes_on_every_problem_and_touches_nothing(name, capsys):
     assert bool(report.cuts) == (name in WITH_CUTS)
     assert capsys.readouterr().out == ""
     assert str(report).startswith("unroll_wrap.verify: passed\n")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_passes_with_every_optimizer(optimizer):
+    """Every row of the table, warm and fresh: the rules and the live step agree, and nothing has moved."""
+    for warm in (True, False):
+        world = warm_world("mlp", optimizer) if warm else PROBLEMS["mlp"].build(OPTIMIZERS[optimizer])
+        before = snapshot(world)
+        report = verify(unrolled_of(world, steps=3), *world.batch())
+        assert report.passed, report
+        assert changed(before, snapshot(world)) == []
 
 
 @pytest.mark.parametrize("mode", MODES[1:])

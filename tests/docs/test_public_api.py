@@ -10,16 +10,21 @@ import unroll_wrap
 
 ROOT = Path(__file__).parents[2]
 # A line for each public name, with its arguments in order. A change here is one of the interface: see CONTRIBUTING.md.
+WARNING = "a category of warnings"
 API = {
     "Compiled": "",
     "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread",
     "FiniteDifference": "eps central",
+    "FreshState": WARNING,
+    "LogitsExpected": WARNING,
     "Objective": "d_loss g_loss",
+    "PartialDetach": WARNING,
     "Prediction": "steps seconds bytes seconds_per_step bytes_per_step measured",
     "Recompute": "every",
-    "SecondTermMissing": "args kwargs",
+    "SecondTermMissing": WARNING,
     "Store": "",
     "Truncate": "steps backward",
+    "UnrollWarning": WARNING,
     "UnrolledGeneratorLoss": (
         "discriminator optimizer d_loss g_loss steps resample stop_gradient average backward "
         "grad_transform param_transform average_gradients"
@@ -61,9 +66,16 @@ def test_the_names():
     assert all(hasattr(unroll_wrap, name) for name in API)
 
 
-@pytest.mark.parametrize("name", [name for name, signature in API.items() if signature is not None])
+@pytest.mark.parametrize("name", [name for name, kind in API.items() if kind not in (None, WARNING)])
 def test_the_arguments(name):
     assert arguments(getattr(unroll_wrap, name)) == API[name]
+
+
+def test_the_warnings():
+    """One filter for all, and one for each."""
+    kinds = [getattr(unroll_wrap, name) for name, kind in API.items() if kind is WARNING]
+    assert len(kinds) == 5 and all(issubclass(kind, unroll_wrap.UnrollWarning) for kind in kinds)
+    assert issubclass(unroll_wrap.UnrollWarning, UserWarning)
 
 
 @pytest.mark.parametrize("name", METHODS)

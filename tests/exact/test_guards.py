@@ -1,5 +1,6 @@
 """is_unrolling, detach and no_grad: one loss function serves D's own training and the unroll."""
 
+import pytest
 import reference
 import torch
 from checks import assert_exact, call, expected_of, gradient_of, oracle, unrolled_of, warm_world
@@ -59,6 +60,7 @@ def test_is_unrolling_tells_the_inner_losses():
     assert seen[-1] is False
 
 
+@pytest.mark.filterwarnings("ignore::unroll_wrap.PartialDetach")
 def test_torchs_own_detach_is_honoured():
     """A loss that detaches D's real features (feature matching) cuts that path: one long graph says by how much."""
     world = warm_world()

@@ -352,6 +352,7 @@ def test_exponential_averages_of_g_are_not_seen():
     assert all(map(torch.equal, before, after))
 
 
+@pytest.mark.filterwarnings("ignore::unroll_wrap.PartialDetach")
 def test_a_loss_that_copies_the_discriminator():
     """A frozen twin for a penalty: the copy of an unrolled D is a D with parameters of its own."""
     world = warm_world()

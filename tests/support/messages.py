@@ -29,8 +29,11 @@ def messages():
         ]
         constants = {node.targets[0].id: text(node.value, {}) for node in assigned}
         for node in ast.walk(tree):
-            call = node.exc if isinstance(node, ast.Raise) else node
+            returned = isinstance(node, ast.Return) and isinstance(node.value, ast.Call)
+            call = node.exc if isinstance(node, ast.Raise) else node.value if returned else node
             said = isinstance(node, ast.Raise) or getattr(getattr(node, "func", None), "attr", "") == "warn"
+            # An error that the caller raises.
+            said = said or (returned and getattr(call.func, "id", "").endswith("Error"))
             if said and isinstance(call, ast.Call) and call.args and path.name not in INSIDE:
                 message = text(call.args[0], constants)
                 if message:

@@ -84,3 +84,16 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
         return tuple(drawn)
 
     return checked
+
+
+def check_options(backward: Any, **transforms: Any) -> None:
+    """A backward that is one, and transforms that are functions.
+
+    Raises:
+        TypeError: a class, a name, a value.
+    """
+    if isinstance(backward, type) or not all(hasattr(backward, name) for name in ("tape", "second_order", "rewinds")):
+        raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
+    for name, value in transforms.items():
+        if value is not None and (not callable(value) or isinstance(value, type)):
+            raise TypeError(f"{name} is {described(value)}. Pass a function, or None.")

@@ -1,9 +1,11 @@
 """The discriminator that a user passes: one module, or a list, tuple or dict of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .messages import described
 
@@ -58,3 +60,46 @@ def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
     for root in roots:
         visit(root)
     return list(found.values())
+
+
+def check_modules(modules: Sequence[nn.Module]) -> None:
+    """Modules whose parameters are there, in Python.
+
+    Raises:
+        TypeError: a scripted or traced one.
+        ValueError: a lazy one before its first batch.
+    """
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{type(module).__name__} holds its parameters outside Python, where nothing can stand in for them. "
+                "Pass the module that it was scripted or traced from."
+            )
+        if isinstance(module, LazyModuleMixin) and cast("Any", module).has_uninitialized_params():
+            raise ValueError(
+                f"{type(module).__name__}, a lazy module of the discriminator, has no tensors yet. Run the "
+                "discriminator once on a batch before."
+            )
+
+
+def check_gradient_hooks(params: Iterable[Tensor]) -> None:
+    """No hook on the node that adds to a parameter's ``.grad``, which in an unroll never runs.
+
+    Raises:
+        ValueError: there is one.
+    """
+    p: Any
+    for p in params:
+        # Without such a node there is no hook on it, and a node would be one more who uses the tensor.
+        if not p.requires_grad or p._use_count() == 1:
+            continue
+        node = torch.autograd.graph.get_gradient_edge(p).node
+        for register in (node.register_hook, node.register_prehook):
+            handle: Any = register(lambda *_: None)
+            others = len(handle.hooks_dict_ref()) - 1
+            handle.remove()
+            if others:
+                raise ValueError(
+                    f"A parameter of shape {tuple(p.shape)} has a hook on its AccumulateGrad node, which in an unroll "
+                    "never runs. Remove the hook, and pass what it does as grad_transform=, or use p.register_hook."
+                )

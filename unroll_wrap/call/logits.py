@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..objectives import hinge, minimax, non_saturating, relativistic
+from .categories import LogitsExpected
 from .messages import users_line
 
 # By loss, which of the objective's own nodes may stand between D's output and softplus or relu.
@@ -46,6 +47,7 @@ def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> Non
                 f"The discriminator's output comes from {name}, and minimax, non_saturating, hinge and relativistic "
                 "take logits: both players would learn next to nothing. Pass the losses of your own loop (d_loss=..., "
                 "g_loss=...), or end D in logits and train it with BCEWithLogitsLoss.",
+                LogitsExpected,
                 stacklevel=users_line(),
             )
             return

@@ -100,7 +100,7 @@ def cause_of(
             "torch.cat([real, fake]), or use torch.nn.utils.parametrizations.spectral_norm."
         )
     if not all(s.conclusive for s in slopes):
-        fresh = [f"{' and '.join(names)} {FRESH}" for names in [adaptive_and_fresh(unrolled)] if names]
+        fresh = [f"{' and '.join(names)} {FRESH}" for names in [adaptive_and_fresh(unrolled.parts()[1])] if names]
         dtypes = {t.dtype for t in (*examined.owned, *examined.inputs.tensors)}
         remedy = "" if dtypes == {torch.float64} else "Verify in float64, without autocast: D.double(), G.double()."
         return " ".join(filter(None, ["The differences are too coarse to say anything.", *fresh, remedy]))

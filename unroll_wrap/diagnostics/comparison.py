@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..backward import FiniteDifference, Truncate
+from ..call.categories import SecondTermMissing
 from ..evaluation.precision import length, precision
 from ..live.snapshot import Snapshot
-from ..loss import SecondTermMissing, UnrolledGeneratorLoss
+from ..loss import UnrolledGeneratorLoss
 from ..proof.real_steps import RealSteps
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
 from .cuts import Cuts, Diverged

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ..call.batch import mapped, tensors_in
-from ..call.mistakes import check_examined
 from ..live.random_state import EveryState
 from ..loss import UnrolledGeneratorLoss
 from .comparison import Comparison
 from .diagnosis import SPREAD, Diagnosis
-from .examined import Examined, Wrt
+from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
 
 

@@ -111,8 +111,9 @@ class Line:
         """
         central: dict[float, float] = {}
         tried: list[Slope] = []
-        # A small slope asks for longer steps, what bends soon for shorter ones.
-        for n in (4, 8, 16, 32, 2, 1, 1 / 2):
+        # A small slope asks for longer steps, what bends soon for shorter ones: the shortest are for Adam's first step,
+        # which bends where a gradient is about eps.
+        for n in (4, 8, 16, 32, 2, 1, 1 / 2, 1 / 8, 1 / 64, 1 / 512):
             if tried and self._rounding(n) > min(slope.uncertainty for slope in tried):
                 continue
             for m in {n, 2 * n} - set(central):
@@ -121,7 +122,7 @@ class Line:
             spread = abs(central[n] - extrapolated)
             tried.append(Slope(self.slope, extrapolated, self._uncertainty(extrapolated, n, spread), allowed))
             if self.settled(tried[-1]):
-                break
+                return tried[-1]
         return min(tried, key=lambda slope: slope.uncertainty)
 
     def _uncertainty(self, difference: float, steps: float, spread: float = 0.0) -> float:

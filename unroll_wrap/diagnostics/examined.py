@@ -1,15 +1,20 @@
 """The call that is looked at: its arguments resolved once, and run as often as need be from the same state."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..call.categories import UnrollWarning
+from ..call.losses import check_order
+from ..call.messages import described
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
-from ..loss import SecondTermMissing, UnrolledGeneratorLoss
+from ..loss import UnrolledGeneratorLoss
 from .differentiated import NOTHING, Inputs
 from .sizes import sizes_named
 
@@ -92,7 +97,8 @@ class Examined:
             sizes_named(inputs.batch),
             within or nullcontext(),
         ):
-            loss, d_losses = (unrolled or self.unrolled).watched(
+            # A copy: what a first call says is still to be said by the user's own.
+            loss, d_losses = copy.copy(unrolled or self.unrolled).watched(
                 *inputs.batch,
                 d_loss=self.d_loss,
                 g_loss=self.g_loss,
@@ -105,5 +111,23 @@ class Examined:
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The same, without the warnings that a call of its own would give."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SecondTermMissing)
+            warnings.simplefilter("ignore", UnrollWarning)
             return self.run(*given, **options)
+
+
+def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
+    """The loss itself, not what it returns, with gradients, and a batch in order.
+
+    Raises:
+        TypeError: something else.
+        RuntimeError: under ``torch.no_grad()``.
+    """
+    # Not isinstance of UnrolledGeneratorLoss, which imports this.
+    if not hasattr(unrolled, "plan") or isinstance(unrolled, type):
+        raise TypeError(
+            f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "
+            f"{function}(unrolled, real, fake)."
+        )
+    if not torch.is_grad_enabled():
+        raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
+    check_order(unrolled.d_loss, batch)

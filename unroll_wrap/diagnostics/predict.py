@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from ..backward import Compiled, Recompute, Truncate
-from ..call.mistakes import check_examined
 from ..loss import UnrolledGeneratorLoss
-from .examined import Examined, Wrt
+from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
+
+# Seconds; what takes longer is timed once.
+_SHORT = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ def predict(
     """Time and peak memory of ``unrolled(*batch, steps=steps)`` with its gradient, without running K steps.
 
     Both grow linearly in K, so two short calls tell: K = 2 and 3, or the multiples of n for ``Recompute(every=n)``, or
-    past n for ``Truncate(n)``. Each runs twice to be timed, and once to be counted. What is counted is tensors, not the
-    scratch inside an operator.
+    past n for ``Truncate(n)``. Each runs once to be counted, and once or, if that is short, twice to be timed. What is
+    counted is tensors, not the scratch inside an operator.
 
     Args:
         unrolled: the loss.
@@ -85,21 +87,29 @@ def predict(
         return memory.peak
 
     device = examined.owned[0].device
-    gradient(short[0])  # The first call of all pays for what later ones find ready.
     # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
     seen = copy.copy(unrolled)
     seen.backward = _seen(unrolled.backward)
-    # Interleaved, and the faster of two: whatever else runs only ever adds.
-    rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short] for _ in range(2)]
-    times = [min(times) for times in zip(*rounds, strict=True)]
+    # Counted first: the first calls of all pay for what later ones find ready.
     peaks = [peak(k) for k in short]
+    if seen.backward is not unrolled.backward:
+        gradient(short[0])
+    rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short]]
+    if sum(rounds[0]) < _SHORT:
+        # Interleaved, and the faster of two: whatever else runs only ever adds.
+        rounds.append([_seconds(lambda k=k: gradient(k), device) for k in short])
+    times = [min(times) for times in zip(*rounds, strict=True)]
     a, b = short
-    seconds, size = (values[1] - values[0] for values in (times, peaks))
+    size, per_step = peaks[1] - peaks[0], (times[1] - times[0]) / (b - a)
+    if not 0 < per_step <= times[0] / a:
+        # Whatever else ran meanwhile took longer than a step does: then all of a call is shared out.
+        per_step = min(times[0] / a, times[1] / b)
     return Prediction(
         steps=count,
-        seconds=times[0] + (count - a) * seconds / (b - a),
-        bytes=round(peaks[0] + (count - a) * size / (b - a)),
-        seconds_per_step=seconds / (b - a),
+        # At K = 0 and 1 no less than the share of these in the shortest call.
+        seconds=max(times[0] + (count - a) * per_step, times[0] * count / a if count < a else 0.0),
+        bytes=max(0, round(peaks[0] + (count - a) * size / (b - a))),
+        seconds_per_step=per_step,
         bytes_per_step=size / (b - a),
         measured=short,
     )

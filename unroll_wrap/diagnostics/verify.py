@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from ..call.mistakes import check_examined
 from ..evaluation.precision import length
 from ..loss import UnrolledGeneratorLoss
 from ..optimizers.fresh import FRESH, adaptive_and_fresh
 from .comparison import Comparison
-from .examined import Examined, Wrt
+from .examined import Examined, Wrt, check_examined
 from .in_double import in_double, may_be_double
 from .verification import Verification
 
@@ -18,7 +17,7 @@ def verify(unrolled: UnrolledGeneratorLoss, *batch: Any, wrt: Wrt = None, **opti
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
     Takes one call and 5 times K real steps if plain differences agree, some 15 times K where a ReLU makes real steps
-    jump, up to 60 times K where something is wrong or the derivative is tiny, and as much again in float64, on the
+    jump, up to 90 times K where something is wrong or the derivative is tiny, and as much again in float64, on the
     same objects, where float32 cannot tell: pass a few samples. What a hook of yours does beyond tensors, such as to
     print or to send, happens as often.
 
@@ -71,7 +70,7 @@ def _sharper(coarse: Comparison, found: Verification) -> Verification:
         *found.notes,
         "In float32 differences of real steps tell nothing here. These are in float64, on the same objects.",
     ]
-    if fresh := adaptive_and_fresh(coarse.examined.unrolled):
+    if fresh := adaptive_and_fresh(coarse.examined.unrolled.parts()[1]):
         notes.append(f"{' and '.join(fresh)} {FRESH}")
     if not problems:
         mine = [g.cpu().double() for g in coarse.gradient]

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ..call.logits import check_logits
 from ..live.settings import Setting
 from ..operators import twice_differentiable
 from .autocast import Autocast
+from .detached import Detached
 from .graph import edge, now, reach
 from .hooks import gradient_hooks, noted
 from .loss_errors import misfit, misplaced, one_element
@@ -76,6 +77,7 @@ class Evaluator:
         second_order: whether their second derivatives will be asked for.
         settings: of torch's, in force whenever a loss runs.
         on_logits: losses that are known to be given logits.
+        detached: notes what the losses cut, in a first call.
         leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
         left: what the loop has left in ``.grad``, the same way.
@@ -90,6 +92,7 @@ class Evaluator:
     second_order: bool
     settings: Sequence[Setting] = ()
     on_logits: set[Any] = field(default_factory=set)
+    detached: Detached | None = None
     leaf: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -171,7 +174,8 @@ class Evaluator:
             setting.ensure()
         try:
             with guards.unrolling(), self._operators, self.autocast.inside():
-                return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
+                run = partial(self.detached.run, name.split()[0], loss) if self.detached else loss
+                return run(self.discriminator, *arguments.batch, **arguments.kwargs)
         except (TypeError, AttributeError) as error:
             given = (self.discriminator, *arguments.batch)
             if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):

@@ -4,6 +4,7 @@ Adam's first step is lr · g / (|g| + eps): the sign of g, whose slope is lr / e
 nothing elsewhere. The same holds for all that divide by a mean of g² which is g² alone.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from .family import family, groups_of
@@ -14,9 +15,8 @@ FRESH = (
 )
 
 
-def adaptive_and_fresh(unrolled: Any) -> list[str]:
-    """The names of those among the optimizers of an unrolled loss."""
-    _, optimizers, _ = unrolled.parts()
+def adaptive_and_fresh(optimizers: Iterable[Any]) -> list[str]:
+    """The names of those among some optimizers and wrappers."""
     found = [o for one in optimizers for o in family(one) if _divides(o) and not any(getattr(o, "state", {}).values())]
     return list(dict.fromkeys(type(o).__name__ for o in found))
 

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call.categories import FreshState, PartialDetach, SecondTermMissing
 from ..call.messages import users_line
 from ..evaluation.gradients import GIVEN_BACK
+from ..optimizers.fresh import FRESH
 from ..torch_private import after_backward
 from .sensitivity import Sensitivity
 
+_OUTSIZED = 2.0
 _NO_SECOND_TERM = (
     "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
     "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
@@ -21,10 +24,6 @@ _NOT_THROUGH_D = (
     "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
     "that it is given, or pass steps=0 if the other network is meant."
 )
-
-
-class SecondTermMissing(UserWarning):
-    """``d_loss`` does not depend on the generator, or ``g_loss`` does not depend on the unrolled discriminator."""
 
 
 def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool) -> None:
@@ -47,6 +46,31 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
     if not (found.second_term or stop_gradient):
         cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
         warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
+
+
+def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> None:
+    """Warn of a result that is right and may not be what was meant.
+
+    Args:
+        detached: what the losses cut themselves.
+        fresh: the optimizers that start from empty state.
+        outsized: the length of what the first step adds to the gradient, over that of all the rest.
+    """
+    if detached:
+        warnings.warn(
+            f"A loss detaches a part of what it returns: {'; '.join(detached)}. The derivative does not pass there, in "
+            "the unroll either. If only D's own training is to be cut, use unroll_wrap.detach(x) in the place of "
+            "x.detach() or x.data. If it is meant, filter unroll_wrap.PartialDetach.",
+            PartialDetach,
+            stacklevel=users_line(),
+        )
+    if fresh and outsized > _OUTSIZED:
+        warnings.warn(
+            f"{' and '.join(fresh)} {FRESH} Here that step makes up {outsized:.3g} times the rest of the gradient. A "
+            "callable such as partial(Adam, ...) starts so in every call: pass the live optimizer in its place.",
+            FreshState,
+            stacklevel=users_line(),
+        )
 
 
 def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:

@@ -21,6 +21,7 @@ from ..call.logits import check_logits
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, differentiate
 from ..evaluation.graph import reach
+from ..evaluation.precision import length
 from ..live.random_state import undisturbed
 from ..operators import parameters_only, repair
 from ..optimizers.block import Block
@@ -46,9 +47,11 @@ class Unroll:
         stop_gradient: whether it is to be the first term of Eq. 12 alone.
         ranks: whom gradients are averaged with.
         proof: is told of every loss before it runs, if this call is to be compared with real steps.
+        fresh: whether the optimizer starts from empty state.
         d_losses: of the inner steps so far, without graph.
         moved: positions of the parameters that ``d_loss`` has not frozen in some step so far.
         sensitivity: what the sweep has found so far.
+        outsized: how many times as long as the rest what the first step adds to it is, as far as that is known here.
     """
 
     evaluate: Evaluator
@@ -61,9 +64,11 @@ class Unroll:
     stop_gradient: bool
     ranks: OneProcess = field(default_factory=OneProcess)
     proof: Any = None
+    fresh: bool = False
     d_losses: list[Tensor] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    outsized: float = 0.0
 
     def step(
         self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool, averages: Grads | None = None
@@ -234,6 +239,9 @@ class Unroll:
             factor=self.evaluate.autocast.second,
             retain_graph=evaluation.captured or bool(evaluation.outside),
         )
+        if first and self.fresh:
+            rest = length(g for _, g in self.sensitivity.pairs())
+            self.outsized = length(found[len(inner) :]) / rest if rest else 0.0
         reached = self.sensitivity.add(evaluation.users, found[len(inner) :])
         self.sensitivity.second_term |= reached or evaluation.captured
         if evaluation.captured and pairs:

@@ -1,0 +1,164 @@
+"""What a first call warns of: a part that a loss detaches itself, and a first step of Adam that outweighs the rest."""
+
+import functools
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from checks import call, unrolled_of, warm_world
+from problems import PROBLEMS, softplus
+from torch import nn
+
+import unroll_wrap
+from unroll_wrap import FreshState, PartialDetach, SecondTermMissing, UnrolledGeneratorLoss, UnrollWarning
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from false_alarms import game  # noqa: E402
+
+STEPS = 2
+
+
+def penalised(D, real, fake):
+    x = (0.5 * real.data + 0.5 * fake.data).requires_grad_()
+    (g,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + (g.norm(2, 1) - 1).pow(2).mean()
+
+
+def penalised_through_the_guard(D, real, fake):
+    x = 0.5 * unroll_wrap.detach(real) + 0.5 * unroll_wrap.detach(fake)
+    x = x if x.requires_grad else x.requires_grad_()
+    (g,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + (g.norm(2, 1) - 1).pow(2).mean()
+
+
+def matching(D, real, fake):
+    return (D(real).tanh().detach() - D(fake).tanh()).pow(2).mean()
+
+
+def relativistic(D, real, fake):
+    return softplus(-(D(real) - D(fake).detach())).mean() + softplus(D(fake)).mean()
+
+
+def logging_only(D, real, fake):
+    logged = D(fake).detach().mean()
+    assert logged.item() is not None
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean()
+
+
+CUTS = {"penalty": ("d_loss", penalised), "matching": ("g_loss", matching), "relativistic": ("d_loss", relativistic)}
+WHOLE = {"guard": ("d_loss", penalised_through_the_guard), "log": ("d_loss", logging_only)}
+
+
+def warned(world, unrolled=None, mode="argument"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(world, unrolled or unrolled_of(world, steps=STEPS), mode)
+    return caught
+
+
+@pytest.mark.parametrize("mode", ["argument", "closure"])
+@pytest.mark.parametrize("name", CUTS)
+def test_a_part_that_a_loss_detaches(name, mode):
+    """Once, with the line and the remedy; the second call is silent."""
+    which, loss = CUTS[name]
+    world = warm_world()
+    setattr(world, which, loss)
+    unrolled = unrolled_of(world, steps=STEPS)
+    (found,) = warned(world, unrolled, mode)
+    assert found.category is PartialDetach and issubclass(PartialDetach, UnrollWarning)
+    text = str(found.message)
+    assert f"{which} at test_call_warnings.py:" in text and "unroll_wrap.detach(x)" in text
+    assert ("detach()" in text) or (".data" in text)
+    assert warned(world, unrolled, mode) == []
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_cuts_nothing_of_the_loss(name):
+    """The guard inside an unroll, and a number for a log."""
+    which, loss = WHOLE[name]
+    world = warm_world()
+    setattr(world, which, loss)
+    assert warned(world) == []
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_no_problem_of_the_table_is_accused(name):
+    """Norms, power iterations, statistics and penalties of their own detach what they mean to."""
+    world = warm_world(name)
+    world.before_call()
+    assert warned(world) == []
+
+
+def test_a_layer_may_detach():
+    """A straight-through estimator in D is meant."""
+
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return x + (x.round() - x).detach()
+
+    world = warm_world()
+    world.discriminator.insert(1, Rounded())
+    assert warned(world) == []
+
+
+def test_a_whole_detach_has_its_own_warning():
+    world = warm_world()
+    world.d_loss = lambda D, real, fake: softplus(-D(real)).mean() + softplus(D(fake.detach())).mean()
+    assert [w.category for w in warned(world)] == [SecondTermMissing]
+
+
+def test_only_the_first_term_is_asked_for():
+    """There D's loss is detached anyway."""
+    world = warm_world()
+    world.d_loss = penalised
+    assert warned(world, unrolled_of(world, steps=STEPS, stop_gradient=True)) == []
+
+
+def test_verify_says_it_and_leaves_the_warning_to_the_call():
+    """With the size of what is cut: the derivative with the cut, and without."""
+    world = warm_world()
+    world.g_loss = matching
+    unrolled = unrolled_of(world, steps=STEPS)
+    report = unroll_wrap.verify(unrolled, *world.batch())
+    assert report.passed and "The derivative is" in report.cuts[0] and "without this cut" in report.cuts[0]
+    assert [w.category for w in warned(world, unrolled)] == [PartialDetach]
+    numbers = [float(word) for word in report.cuts[0].replace(",", "").split() if _is_number(word)]
+    assert len(numbers) >= 2 and abs(numbers[-2] - numbers[-1]) > 1e-3 * abs(numbers[-1])
+
+
+def _is_number(word):
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+# The first step from empty state
+
+
+def fresh(seed, made_by, warm=30):
+    """What a call warns of, and the length of its gradient."""
+    made = game("dcgan", seed, double=False, warm=warm, rows=16)
+    adam = functools.partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))
+    optimizer = adam if made_by == "callable" else made.optimizer
+    if made_by == "fresh":
+        optimizer = adam(made.D.parameters())
+    unrolled = UnrolledGeneratorLoss(made.D, optimizer, *unroll_wrap.non_saturating, steps=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (grad,) = torch.autograd.grad(unrolled(*made.batch, **made.labels), made.batch[1])
+    return [w.category for w in caught], float(grad.norm())
+
+
+@pytest.mark.parametrize("made_by", ["callable", "fresh"])
+def test_a_first_step_that_outweighs_the_rest(made_by):
+    """Two seeds of a hundred; the controls are a seed whose first step does not, and the live optimizer."""
+    said, long = fresh(32, made_by)
+    assert said == [FreshState]
+    quiet, usual = fresh(31, made_by)
+    assert quiet == [] and long > 3 * usual
+    said, stepped = fresh(32, "live")
+    assert said == [] and stepped < long / 3

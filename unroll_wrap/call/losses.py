@@ -1,0 +1,53 @@
+"""The losses and the batch that a user passes: functions of D, and real before fake."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .messages import described
+
+_OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
+
+
+def check_losses(**losses: Any) -> None:
+    """Functions of D and a batch.
+
+    Raises:
+        TypeError: a value, or a class.
+    """
+    for name, value in losses.items():
+        if not callable(value) or isinstance(value, type):
+            pair = "a pair of losses, to be unpacked (*non_saturating)"
+            given = pair if isinstance(value, Objective) else described(value)
+            raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
+
+
+def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
+    """Real before fake: the other way round trains the wrong way.
+
+    The package's objectives have a known order. A function of the user's may have any, so its arguments' names decide.
+
+    Raises:
+        ValueError: the first comes from a generator, and the second does not.
+    """
+    if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
+        return
+    real, fake = batch
+    if real.grad_fn is not None and not fake.requires_grad and _takes_real_first(d_loss):
+        raise ValueError(
+            f"real has a graph, from a generator as it seems, and fake has none: shapes {tuple(real.shape)} and "
+            f"{tuple(fake.shape)}. The order is unrolled(real, fake)."
+        )
+
+
+def _takes_real_first(d_loss: Callable[..., Tensor]) -> bool:
+    if any(d_loss is known for known in _OF_REAL_AND_FAKE):
+        return True
+    try:
+        first, second = list(inspect.signature(d_loss).parameters)[1:3]
+    except (TypeError, ValueError):  # of a builtin nothing is known, or it takes something else
+        return False
+    return "real" in first.lower() or "fake" in second.lower()

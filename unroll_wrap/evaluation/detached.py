@@ -1,0 +1,84 @@
+"""Where a loss itself detaches a part of what it returns, seen in the first call of all."""
+
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..call.messages import NOT_THE_USERS
+from ..torch_private import pytree
+
+_DETACH = {"detach", "detach_"}
+
+
+class Detached:
+    """What the losses of one call cut, by their own lines.
+
+    A layer of D that detaches, as a straight-through estimator does, means it, and is left out.
+
+    Args:
+        modules: of the discriminator.
+
+    Attributes:
+        found: a text for each loss that returns something computed from what it has detached.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.found: list[str] = []
+        self._modules = {id(m) for m in modules}
+        self._seen: set[str] = set()
+
+    def run(self, name: str, loss: Callable[..., Tensor], *batch: Any, **kwargs: Any) -> Tensor:
+        """The loss, watched the first time that one of this name runs."""
+        if name in self._seen:
+            return loss(*batch, **kwargs)
+        self._seen.add(name)
+        with _Mode(self._modules) as mode:
+            value = loss(*batch, **kwargs)
+        if place := mode.of(value):
+            self.found.append(f"{name} at {place}")
+        return value
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, modules: set[int]) -> None:
+        super().__init__()
+        self._modules = modules
+        # By id, with the tensor: one that is gone would lend its id to another.
+        self._cut: dict[int, tuple[Tensor, str]] = {}
+
+    def of(self, value: Any) -> str | None:
+        """The line whose cut has come into a value."""
+        return self._cut[id(value)][1] if id(value) in self._cut else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        depends = [t.requires_grad and t.grad_fn is not None for t in given]
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+        place = self._line() if (name in _DETACH or name == "data") and any(depends) else None
+        place = place or next((self._cut[id(t)][1] for t in given if id(t) in self._cut), None)
+        if place:
+            for t in pytree.tree_leaves(out):
+                if isinstance(t, Tensor) and t.is_floating_point():
+                    self._cut[id(t)] = t, place
+        return out
+
+    def _line(self) -> str | None:
+        """The user's line; None for what a layer of D does."""
+        frame: Any = sys._getframe(2)
+        place = None
+        while frame is not None and frame.f_code is not Detached.run.__code__:
+            if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in self._modules:
+                return None
+            if place is None and not frame.f_code.co_filename.startswith(NOT_THE_USERS):
+                file, number = frame.f_code.co_filename, frame.f_lineno
+                place = f"{os.path.basename(file)}:{number}: {linecache.getline(file, number).strip()}"
+            frame = frame.f_back
+        return place

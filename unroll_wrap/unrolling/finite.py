@@ -1,0 +1,80 @@
+"""Losses and a gradient that are numbers, or the cause why they are not."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+
+def check_finite(
+    d_losses: list[Tensor],
+    g_loss: Tensor,
+    given: dict[str, list[Tensor]],
+    gradient: Sequence[Tensor] = (),
+    again: Callable[[], object] | None = None,
+) -> None:
+    """Losses that are numbers, with a gradient that is.
+
+    Args:
+        d_losses: of the inner steps.
+        g_loss: after them.
+        given: tensors of the call, by where they are from, which may be to blame.
+        gradient: of the result.
+        again: the same once more, to find out where a gradient has gone wrong.
+
+    Raises:
+        ValueError: one of the losses is not, or the gradient.
+    """
+    losses = [v.reshape(()).to(g_loss) for v in (*d_losses, g_loss)]
+    sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
+    # One transfer from the device for all.
+    numbers = torch.stack([*losses, *sums]).tolist()
+    values, totals = numbers[: len(losses)], numbers[len(losses) :]
+    wrong = [k for k, value in enumerate(values) if not isfinite(value)]
+    if not wrong:
+        # A sum of large numbers overflows where none of them has.
+        if not all(map(isfinite, totals)) and not all(g.isfinite().all() for g in gradient):
+            raise ValueError(
+                f"The losses are finite, and the gradient of the unrolled one is not. {_where(again)} An unroll takes "
+                "second derivatives where real steps take first ones, and these may be finite alone. Keep away from "
+                "the point, by an eps inside a root or a norm, or pass stop_gradient=True for the first term of "
+                "Eq. 12."
+            )
+        return
+    name = "g_loss after the inner steps" if wrong[0] == len(d_losses) else f"d_loss at inner step {wrong[0]}"
+    for place, tensors in given.items():
+        for t in tensors:
+            if t.is_floating_point() and not (t.numel() and t.isfinite().all()):
+                raise ValueError(
+                    f"{name} is {values[wrong[0]]}, and the {place} that was given has a tensor of shape "
+                    f"{tuple(t.shape)} that is empty or not finite. Look where it comes from"
+                    + (": a generator, which has diverged." if t.grad_fn is not None else ".")
+                )
+    if any(p.dtype is torch.float16 for p in given["discriminator"]):
+        raise ValueError(
+            f"{name} is {values[wrong[0]]}, and the discriminator's parameters are in float16, which has no number "
+            "above 65,504, and for which the eps of Adam, 1e-8, is 0. Keep D and its optimizer in float32 (D.float()), "
+            "and run the losses under torch.autocast."
+        )
+    raise ValueError(
+        f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
+        "or steps, or look for the operation that overflows."
+    )
+
+
+def _where(again: Callable[[], object] | None) -> str:
+    """In which operator autograd's anomaly mode finds the first NaN."""
+    # Other processes, which may have found nothing, would not come along.
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if again is not None and alone:
+        try:
+            with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+                warnings.simplefilter("ignore")
+                again()
+        # A loss may fail when it runs again; that is not what is asked here.
+        except Exception as error:  # noqa: BLE001
+            if "returned nan values" in str(error):
+                return str(error)
+    return "In which operator could not be found out."
