@@ -21,13 +21,14 @@ from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
 from .live.exclusive import exclude_others
 from .live.undo import Undo, keep_autocast, keep_modes
-from .optimizers.family import keep_entries, keep_options
+from .optimizers.family import keep_entries, keep_flags, keep_options, stepped
 from .optimizers.fresh import adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import Proof, guesses
 from .unrolling.finite import check_finite
 from .unrolling.one_process import OneProcess
 from .unrolling.result import check_terms, hand_over, warn_of
+from .unrolling.sensitivity import Sensitivity
 from .unrolling.step import Point
 from .unrolling.unroll import Unroll
 
@@ -86,7 +87,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         known.proven.update(proof.doubts)
     if unroll.differentiate:
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), unrolled.stop_gradient)
-        detached = unroll.evaluate.detached if unroll.sensitivity.second_term else None
+        detached = unroll.evaluate.detached if unroll.evaluate.second_order and unroll.sensitivity.second_term else None
         warn_of(detached.found if detached else (), fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
     return value, unroll.d_losses
@@ -111,6 +112,9 @@ def _unroll(
     traced = [o for o in optimizers if o not in ruled]
     doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in known.proven]
     proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
+    if traced:
+        # A live step may skip what does not require grad, and most loops switch D off around the generator's step.
+        keep_flags(owned, undo)
     blocks = read(optimizers, owned, known.traces)
     if autocast.active:
         keep_autocast(undo, autocast.dtypes)
@@ -118,11 +122,13 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
-    detached = Detached(swap.modules) if second_order and not unrolled._watched else None
+    detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
     unrolled._watched = True
     evaluate = Evaluator(
         unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits, detached
     )
+    if swap.holders.carried:
+        evaluate.held = {id(p) for o in optimizers for p in stepped(o)}
     with autocast.outside(), torch.enable_grad():
         unroll = Unroll(
             evaluate,
@@ -136,6 +142,7 @@ def _unroll(
             ranks,
             proof,
             fresh,
+            sensitivity=Sensitivity(detached.switched_on if detached else None),
         )
         start = Point(blocks, swap.originals(), swap.contents())
         value = sweep(unroll, start, call.steps, unrolled.average, unrolled.backward)

@@ -349,6 +349,12 @@ RUNTIME = [
         ("test_checkpoint.py::test_reentrant_checkpoints_are_refused",),
     ),
     Row(
+        "Selective checkpoints (`context_fn=`)",
+        REFUSED,
+        "Torch differentiates them once only. `FiniteDifference()` and `stop_gradient=True` work.",
+        ("test_silent_mistakes.py::test_a_selective_checkpoint",),
+    ),
+    Row(
         "DataParallel",
         EXACT,
         "Wrapped or through `.module`. Of several devices an unroll uses the first alone; BatchNorm, whose statistics "
@@ -511,8 +517,10 @@ LOOPS = [
     Row(
         "Gradient clipping, `nan_to_num` on gradients, weight clipping, gradient hooks on parameters",
         EXACT,
-        "`grad_transform=`, `param_transform=`; hooks run as they are.",
+        "`grad_transform=`, with `clip_grad_norm` and `clip_grad_value` ready for it, and `param_transform=`; hooks "
+        "run as they are.",
         (
+            "test_clipping.py::test_exact_against_real_steps_with_torchs_clipping",
             "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
             "test_options.py::test_param_transform_clips_weights",
             "test_options.py::test_transforms_may_write_to_what_they_are_given",
@@ -551,9 +559,13 @@ LOOPS = [
     Row(
         "Batches as dicts, named tuples, dataclasses, packed sequences, containers of your own",
         EXACT,
-        "In an object that is no dict, list or tuple, tensors are reached as by a closure, at the cost of a second "
-        "pass per step.",
-        ("test_result.py::test_a_batch_in_any_container", "test_result.py::test_a_packed_sequence"),
+        "In an object that is no dict, list or tuple, or cannot be written to, tensors are reached as by a closure, at "
+        "the cost of a second pass per step.",
+        (
+            "test_result.py::test_a_batch_in_any_container",
+            "test_result.py::test_a_packed_sequence",
+            "test_silent_mistakes.py::test_a_batch_in_a_container_that_cannot_be_refilled",
+        ),
     ),
     Row(
         "Two kinds of D steps: the main loss, then a lazy penalty",

@@ -65,6 +65,8 @@ class Steppers:
         self.frozen = [p for p in self.frozen if not p.requires_grad]
         # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
         trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
+        # Where the optimizer keeps none, a gradient that is left says the same.
+        trained |= {id(p) for p in self.frozen if p.grad is not None}
         frozen = {id(p) for p in self.frozen} - trained
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:

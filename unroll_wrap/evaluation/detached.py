@@ -13,6 +13,7 @@ from ..call.messages import NOT_THE_USERS
 from ..torch_private import pytree
 
 _DETACH = {"detach", "detach_"}
+_SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Detached:
@@ -25,10 +26,14 @@ class Detached:
 
     Attributes:
         found: a text for each loss that returns something computed from what it has detached.
+        switched_on: tensors that did not require grad before a loss made them do so, as a penalty does, by id.
+        switched_off: parameters that a loss has frozen, by id.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.found: list[str] = []
+        self.switched_on: dict[int, Tensor] = {}
+        self.switched_off: dict[int, Tensor] = {}
         self._modules = {id(m) for m in modules}
         self._seen: set[str] = set()
 
@@ -37,17 +42,25 @@ class Detached:
         if name in self._seen:
             return loss(*batch, **kwargs)
         self._seen.add(name)
-        with _Mode(self._modules) as mode:
+        with _Mode(self._modules, self.switched_on, self.switched_off) as mode:
             value = loss(*batch, **kwargs)
+        if mixed := [tuple(p.shape) for p in self.switched_off.values() if p.requires_grad]:
+            raise ValueError(
+                f"{name} switches requires_grad off for parameters of shapes {mixed[:4]} and on again: a part of it "
+                "depends on them without a derivative, which an unroll would miss. Freeze them for all of the loss, or "
+                "for none of it."
+            )
         if place := mode.of(value):
             self.found.append(f"{name} at {place}")
         return value
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, modules: set[int]) -> None:
+    def __init__(self, modules: set[int], on: dict[int, Tensor], off: dict[int, Tensor]) -> None:
         super().__init__()
         self._modules = modules
+        self._on = on
+        self._off = off
         # By id, with the tensor: one that is gone would lend its id to another.
         self._cut: dict[int, tuple[Tensor, str]] = {}
 
@@ -58,8 +71,10 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         depends = [t.requires_grad and t.grad_fn is not None for t in given]
-        out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if func in _SWITCHES:
+            self._switch(*args[:2], **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         place = self._line() if (name in _DETACH or name == "data") and any(depends) else None
@@ -69,6 +84,12 @@ class _Mode(TorchFunctionMode):
                 if isinstance(t, Tensor) and t.is_floating_point():
                     self._cut[id(t)] = t, place
         return out
+
+    def _switch(self, tensor: Tensor, requires_grad: bool = True) -> None:
+        if requires_grad and not tensor.requires_grad and not isinstance(tensor, nn.Parameter):
+            self._on[id(tensor)] = tensor
+        elif not requires_grad and tensor.requires_grad and isinstance(tensor, nn.Parameter):
+            self._off[id(tensor)] = tensor
 
     def _line(self) -> str | None:
         """The user's line; None for what a layer of D does."""

@@ -80,6 +80,7 @@ class Evaluator:
         detached: notes what the losses cut, in a first call.
         leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
         hooks: the gradient hooks of ``owned``, each with its parameter's position.
+        held: the ids of all parameters that the optimizers hold, frozen ones too.
         left: what the loop has left in ``.grad``, the same way.
         rewrote: whether the last loss has given a parameter a value itself, as layers do that initialise themselves.
     """
@@ -100,6 +101,7 @@ class Evaluator:
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
         self.rewrote = False
+        self.held: set[int] = set()
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
 
     def __call__(
@@ -129,6 +131,12 @@ class Evaluator:
             raise ValueError(
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
+            )
+        if on := [tuple(p.shape) for p in self.swap.switched_on() if id(p) in self.held]:
+            raise ValueError(
+                f"{name} switches requires_grad on for parameters of shapes {on[:4]} that D's optimizer holds and that "
+                "have been frozen so far: a real step would move them from here on. Switch them on before the call and "
+                "build UnrolledGeneratorLoss while they are, or leave them frozen in the loss."
             )
         self.rewrote = False
         for mine, param in zip(own, params, strict=True):

@@ -130,10 +130,12 @@ class Belongings:
                 value = cell.cell_contents
             except ValueError:  # It has none yet.
                 continue
-            if type(value) in _PLAIN:
-                self.slots.append((cell, "cell_contents"))
-            elif isinstance(value, (Tensor, dict, list, deque, set, types.FunctionType)):
+            self.slots.append((cell, "cell_contents"))
+            if isinstance(value, (Tensor, dict, list, deque, set, types.FunctionType)):
                 # An object there may be a whole trainer, which is not the discriminator's.
+                self._visit(value, None, None, depth)
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            if isinstance(value, (Tensor, dict, list, deque, set)):
                 self._visit(value, None, None, depth)
 
 

@@ -59,6 +59,19 @@ def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
     return check
 
 
+def keep_flags(params: Iterable[Tensor], undo: Undo) -> None:
+    """Let parameters require grad until that is undone."""
+    before = [(p, p.requires_grad) for p in params]
+
+    def put_back() -> None:
+        for p, flag in before:
+            p.requires_grad_(flag)
+
+    undo.later(put_back)
+    for p, _ in before:
+        p.requires_grad_(True)
+
+
 def keep_entries(steppers: Sequence[Any], undo: Undo) -> None:
     """Let ``undo`` remove state that the optimizers do not have now: a look at a parameter's state may create it."""
     before = [(s, len(s)) for one in steppers for o in family(one) if isinstance(s := getattr(o, "state", None), dict)]

@@ -42,7 +42,7 @@ def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
     optimizers = [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
-    frozen = {id(p) for p in unrolled.frozen if not p.requires_grad} - stepped
+    frozen = {id(p) for p in unrolled.frozen if not p.requires_grad and p.grad is None} - stepped
     return {name: p for name, p in named_parameters(unrolled) if id(p) in held - frozen}
 
 

@@ -1,6 +1,6 @@
 """The accumulated derivative of the result with respect to the user's tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from ..evaluation.evaluate import Evaluation
 class Sensitivity:
     """The derivative of the result with respect to the user's tensors, accumulated by the reverse sweep.
 
+    Args:
+        ignored: tensors, by id, that a loss itself has made require grad, as a gradient penalty does.
+
     Attributes:
         surrogates: scalars whose gradients complete the derivative, through graphs made before the call.
         edge: the nodes of the losses that pass gradients on to these graphs.
@@ -20,7 +23,8 @@ class Sensitivity:
         through_d: whether ``g_loss`` depends on the parameters that move.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Mapping[int, Tensor] | None = None) -> None:
+        self._ignored = {} if ignored is None else ignored
         self.surrogates: list[Tensor] = []
         self.edge: list[Any] = []
         self.first_term = self.second_term = self.through_d = False
@@ -34,11 +38,15 @@ class Sensitivity:
         """
         reached = False
         for tensor, grad in zip(users, grads, strict=True):
-            if grad is not None:
+            if grad is not None and id(tensor) not in self._ignored:
                 reached |= tensor.grad_fn is not None or isinstance(tensor, nn.Parameter) or id(tensor) in self._sums
                 so_far = self._sums.get(id(tensor))
                 self._sums[id(tensor)] = tensor, grad if so_far is None else so_far[1] + grad
         return reached
+
+    def depends(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
+        """Return whether there is a gradient with respect to any of the user's tensors that count."""
+        return any(g is not None and id(t) not in self._ignored for t, g in zip(users, grads, strict=True))
 
     def through(self, surrogate: Tensor, evaluation: Evaluation) -> None:
         """Add the derivative of a scalar through graphs made before the call.

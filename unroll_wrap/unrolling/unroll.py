@@ -272,7 +272,7 @@ class Unroll:
         n = len(params)
         self.sensitivity.add(evaluation.users, found[n:])
         self.sensitivity.through_d |= any(g is not None for g in found[:n])
-        self.sensitivity.first_term |= any(g is not None for g in found[n:]) or evaluation.captured
+        self.sensitivity.first_term |= self.sensitivity.depends(evaluation.users, found[n:]) or evaluation.captured
         if evaluation.captured:
             self.sensitivity.through(value, evaluation)
         return value.detach(), add(cotangent, found[:n]) if params else cotangent

@@ -5,6 +5,7 @@ The live optimizer, or whatever the user steps in its place, is brought into the
 number that the step reads out of a tensor is a constant in the function, which makes them differ there.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from .graphs import compiled, differentiable
 from .operations import Asked, is_recorded, rename
 from .perturb import close, same, shifted, varied_by
 from .step_inputs import Seen, look
+
+# While a step is traced, torch.fx replaces methods of nn.Module for the whole process: one thread at a time.
+_TRACING = threading.RLock()
 
 
 class State(NamedTuple):
@@ -85,6 +89,10 @@ class Recorder(NamedTuple):
             Depends: numbers that were taken for constants depend on gradients.
             RuntimeError: the step cannot be recorded.
         """
+        with _TRACING:
+            return self._record(state, inputs)
+
+    def _record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
         # At the start of an unroll the inputs share memory with the live tensors, which are about to be stepped.
         inputs = [t.detach().clone() for t in inputs]
         with self.put_back(state) as live:
