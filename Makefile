@@ -1,4 +1,4 @@
-# Everything here runs in .venv, which make itself builds from pyproject.toml and constraints.txt. It needs a Python of 3.10 or
+# Everything here runs in .venv, which make itself builds from pyproject.toml and constraints/. It needs a Python of 3.10 or
 # newer and make, nothing else. Another Python: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -7,6 +7,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # 500 random users each. To go on after a stop: make fuzz SEEDS="7 8 9 10"
 SEEDS := 1 2 3 4 5 6 7 8 9 10
+# Of the order in test-shuffled.
+SEED ?= 1
+# The versions to install, of the Python that .venv has.
+CONSTRAINTS = $$($(PY) tools/constraints.py path)
 # What only one of the targets needs is installed by it: JAX for the benchmarks, mkdocs for the documentation, and so on.
 BENCH := $(VENV)/.installed-bench
 DOCS := $(VENV)/.installed-docs
@@ -24,12 +28,13 @@ export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hosts test-matrix test-on fuzz soak lint style imports types format bench docs notebook dist venv clean
+.PHONY: help demo test test-shuffled test-hosts test-matrix test-on constraints fuzz soak lint style imports types format bench docs notebook dist venv clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    the ring of Gaussians, K=0 beside K=10: a table and a figure in 3 minutes'
 	@echo 'make test    the tests'
+	@echo 'make test-shuffled    the tests in a random order, always the same (SEED=1), across files and folders'
 	@echo 'make test-hosts    the recipes with Lightning, Ignite, Accelerate, Fabric and torchgan themselves'
 	@echo 'make test-matrix   the tests on the lowest and the newest Python and torch (LOWEST=python3.10 NEWEST=python3.13)'
 	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
@@ -37,6 +42,7 @@ help:
 	@echo 'make bench   time and memory of an unrolled step on this machine, beside other libraries'
 	@echo 'make docs    the documentation as a site in site/, warnings being errors, and its links checked; make notebook: run the quickstart anew'
 	@echo 'make dist    sdist and wheel, checked, and the wheel tried in an environment of its own'
+	@echo 'make constraints   write constraints/ for this Python (PYTHON=python3.12 for another one), keeping versions that fit'
 	@echo 'make venv    only make .venv; the others do so too where it is missing (2 to 4 minutes, once)'
 	@echo 'make clean   remove .venv and what tests and builds left; results stay'
 	@echo
@@ -47,6 +53,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+# A test that passes in one order alone is a defect.
+test-shuffled: $(STAMP)
+	@echo 'Random order, seed $(SEED).'
+	@$(PY) -m pytest -n 2 --dist worksteal --random-order-bucket=global --random-order-seed=$(SEED) $(ARGS)
 
 test-hosts: $(HOSTS)
 	@$(PY) -m pytest -n 2 --dist worksteal hosts $(ARGS)
@@ -59,11 +70,13 @@ test-matrix:
 test-on:
 	@test -d $(ON) || $(PYTHON) -m venv $(ON)
 	@$(ON)/bin/python -m pip install --quiet $(TORCH)
-	@$(ON)/bin/python -m pip freeze --exclude-editable | awk -F== '{name = tolower($$1); gsub(/[-_.]+/, "-", name)} \
-	    NR == FNR {installed[name]} NR == FNR || !(name in installed)' - constraints.txt > $(ON)/constraints.txt
+	@$(ON)/bin/python -m pip freeze --exclude-editable | $(ON)/bin/python tools/constraints.py beside > $(ON)/constraints.txt
 	@$(ON)/bin/python -m pip install --quiet --constraint $(ON)/constraints.txt --editable '.[dev,examples]'
 	@$(ON)/bin/python -m unroll_wrap doctor
 	@$(ON)/bin/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+constraints:
+	@$(PYTHON) tools/constraints.py write $(ARGS)
 
 fuzz: $(STAMP)
 	@for seed in $(SEEDS); do echo "seed $$seed of: $(SEEDS)"; \
@@ -109,7 +122,7 @@ dist: $(RELEASE)
 	@$(PY) -m build --outdir dist .
 	@$(PY) -m twine check --strict dist/*
 	@$(PY) -m venv .venv-dist
-	@.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	@.venv-dist/bin/python -m pip install --quiet --constraint "$(CONSTRAINTS)" dist/*.whl
 	@$(PY) docs/tools/first_snippet.py > dist/first_snippet.py
 	@cd dist && ../.venv-dist/bin/python -I first_snippet.py && ../.venv-dist/bin/python -I -m unroll_wrap doctor
 	@rm -rf .venv-dist dist/first_snippet.py
@@ -119,18 +132,18 @@ venv: $(STAMP)
 
 # The stamp comes last. An environment without it was interrupted, and a half-unpacked package passes for an installed one:
 # it is made again from nothing. One whose stamp is older than these files is only brought up to date.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	    echo "unroll_wrap needs Python 3.10 or newer, and \`$(PYTHON)\` is not. Say which one is: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@test -f $@ || { \
 	    echo 'Making .venv with torch and the tools: 2 to 4 minutes, once.'; rm -rf $(VENV); \
 	    $(PYTHON) -m venv $(VENV) || { echo 'This Python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }; }
-	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[dev,examples]'
+	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint "$(CONSTRAINTS)" --editable '.[dev,examples]'
 	@touch $@
 	@echo '.venv is ready.'
 
 $(BENCH) $(DOCS) $(HOSTS) $(RELEASE): $(STAMP)
-	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint constraints.txt --editable '.[$(patsubst .installed-%,%,$(@F))]'
+	@$(PY) -m pip install $$(test -t 1 || echo --quiet) --constraint "$(CONSTRAINTS)" --editable '.[$(patsubst .installed-%,%,$(@F))]'
 	@touch $@
 
 clean:

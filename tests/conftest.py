@@ -19,11 +19,25 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+def kernels():
+    """Settings of the whole process that an unroll changes for a while."""
+    cuda = torch.backends.cuda
+    return (
+        torch.backends.cudnn.enabled,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+    )
+
+
 @pytest.fixture(autouse=True)
 def seeded():
-    """Start every test from the same random numbers, and from torch's own default dtype."""
+    """Start every test from the same random numbers and from torch's own settings; a test that leaves others fails."""
     torch.manual_seed(0)
     assert torch.get_default_dtype() is torch.float32
+    before = kernels()
     yield
+    assert kernels() == before
     assert torch.get_default_dtype() is torch.float32
     assert torch.is_grad_enabled()
