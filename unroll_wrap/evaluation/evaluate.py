@@ -2,8 +2,8 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ..call.messages import described
 from ..live.settings import Setting
 from ..operators import twice_differentiable
 from .autocast import Autocast, Factor
+from .checkpoints import checkpoints_made
 from .graph import edge, now, reach
 from .hooks import gradient_hooks, noted
 from .swap import Swap
@@ -46,6 +47,7 @@ class Evaluation(NamedTuple):
         hooks: handles of what the loss has registered on its graph.
         stale: whether the captured graph leads to D as it was before the call, by ``D(real)`` in a closure, say.
         behind: what else it leads to, in that case.
+        nodes: all of its graph and the nodes of its leaves, if nothing but the unroll's own is in it.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Evaluation(NamedTuple):
     hooks: list[Any]
     stale: bool = False
     behind: Sequence[Tensor] = ()
+    nodes: tuple[list[Any], list[Any]] | None = None
 
     @property
     def users(self) -> list[Tensor]:
@@ -120,6 +123,7 @@ class Evaluator:
         leaves = [p.data.requires_grad_() for p in params] if self.leaf is None else [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
+        made = checkpoints_made()
         try:
             with noted() as hooks:
                 value = self._run(name, loss, arguments)
@@ -142,7 +146,7 @@ class Evaluator:
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
-        outside, behind, captured, once, fragile = reach(
+        outside, behind, captured, once, fragile, *nodes = reach(
             value, {id(t) for t in (*own, *arguments.aliases)}, self._start
         )
         # The objects that the user's have exchanged with hold the live tensors now: of D as it was before the call.
@@ -151,7 +155,22 @@ class Evaluator:
         behind = [t for t in behind if id(t) not in lent] if stale else []
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
         outside = [] if captured else outside
-        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind)
+        plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
+        own_only = plain and self.leaf is None and made == checkpoints_made()
+        return Evaluation(
+            name,
+            value,
+            leaves,
+            arguments,
+            outside,
+            captured,
+            once,
+            fragile,
+            hooks,
+            stale,
+            behind,
+            nodes if own_only else None,
+        )
 
     def edge(self, evaluation: Evaluation) -> list[Any]:
         """Where the graph of a loss begins that captures another; none in float16, where gradients may overflow."""
@@ -214,8 +233,20 @@ def differentiate(
         return [None] * len(inputs)
     if factor is not None:
         return factor.differentiate(differentiate, name, outputs, inputs, grad_outputs, **options)
-    try:
+    with causes(name):
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
+
+
+@contextmanager
+def causes(name: str) -> Iterator[None]:
+    """The causes of autograd's errors named.
+
+    Raises:
+        RuntimeError: what autograd has raised, in the user's terms.
+        ValueError: a sharded generator's parameters are gone.
+    """
+    try:
+        yield
     except RuntimeError as error:
         text = str(error)
         if "modified by an inplace operation" in text:

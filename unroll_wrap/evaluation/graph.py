@@ -31,6 +31,8 @@ class Reach(NamedTuple):
         captured: whether such a graph leads to anything of the user's.
         once: names of the functions in it that are marked ``once_differentiable``.
         fragile: the nodes in it that have to be repaired before it is differentiated twice.
+        nodes: all of it, but for its leaves.
+        ends: the nodes of all its leaves, of those left out too.
     """
 
     leaves: list[Tensor]
@@ -38,6 +40,8 @@ class Reach(NamedTuple):
     captured: bool
     once: list[str]
     fragile: list[Node]
+    nodes: list[Node]
+    ends: list[Any]
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> Reach:
@@ -53,12 +57,14 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     once: list[str] = []
     fragile: list[Node] = []
     kinds: set[tuple[type, bool]] = set()
+    ends: dict[Any, None] = {}
     seen: set[Node | None] = {None}
     stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
     while stack:
         node, early = stack.pop()
         kind = type(node)
         if kind is _LEAF:
+            ends[node] = None
             if id(node.variable) not in own:
                 (behind if early else leaves)[id(node.variable)] = node.variable
             continue
@@ -77,7 +83,8 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         stack += [(next_node, early) for next_node, _ in node.next_functions]
     # What a penalty differentiates by is a leaf that is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
-    return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile)
+    nodes = [node for node in seen if node is not None]
+    return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
 
 
 def edge(loss: Tensor, since: int) -> list[Node]:

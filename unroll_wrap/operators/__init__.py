@@ -13,12 +13,22 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from torch.overrides import TorchFunctionMode
 
+from .adjoint import Adjoint, adjoint
 from .batch_norm import batch_norm
 from .convolution import conv2d, parameters_only
 from .refusals import norms_watched
 from .repairs import FRAGILE, is_fragile, repair
 
-__all__ = ["FRAGILE", "is_fragile", "norms_watched", "parameters_only", "repair", "twice_differentiable"]
+__all__ = [
+    "FRAGILE",
+    "Adjoint",
+    "adjoint",
+    "is_fragile",
+    "norms_watched",
+    "parameters_only",
+    "repair",
+    "twice_differentiable",
+]
 
 REPLACED: dict[Any, Any] = {
     F.batch_norm: batch_norm,

@@ -1,0 +1,265 @@
+"""First and second derivatives of operators, by the name that autograd gives to the node of each.
+
+``back`` is what autograd computes, J(x)ᵀ ȳ. Its derivative, for cotangents u of what it returns, has two parts:
+``forth`` is the one for ȳ, which is J(x) u, and ``bend`` the one for x, to which it adds J(x)ᵀ λ for a cotangent λ of
+the operator's own result. Autograd takes two graphs and several times as many calls for the same.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = Sequence[Tensor | None]
+Shapes = Sequence[torch.Size | None]
+Wanted = Sequence[bool]
+_aten = torch.ops.aten
+
+
+class Formula:
+    """Of one kind of operators.
+
+    Attributes:
+        curved: whether ``back`` depends on the arguments of the operator: then ȳ is kept, and u is asked for.
+    """
+
+    curved = True
+
+    def fits(self, node: Any, shapes: Shapes, out: torch.Size) -> bool:  # noqa: ARG002
+        """Whether the formula holds for this node, given the shapes of its inputs and of its result."""
+        return True
+
+    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:
+        """What the node has saved; torch raises here if that has been written to since."""
+        raise NotImplementedError
+
+    def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:
+        """J(x)ᵀ ȳ, for each input."""
+        raise NotImplementedError
+
+    def forth(self, saved: Any, us: Tensors) -> Tensor | None:
+        """J(x) u, where None is zero."""
+        raise NotImplementedError
+
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:
+        """J(x)ᵀ λ + (∂/∂x) ⟨u, J(x)ᵀ ȳ⟩, for each input; ``found`` is what ``back`` has returned."""
+        raise NotImplementedError
+
+
+class One(Formula):
+    """An operator with one differentiable input.
+
+    Args:
+        read: what its node has saved.
+        back: of ȳ and that.
+        forth: of u and that; None if it is the same function, as it is entry by entry.
+        second: of the product u ȳ and that, the derivative of ``back``; None for an operator that is linear piece by piece.
+        fits: which nodes.
+    """
+
+    def __init__(
+        self,
+        read: Callable[..., tuple[Any, ...]],
+        back: Callable[..., Tensor],
+        forth: Callable[..., Tensor] | None = None,
+        second: Callable[..., Tensor] | None = None,
+        fits: Callable[..., bool] | None = None,
+    ) -> None:
+        self._read, self._back, self._forth, self._second, self._fits = read, back, forth or back, second, fits
+        self.curved = second is not None
+
+    def fits(self, node: Any, shapes: Shapes, out: torch.Size) -> bool:
+        return self._fits is None or self._fits(node, shapes, out)
+
+    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:
+        return self._read(node, shapes[0], out)
+
+    def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:  # noqa: ARG002
+        return (self._back(bar, *saved), *[None] * (len(wanted) - 1))
+
+    def forth(self, saved: Any, us: Tensors) -> Tensor | None:
+        return None if us[0] is None else self._forth(us[0], *saved)
+
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+        first = None if lam is None else self._back(lam, *saved)
+        if self._second is not None and us[0] is not None:
+            first = plus(first, self._second(us[0] * bar, *saved))
+        return (first, *[None] * (len(wanted) - 1))
+
+
+class Add(Formula):
+    """The sum a + sign · alpha · b, of two of the same shape or of one and a constant."""
+
+    curved = False
+
+    def __init__(self, sign: int) -> None:
+        self._sign = sign
+
+    def fits(self, node: Any, shapes: Shapes, out: torch.Size) -> bool:  # noqa: ARG002
+        return all(s is None or s == out for s in shapes)
+
+    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:  # noqa: ARG002
+        return self._sign * node._saved_alpha
+
+    def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:
+        return bar, _times(bar, saved) if wanted[1] else None
+
+    def forth(self, saved: Any, us: Tensors) -> Tensor | None:
+        one, other = us
+        if other is None:
+            return one
+        return _times(other, saved) if one is None else torch.add(one, other, alpha=saved)
+
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+        return (None, None) if lam is None else self.back(saved, lam, wanted)
+
+
+class Product(Formula):
+    """y = b + A B, with b a row that is added to each of the product's, or without it."""
+
+    def __init__(self, row: bool) -> None:
+        self._row = row
+
+    def fits(self, node: Any, shapes: Shapes, out: torch.Size) -> bool:
+        if not self._row:
+            return True
+        plain = node._saved_alpha == 1 and node._saved_beta == 1
+        return plain and (shapes[0] is None or tuple(shapes[0]) == (out[1],))
+
+    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:  # noqa: ARG002
+        return node._saved_mat1 if self._row else node._saved_self, node._saved_mat2, out
+
+    def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:
+        (a, b, _), (*row, of_a, of_b) = saved, wanted
+        rows = [bar.sum(0) if r else None for r in row]
+        # Transposed, as a layer has its weight: what comes out is then in the weight's own order.
+        return *rows, bar.mm(b.t()) if of_a else None, bar.t().mm(a).t() if of_b else None
+
+    def forth(self, saved: Any, us: Tensors) -> Tensor | None:
+        (a, b, out), (*row, u_a, u_b) = saved, us
+        found = row[0] if row else None
+        for one, other in ((a, u_b), (u_a, b)):
+            if one is not None and other is not None:
+                found = one.mm(other) if found is None else torch.addmm(found, one, other)
+        return None if found is None else found.expand(out)
+
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+        (a, b, _), (*_, u_a, u_b), (*row, of_a, of_b) = saved, us, wanted
+        rows = [lam.sum(0) if r and lam is not None else None for r in row]
+        to_a = _products([(lam, b), (bar, u_b)], lambda bar, b: (bar, b.t())) if of_a else None
+        to_b = _products([(lam, a), (bar, u_a)], lambda bar, a: (bar.t(), a)) if of_b else None
+        return *rows, to_a, None if to_b is None else to_b.t()
+
+
+def _products(pairs: Sequence[tuple[Tensor | None, Tensor | None]], factors: Callable[..., Any]) -> Tensor | None:
+    """The sum of the products of pairs, none of which has a None."""
+    total = None
+    for one, other in pairs:
+        if one is not None and other is not None:
+            left, right = factors(one, other)
+            total = left.mm(right) if total is None else torch.addmm(total, left, right)
+    return total
+
+
+def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum, where None is zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
+def _times(t: Tensor, factor: float) -> Tensor:
+    return t if factor == 1 else -t if factor == -1 else t * factor
+
+
+_ones: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def one_like(t: Tensor) -> Tensor:
+    """1 as a tensor without dimensions, made once for each kind and device."""
+    key = t.dtype, t.device
+    if key not in _ones:
+        _ones[key] = torch.ones((), dtype=t.dtype, device=t.device)
+    return _ones[key]
+
+
+def _nothing(*_: Any) -> tuple[Any, ...]:
+    return ()
+
+
+def _shapes(_: Any, given: Any, out: Any) -> tuple[Any, ...]:
+    return given, out
+
+
+def _softplus_second(product: Tensor, x: Tensor, beta: Any, threshold: Any) -> Tensor:
+    # The slope, which is exactly 1 above the threshold.
+    slope = _aten.softplus_backward.default(one_like(x).expand_as(x), x, beta, threshold)
+    return _times(_aten.sigmoid_backward.default(product, slope), beta)
+
+
+def _of_logits(node: Any, given: Any, _: Any) -> tuple[Any, ...]:
+    return node._saved_self, node._saved_target, given.numel() if node._saved_reduction == 1 else 1
+
+
+def _constant(node: Any, shapes: Shapes, out: torch.Size) -> bool:
+    """Whether the operator multiplies by a constant, from the right, and not to a larger shape."""
+    return shapes[1] is None and shapes[0] == out
+
+
+_RESHAPE = One(_shapes, lambda t, given, _: t.reshape(given), lambda t, _, out: t.reshape(out))
+
+FORMULAS: dict[Any, Formula] = {
+    "NegBackward0": One(_nothing, torch.neg),
+    "CloneBackward0": One(_nothing, lambda t: t),
+    "TBackward0": One(_nothing, torch.t),
+    **dict.fromkeys(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"), _RESHAPE),
+    "MeanBackward0": One(_shapes, lambda t, given, _: (t / given.numel()).expand(given), lambda t, *_: t.mean()),
+    "SumBackward0": One(_shapes, lambda t, given, _: t.expand(given), lambda t, *_: t.sum()),
+    "AddBackward0": Add(1),
+    "SubBackward0": Add(-1),
+    "RsubBackward1": One(_nothing, torch.neg, fits=lambda node, *_: node._saved_alpha == 1),
+    "MulBackward0": One(lambda node, *_: (node._saved_other,), torch.mul, fits=_constant),
+    "DivBackward0": One(lambda node, *_: (node._saved_other,), torch.div, fits=_constant),
+    "ReluBackward0": One(
+        lambda node, *_: (node._saved_result,), lambda t, y: _aten.threshold_backward.default(t, y, 0)
+    ),
+    "LeakyReluBackward0": One(
+        lambda node, *_: (node._saved_self, node._saved_negative_slope, False), _aten.leaky_relu_backward.default
+    ),
+    "LeakyReluBackward1": One(
+        lambda node, *_: (node._saved_result, node._saved_negative_slope, True), _aten.leaky_relu_backward.default
+    ),
+    "SigmoidBackward0": One(
+        lambda node, *_: (node._saved_result,),
+        _aten.sigmoid_backward.default,
+        second=lambda product, y: _aten.sigmoid_backward.default(product, y) * (1 - 2 * y),
+    ),
+    "TanhBackward0": One(
+        lambda node, *_: (node._saved_result,),
+        _aten.tanh_backward.default,
+        second=lambda product, y: _aten.tanh_backward.default(product, y) * (-2 * y),
+    ),
+    "SoftplusBackward0": One(
+        lambda node, *_: (node._saved_self, node._saved_beta, node._saved_threshold),
+        _aten.softplus_backward.default,
+        second=_softplus_second,
+    ),
+    "PowBackward0": One(
+        lambda node, *_: (node._saved_self,),
+        lambda t, x: t * (2 * x),
+        second=lambda product, _: 2 * product,
+        fits=lambda node, *_: node._saved_exponent == 2,
+    ),
+    "BinaryCrossEntropyWithLogitsBackward0": One(
+        _of_logits,
+        lambda t, x, target, n: (x.sigmoid() - target) * t / n,
+        lambda t, x, target, n: ((x.sigmoid() - target) * t / n).sum(),
+        lambda product, x, _, n: _aten.sigmoid_backward.default(product, x.sigmoid()) / n,
+        lambda node, shapes, out: (
+            node._saved_reduction != 0 and shapes[1] is None and node._saved_weight is node._saved_pos_weight is None
+        ),
+    ),
+    "AddmmBackward0": Product(row=True),
+    "MmBackward0": Product(row=False),
+}
