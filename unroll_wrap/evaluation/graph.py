@@ -31,7 +31,7 @@ class Reach(NamedTuple):
         captured: whether such a graph leads to anything of the user's.
         once: names of the functions in it that are marked ``once_differentiable``.
         fragile: the nodes in it that have to be repaired before it is differentiated twice.
-        nodes: all of it, but for its leaves.
+        nodes: all of it but for its leaves, each with its number and where it leads.
         ends: the nodes of all its leaves, of those left out too.
     """
 
@@ -40,7 +40,7 @@ class Reach(NamedTuple):
     captured: bool
     once: list[str]
     fragile: list[Node]
-    nodes: list[Node]
+    nodes: list[tuple[int, Node, Any]]
     ends: list[Any]
 
 
@@ -58,6 +58,7 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     fragile: list[Node] = []
     kinds: set[tuple[type, bool]] = set()
     ends: dict[Any, None] = {}
+    nodes: list[tuple[int, Node, Any]] = []
     seen: set[Node | None] = {None}
     stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
     while stack:
@@ -73,17 +74,18 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         seen.add(node)
         # Each thread counts for itself: what a penalty's backward pass makes in that of a GPU looks early, but ends at
         # leaves of the loss's own.
-        early = node._sequence_nr() < since
+        number, following = node._sequence_nr(), node.next_functions
+        nodes.append((number, node, following))
+        early = number < since
         if (kind, early) not in kinds:
             kinds.add((kind, early))
             if not early and issubclass(kind, BackwardCFunction) and _is_marked(node):
                 once.append(node.name())
         if kind.__name__ in FRAGILE and is_fragile(node):
             fragile.append(node)
-        stack += [(next_node, early) for next_node, _ in node.next_functions]
+        stack += [(next_node, early) for next_node, _ in following]
     # What a penalty differentiates by is a leaf that is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
-    nodes = [node for node in seen if node is not None]
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
 
 

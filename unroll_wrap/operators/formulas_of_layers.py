@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .batch_norm import BatchNormalization
 from .convolution import StridedConvolution, input_gradient
-from .formulas import FORMULAS, Formula, Shapes, Tensors, Wanted, plus
+from .formulas import FORMULAS, Formula, Tensors, Wanted, plus
 
 _aten = torch.ops.aten
 
@@ -16,7 +16,7 @@ _aten = torch.ops.aten
 class Convolution(Formula):
     """Bilinear in x and W: what it bends is the same gradient, once with a tangent for W and once for x."""
 
-    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:  # noqa: ARG002
+    def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
         geometry = [getattr(node, f"_saved_{name}") for name in ("stride", "padding", "dilation")]
         geometry += [node._saved_transposed, node._saved_output_padding, node._saved_groups]
         return node._saved_input, node._saved_weight, geometry
@@ -55,7 +55,7 @@ class Convolution(Formula):
 class FewChannels(Convolution):
     """The package's own, whose gradient by x is a convolution by phases."""
 
-    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:  # noqa: ARG002
+    def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
         stride, padding = node.geometry
         return *node.saved_tensors, [[stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1]
 
@@ -91,13 +91,10 @@ class BatchNorm(Formula):
     times anything: what is left are a few calls on vectors of one number for each channel.
     """
 
-    def __init__(self, read: Callable[[Any], tuple[Any, ...]], fits: Callable[[Any], bool]) -> None:
-        self._read, self._fits = read, fits
+    def __init__(self, read: Callable[[Any], tuple[Any, ...]], fits: Callable[[Any, Any], bool] | None = None) -> None:
+        self._read, self.fits = read, fits
 
-    def fits(self, node: Any, shapes: Shapes, out: torch.Size) -> bool:  # noqa: ARG002
-        return self._fits(node)
-
-    def saved(self, node: Any, shapes: Shapes, out: torch.Size) -> Any:  # noqa: ARG002
+    def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
         # With room for the sums that the tangent's pass finds.
         return [*self._read(node), []]
 
@@ -163,14 +160,14 @@ def _kernel(
     return _aten.native_batch_norm_backward.default(bar, x, weight, None, None, mean, r, True, eps, list(mask))
 
 
-def _read_torchs(node: Any) -> tuple[Any, ...]:
-    found = node._saved_input, node._saved_weight, node._saved_result1, node._saved_result2, node._saved_eps
-    return found
+def _of_torch(node: Any) -> tuple[Any, ...]:
+    return node._saved_input, node._saved_weight, node._saved_result1, node._saved_result2, node._saved_eps
 
 
+# By the function: its node has a name that a function of the user's may have too.
 LAYERS: dict[Any, Formula] = {
     StridedConvolution: FewChannels(),
-    BatchNormalization: BatchNorm(lambda node: (*node.saved_tensors, node.eps), lambda _: True),
+    BatchNormalization: BatchNorm(lambda node: (*node.saved_tensors, node.eps)),
 }
 FORMULAS["ConvolutionBackward0"] = Convolution()
-FORMULAS["NativeBatchNormBackward0"] = BatchNorm(_read_torchs, lambda node: node._saved_training)
+FORMULAS["NativeBatchNormBackward0"] = BatchNorm(_of_torch, lambda node, _: node._saved_training)

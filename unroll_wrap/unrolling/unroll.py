@@ -21,7 +21,7 @@ from ..evaluation.evaluate import NO_SECOND_DERIVATIVE, Evaluation, Evaluator, c
 from ..evaluation.graph import reach
 from ..live.random_state import undisturbed
 from ..operators import Adjoint, adjoint, parameters_only, repair
-from ..optimizers.block import Block
+from ..optimizers.block import Block, Joined
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, params_of, update, zero_cotangent
 from .ranks import Grads, OneProcess
@@ -167,7 +167,12 @@ class Unroll:
             )
         by = None
         if differentiable and evaluation.nodes is not None:
-            by = adjoint(evaluation.loss, *evaluation.nodes, evaluation.arguments.leaves)
+            by = adjoint(
+                evaluation.loss,
+                *evaluation.nodes,
+                self.evaluate.swap.handles(evaluation.params),
+                evaluation.arguments.leaves,
+            )
         grads, _ = self.gradients(evaluation, by=by, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
         update, following = self.update(point, averages or grads, differentiable)
@@ -243,8 +248,8 @@ class Unroll:
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
         if by is not None:
-            with causes(name), torch.no_grad():
-                return self._checked(name, params, by.gradients(params)), []
+            with causes(name):
+                return self._checked(name, params, by.gradients()), []
         # A loss may freeze layers itself: the optimizer finds no gradient there.
         moving = [i for i, p in enumerate(params) if p.requires_grad]
         # The operators tell parameters by their class, which a tracer's leaves do not have.
@@ -264,6 +269,8 @@ class Unroll:
     def _checked(self, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
         """The gradients, if an optimizer could step by them, with what it would find in place of those there are not."""
         grads = found
+        if isinstance(grads, Joined):
+            return grads
         if all(g is None for g in grads):
             raise ValueError(
                 f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
@@ -312,7 +319,7 @@ class Unroll:
         ]
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
         if step.adjoint is not None:
-            with causes(evaluation.name), torch.no_grad():
+            with causes(evaluation.name):
                 of_params, of_batch = step.adjoint.pullback(bars, inner=not first)
             self.sensitivity.second_term |= self.sensitivity.add(evaluation.users, of_batch)
             return None if first else step.update.cotangent(of_old, of_params)
