@@ -19,7 +19,9 @@ NETS = {
     "linear": lambda: nn.Linear(4, 1),
     "no bias": lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 1, bias=False)),
     "relu": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU(inplace=True), nn.Linear(3, 1)),
-    "leaky": lambda: nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.2), nn.Linear(5, 3), nn.LeakyReLU(0.1, inplace=True)),
+    "leaky": lambda: nn.Sequential(
+        nn.Linear(4, 5), nn.LeakyReLU(0.2), nn.Linear(5, 3), nn.LeakyReLU(0.1, inplace=True)
+    ),
     "sigmoid": lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 1), nn.Sigmoid()),
     "softplus": lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(beta=2, threshold=1), nn.Linear(5, 1)),
     "norm": lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)),
@@ -124,7 +126,9 @@ UNKNOWN = {
     "a mean over rows": lambda w, x: (x @ w).mean(0).square().sum(),
     "weighted logits": lambda w, x: F.binary_cross_entropy_with_logits(x @ w, x.detach().sigmoid(), x.detach().exp()),
     "a factor before the product": lambda w, x: torch.addmm(x, x, w, beta=2).tanh().mean(),
-    "statistics that are given": lambda w, x: F.batch_norm(x @ w, torch.zeros(4).double(), torch.ones(4).double()).mean(),
+    "statistics that are given": lambda w, x: F.batch_norm(
+        x @ w, torch.zeros(4).double(), torch.ones(4).double()
+    ).mean(),
 }
 
 

@@ -46,11 +46,11 @@ class RandomState:
             yield
 
 
-def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> bool:
-    """Whether a loss that ran again gave what it gave before; NaN is NaN."""
+def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> Tensor:
+    """Whether a loss that ran again gave what it gave before, on the loss's device; NaN is NaN."""
     # Some CUDA kernels add in another order each time.
     rounding = max(rounding, 1e-4 if loss.is_cuda else 0.0)
-    return torch.allclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True)
+    return torch.isclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True).all()
 
 
 class EveryState(RandomState):
