@@ -19,6 +19,8 @@ FREE |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided
 # What brings numbers from the device to Python, which waits for them there; the second kind is not seen below autograd.
 READS = {"_local_scalar_dense", "equal", "allclose", "is_nonzero"}
 READS_OF_MANY = {Tensor.tolist, Tensor.numpy}
+# Of a step there and back.
+AT_MOST = {"ring": 90, "cifar10": 300}
 # Two numbers of steps, each with a first step and a last one.
 FEW, MANY = 3, 8
 
@@ -70,3 +72,23 @@ def per_step(make: Callable[[Setup, int], Callable[[], Any]], setup: Setup) -> t
     """Launches and reads of one inner step of a contender."""
     few, many = (count(make(setup, k)) for k in (FEW, MANY))
     return (many.work.total() - few.work.total()) / (MANY - FEW), (many.reads - few.reads) / (MANY - FEW)
+
+
+def of_all(contenders: dict[str, Any], made: Callable[[], Setup], compiled: str) -> dict[str, int | None]:
+    """Launches of each; None of what is not done by torch, or in compiled functions, where there are none to be seen."""
+    found: dict[str, int | None] = {}
+    for name, make in contenders.items():
+        try:
+            found[name] = None if compiled in name else round(per_step(make, made())[0]) or None
+        # Other libraries may not stand a mode of torch's.
+        except Exception:  # noqa: BLE001
+            found[name] = None
+    return found
+
+
+def targets(name: str, counted: dict[str, int | None]) -> list[dict[str, Any]]:
+    """Of the package's default; the only targets that another load on the machine cannot miss."""
+    found, at_most = counted["Store"], AT_MOST.get(name)
+    if found is None or at_most is None:
+        return []
+    return [{"target": "Store, launches a step", "found": found, "at_most": at_most, "met": found <= at_most}]

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import launches
 import libraries
 import record
 import torch
@@ -88,6 +89,7 @@ def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool
         rounds = (3 if k == problem.steps else 1, 15)
         seconds = interleaved(functions, rounds, budget * shares[k], clock=clock, compiled=compiled)
         rows[str(k)] = costs(seconds, k)
+    counted = launches.of_all(exact | others | approximate, lambda: set_up(small), COMPILED)
     return {
         "problem": problem.title,
         "batch": problem.shape[0],
@@ -95,8 +97,9 @@ def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool
         "missing": missing,
         "error_float64": found,
         "differences_float32": differences,
+        "launches": counted,
         "steps": rows,
-        "targets": targets(name, rows.get(str(problem.steps))),
+        "targets": [*targets(name, rows.get(str(problem.steps))), *launches.targets(name, counted)],
         "seconds": time.perf_counter() - begin,
     }
 
@@ -158,13 +161,14 @@ def targets(name: str, row: dict[str, Any] | None) -> list[dict[str, Any]]:
 def print_tables(result: dict[str, Any]) -> None:
     print(f"\n{result['problem']}, batch {result['batch']}: c, with its quartiles ({result['seconds']:.0f} s)")
     rows = result["steps"]
-    print(f"  {'':26}" + "".join(f"{f'K={k}':>20}" for k in rows) + f"{'error':>10}")
+    print(f"  {'':26}" + "".join(f"{f'K={k}':>20}" for k in rows) + f"{'launches':>10}{'error':>10}")
     names = list(dict.fromkeys(name for row in rows.values() for name in row["c"]))
     for name in names:
         line = f"  {name:26}"
         for row in rows.values():
             c = row["c"].get(name)
             line += f"{c['median']:8.2f} {c['low']:5.2f}-{c['high']:5.2f}" if c else f"{'-':>20}"
+        line += f"{result['launches'].get(name) or '-':>10}"
         print(line + (f"{result['error_float64'][name]:10.0e}" if name != REAL else ""))
     for name in ("T_grad", "T(0)"):
         print(f"  {f'{name}, ms':26}" + "".join(f"{row['ms'][name]['median']:8.2f}{'':12}" for row in rows.values()))

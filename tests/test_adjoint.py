@@ -1,4 +1,4 @@
-"""Gradients and their derivatives by formulas over a loss's own graph, against autograd with a graph of the gradient."""
+"""Gradients and derivatives by formulas over a loss's own graph, against autograd with a graph of the gradient."""
 
 import pytest
 import reference

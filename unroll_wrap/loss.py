@@ -190,7 +190,7 @@ class UnrolledGeneratorLoss:
             ValueError: nothing that the losses use depends on a generator; a loss that is not finite or not a
                 scalar; or what the constructor raises, for objects that have changed since.
         """
-        return self.watched(*batch, d_loss=d_loss, g_loss=g_loss, resample=resample, steps=steps, **kwargs)[0]
+        return self._watched(batch, d_loss, g_loss, resample, steps, kwargs)[0]
 
     @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     def watched(
@@ -203,6 +203,17 @@ class UnrolledGeneratorLoss:
         **kwargs: Any,
     ) -> tuple[Tensor, list[Tensor]]:
         """As a call; and ``d_loss`` at each inner step, without graph."""
+        return self._watched(batch, d_loss, g_loss, resample, steps, kwargs)
+
+    def _watched(
+        self,
+        batch: tuple[Any, ...],
+        d_loss: Loss | None,
+        g_loss: Loss | None,
+        resample: Resample | None,
+        steps: Steps | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, list[Tensor]]:
         refuse_inference_mode()
         d_loss, g_loss = self.losses(d_loss, g_loss)
         check_order(d_loss, batch)
@@ -234,17 +245,18 @@ class UnrolledGeneratorLoss:
             self._memory = swap.check_memory(self._memory)
             keep_modes(undo)
             if steps == 0:
-                prepare(swap, (g_loss,), second_order=False, compiled=compiled, undo=undo)
+                prepare(swap, (g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
                 return self._plain(g_loss, swap, owned, batch, kwargs), []
             # The inner steps need gradients even where the caller wants none.
             differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
             second_order = differentiate and not self.stop_gradient and self.backward.second_order
-            ruled = [o for o in optimizers if rule_of(o) is not None]
+            rules = [rule_of(o) for o in optimizers]
+            ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
             traced = [o for o in optimizers if o not in ruled]
             doubts = [d for d in guesses(modules, traced, owned, swap) if d not in self._proven]
             if self.prove and doubts and type(ranks) is OneProcess:
                 proof = Proof(self, d_loss, g_loss, batch, kwargs, owned, doubts)
-            blocks = read(optimizers, owned, self._traces)
+            blocks = read(optimizers, owned, self._traces, rules)
             if autocast.active:
                 keep_autocast(undo, autocast.dtypes)
             keep_entries(optimizers, undo)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
+from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
 from ..live.undo import Undo
 from ..operators import norms_watched
 from .checkpoints import rerun_in_place
@@ -19,9 +19,12 @@ from .swap import Swap
 
 logger = logging.getLogger("unroll_wrap")
 _noticed: WeakSet[Any] = WeakSet()
+_watched = together(hooks_noted, norms_watched)
 
 
-def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo) -> list[Setting]:
+def prepare(
+    swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo, noted: bool = True
+) -> list[Setting]:
     """Let D run so that it can be differentiated as often as needed, and remember what it looks like.
 
     Args:
@@ -31,6 +34,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
             versions silently.
         undo: ends it.
+        noted: whether hooks of a loss and its derivatives of norms are watched, as they need not be without an inner step.
 
     Returns:
         The settings that each loss has to begin with.
@@ -45,7 +49,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         settings.append(eager)
     if parametrize._cache_enabled:
         settings.append(no_parametrization_cache)
-    for setting in (hooks_noted, norms_watched, *settings):
+    for setting in (_watched, *settings) if noted else settings:
         setting.hold(undo)
     for wrapper in filter(_in_the_way, swap.modules):
         _unwrap(wrapper, undo)

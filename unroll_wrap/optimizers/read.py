@@ -74,13 +74,19 @@ class Traces(dict[int, Traced]):
         return Traces, ()
 
 
-def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | None = None) -> list[Block]:
+def read(
+    optimizers: Sequence[Any],
+    params: Sequence[Tensor],
+    traces: Traces | None = None,
+    rules: Sequence[Any] | None = None,
+) -> list[Block]:
     """Where an unroll starts: copies of ``params``, and the state that the optimizers hold for them.
 
     Args:
         optimizers: each moves some of the parameters.
         params: the parameters to unroll; every one belongs to some optimizer.
         traces: what earlier calls have recorded.
+        rules: what ``rule_of`` says of each optimizer, if that is known.
 
     Returns:
         Blocks; the index of a block counts in ``params``.
@@ -90,8 +96,8 @@ def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | N
     """
     position = {id(p): i for i, p in enumerate(params)}
     blocks: list[Block] = []
-    for optimizer in optimizers:
-        kind = rule_of(optimizer)
+    kinds = [rule_of(o) for o in optimizers] if rules is None else rules
+    for optimizer, kind in zip(optimizers, kinds, strict=True):
         if kind is None:
             blocks.append(_traced(optimizer, position, Traces() if traces is None else traces))
             continue
