@@ -75,7 +75,7 @@ def per_step(make: Callable[[Setup, int], Callable[[], Any]], setup: Setup) -> t
 
 
 def of_all(contenders: dict[str, Any], made: Callable[[], Setup], compiled: str) -> dict[str, int | None]:
-    """Launches of each; None of what is not done by torch, or in compiled functions, where there are none to be seen."""
+    """Launches of each; None of what is not done by torch, or in compiled functions, where none is seen."""
     found: dict[str, int | None] = {}
     for name, make in contenders.items():
         try:

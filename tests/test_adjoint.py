@@ -47,7 +47,9 @@ LOSSES = {
     "hinge": lambda D, x, y: (1 - D(x)).relu().mean() + (1 + D(y)).relu().mean(),
     "squares": lambda D, x, y: ((D(x) - 1) ** 2).mean() / 2 + D(y).square().sum() / 3,
     "critic": lambda D, x, y: D(y).mean() - D(x).mean(),
-    "of the sum": lambda D, x, y: (D(y) - 2 * D(x)).sigmoid().mean() + (D(x).clone() - torch.add(D(y), D(x), alpha=3)).tanh().sum(),
+    "of the sum": lambda D, x, y: (
+        (D(y) - 2 * D(x)).sigmoid().mean() + (D(x).clone() - torch.add(D(y), D(x), alpha=3)).tanh().sum()
+    ),
     "one element": lambda D, x, y: F.softplus(D(y)).mean().view(1),
 }  # fmt: skip
 

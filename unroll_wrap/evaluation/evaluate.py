@@ -146,31 +146,19 @@ class Evaluator:
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
-        outside, behind, captured, once, fragile, *nodes = reach(
+        outside, behind, captured, once, fragile, nodes, ends = reach(
             value, {id(t) for t in (*own, *arguments.aliases)}, self._start
         )
+        plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
+        plain = plain and self.leaf is None and made == checkpoints_made()
         # The objects that the user's have exchanged with hold the live tensors now: of D as it was before the call.
         lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
         behind = [t for t in behind if id(t) not in lent] if stale else []
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
         outside = [] if captured else outside
-        plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
-        own_only = plain and self.leaf is None and made == checkpoints_made()
-        return Evaluation(
-            name,
-            value,
-            leaves,
-            arguments,
-            outside,
-            captured,
-            once,
-            fragile,
-            hooks,
-            stale,
-            behind,
-            nodes if own_only else None,
-        )
+        known = (nodes, ends) if plain else None
+        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind, known)
 
     def edge(self, evaluation: Evaluation) -> list[Any]:
         """Where the graph of a loss begins that captures another; none in float16, where gradients may overflow."""

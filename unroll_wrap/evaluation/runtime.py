@@ -34,7 +34,7 @@ def prepare(
         compiled: whether what torch.compile made of D may run, where it shows. It has no second derivative, in some
             versions silently.
         undo: ends it.
-        noted: whether hooks of a loss and its derivatives of norms are watched, as they need not be without an inner step.
+        noted: whether hooks of a loss and its derivatives of norms are watched; without an inner step they need not be.
 
     Returns:
         The settings that each loss has to begin with.

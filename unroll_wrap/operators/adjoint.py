@@ -5,9 +5,10 @@ tangents of θ go forth through the loss's own graph, and what they bend comes b
 gradient instead, and walks through it: twice as many calls of operators, and time for each of its nodes.
 """
 
+import functools
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,11 +24,21 @@ Node = tuple[int, Any, Any]
 
 
 class _Visit(NamedTuple):
-    """What a pass does at one place: ``targets`` are pairs of an input and the place that it leads to."""
+    """What a pass does at one place.
+
+    Attributes:
+        place: of a node.
+        formula: of it.
+        inputs: their places, None for a constant.
+        moving: the places of those that depend on a parameter, if the formula is curved.
+        wanted: of which inputs a cotangent is wanted.
+        targets: these inputs, each with its place.
+    """
 
     place: int
     formula: Formula
     inputs: tuple[int | None, ...]
+    moving: tuple[int, ...]
     wanted: tuple[bool, ...]
     targets: tuple[tuple[int, int], ...]
 
@@ -75,17 +86,23 @@ class Adjoint:
         founds: list[Any] = [None] * count
         one = one_like(self._loss)
         bars[-1] = one if self._loss.dim() == 0 else one.expand_as(self._loss)
-        parts: list[Any] = [None] * self._total
-        for place, formula, _, wanted, targets in self._plan.gradient:
+        parts: list[list[Tensor]] = [[] for _ in range(self._total)]
+        for place, formula, _, _, wanted, targets in self._plan.gradient:
             if (bar := bars[place]) is not None:
                 _, node, following = self._nodes[place]
                 found = formula.back(formula.saved(node, following), bar, wanted)
-                _pass(targets, found, bars, parts)
+                for k, j in targets:
+                    if (one := found[k]) is None:
+                        continue
+                    if j >= count:
+                        parts[j].append(one)
+                    else:
+                        bars[j] = one if bars[j] is None else bars[j] + one
                 if formula.curved:
-                    kept[place], founds[place] = bar, found
+                    kept[place], founds[place] = bar, formula.kept(found)
                 bars[place] = None
         self._bars, self._found = kept, founds
-        return _summed([None if a is None else parts[a] for a in self._asked])
+        return _summed([[] if a is None else parts[a] for a in self._asked])
 
     @torch.no_grad()
     def pullback(self, bars: Sequence[Tensor | None], inner: bool) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -95,32 +112,43 @@ class Adjoint:
             if a is not None:
                 us[a] = bar
         saved: list[Any] = [None] * len(self._nodes)
-        for place, formula, inputs, _, _ in self._plan.tangents:
-            given = [None if j is None else us[j] for j in inputs]
-            if any(u is not None for u in given):
-                _, node, following = self._nodes[place]
-                saved[place] = formula.saved(node, following)
-                us[place] = formula.forth(saved[place], given)
+        for place, formula, inputs, moving, _, _ in self._plan.tangents:
+            for j in moving:
+                if us[j] is not None:
+                    _, node, following = self._nodes[place]
+                    saved[place] = own = formula.saved(node, following)
+                    us[place] = formula.forth(own, [None if j is None else us[j] for j in inputs])
+                    break
         parts = self._bend(us, saved, self._plan.back[inner])
-        of_params = _summed([None if a is None else parts[a] for a in self._asked]) if inner else []
+        of_params = _summed([[] if a is None else parts[a] for a in self._asked]) if inner else []
         return of_params, [None if o is None else _sum(parts[o]) for o in self._outer]
 
     def _bend(self, us: list[Any], saved: list[Any], visits: list[_Visit]) -> list[Any]:
-        lams: list[Any] = [None] * len(self._nodes)
-        parts: list[Any] = [None] * self._total
-        for place, formula, inputs, wanted, targets in visits:
-            lam, bar = lams[place], self._bars[place]
-            given = [None if j is None else us[j] for j in inputs]
-            bent = bar is not None and any(u is not None for u in given)
+        count = len(self._nodes)
+        lams: list[Any] = [None] * count
+        parts: list[list[Tensor]] = [[] for _ in range(self._total)]
+        for place, formula, inputs, moving, wanted, targets in visits:
+            lam, bar, bent = lams[place], self._bars[place], False
+            for j in moving:
+                bent = bent or (us[j] is not None and bar is not None)
             if lam is None and not bent:
                 continue
-            _, node, following = self._nodes[place]
-            own = formula.saved(node, following) if saved[place] is None else saved[place]
+            own = saved[place]
+            if own is None:
+                _, node, following = self._nodes[place]
+                own = formula.saved(node, following)
             if bent:
-                found = formula.bend(own, lam, bar, given, self._found[place], wanted)
+                given = [None if j is None else us[j] for j in inputs]
+                found = formula.bend(own, lam, cast("Tensor", bar), given, self._found[place], wanted)
             else:
-                found = formula.back(own, lam, wanted)
-            _pass(targets, found, lams, parts)
+                found = formula.back(own, cast("Tensor", lam), wanted)
+            for k, j in targets:
+                if (one := found[k]) is None:
+                    continue
+                if j >= count:
+                    parts[j].append(one)
+                else:
+                    lams[j] = one if lams[j] is None else lams[j] + one
             lams[place] = saved[place] = us[place] = None
         return parts
 
@@ -144,32 +172,31 @@ def adjoint(
     nodes.sort(key=itemgetter(0))
     if nodes[-1][1] is not loss.grad_fn:
         return None
-    place = {end: len(nodes) + i for i, end in enumerate(ends)}
-    at = {id(end.variable): i for end, i in place.items()}
-    key: list[Any] = []
-    for i, (_, node, following) in enumerate(nodes):
-        kind = type(node)
-        key.append(node._forward_cls if issubclass(kind, BackwardCFunction) else kind.__name__)
-        for following_node, output in following:
-            # What is not there was made later, by another thread.
-            j = None if following_node is None else place.get(following_node, -1)
-            if output or j == -1:
-                return None
-            key.append(j)
+    place: dict[Any, int | None] = {None: None}
+    at: dict[int, int] = {}
+    for i, (_, node, _) in enumerate(nodes):
         place[node] = i
+    for i, end in enumerate(ends, len(nodes)):
+        place[end] = at[id(end.variable)] = i
+    key: list[Any] = []
+    for _, node, following in nodes:
+        key.append(type(node))
+        key += [(place[n], output) for n, output in following]
     asked = [at.get(id(p)) if p.requires_grad else None for p in params]
     reached = [at.get(id(leaf)) for leaf in outer]
-    whole = (*key, "leaves", *asked, "batch", *reached)
-    plan = _plans.get(whole)
+    key += ["leaves", *asked, "batch", *reached]
+    known = tuple(key)
+    plan = _plans.get(known)
     if plan is None:
         plan = _planned(nodes, place, asked, reached)
         if plan is None:
             return None
         if len(_plans) >= _MOST:
             _plans.clear()
-        _plans[whole] = plan
-    if not all(fits(*nodes[i][1:]) for i, fits in plan.checks):
-        return None
+        _plans[known] = plan
+    for i, fits in plan.checks:
+        if not fits(*nodes[i][1:]):
+            return None
     return Adjoint(plan, nodes, loss, asked, reached)
 
 
@@ -177,11 +204,14 @@ _EXACT = (torch.float32, torch.float64)
 
 
 def _planned(
-    nodes: list[Node], place: dict[Any, int], asked: list[int | None], outer: list[int | None]
+    nodes: list[Node], place: dict[Any, int | None], asked: list[int | None], outer: list[int | None]
 ) -> _Plan | None:
     formulas = [_formula(node) for _, node, _ in nodes]
     known = [f for f in formulas if f is not None]
-    if len(known) < len(formulas):
+    edges = [(i, place[n], output) for i, (_, _, following) in enumerate(nodes) for n, output in following]
+    # Another output than the first, or what was made later, by another thread.
+    odd = [i for i, j, output in edges if output or (j is not None and i <= j < len(nodes))]
+    if odd or len(known) < len(formulas):
         return None
     inputs = [tuple(None if n is None else place[n] for n, _ in following) for _, _, following in nodes]
     visits = list(zip(range(len(nodes)), known, inputs, strict=True))
@@ -194,22 +224,30 @@ def _planned(
                 found.add(i)
         return found
 
+    moving = leading(asked)
+
+    def movers(formula: Formula, given: Sequence[int | None]) -> tuple[int, ...]:
+        return tuple(j for j in given if j is not None and j in moving and formula.curved)
+
     def backwards(to: set[int]) -> list[_Visit]:
         found: list[_Visit] = []
         for i, formula, given in reversed(visits):
             if i in to:
                 wanted = tuple(j in to for j in given)
                 targets = tuple((k, j) for k, j in enumerate(given) if j is not None and j in to)
-                found.append(_Visit(i, formula, given, wanted, targets))
+                found.append(_Visit(i, formula, given, movers(formula, given), wanted, targets))
         return found
 
-    moving = leading(asked)
     # A tangent matters where it meets anything that it bends.
     useful: set[int | None] = set()
     for i, formula, given in reversed(visits):
         if formula.curved or i in useful:
             useful.update(given)
-    tangents = [_Visit(i, f, given, (), ()) for i, f, given in visits if i in moving and i in useful]
+    tangents = [
+        _Visit(i, f, given, tuple(j for j in given if j is not None and j in moving), (), ())
+        for i, f, given in visits
+        if i in moving and i in useful
+    ]
     checks = [(i, f.fits) for i, f, _ in visits if f.fits is not None]
     return _Plan(checks, backwards(moving), tangents, (backwards(leading(outer)), backwards(leading([*asked, *outer]))))
 
@@ -220,36 +258,19 @@ def _formula(node: Any) -> Formula | None:
     return LAYERS.get(node._forward_cls) if issubclass(kind, BackwardCFunction) else FORMULAS.get(kind.__name__)
 
 
-def _pass(targets: Sequence[tuple[int, int]], found: Sequence[Any], to: list[Any], parts: list[Any]) -> None:
-    """Add to what has come to each place so far; what comes to a leaf is summed at the end."""
-    for k, j in targets:
-        bar = found[k]
-        if bar is None:
-            continue
-        if j < len(to):
-            to[j] = bar if to[j] is None else to[j] + bar
-        elif parts[j] is None:
-            parts[j] = [bar]
-        else:
-            parts[j].append(bar)
+def _sum(parts: list[Tensor]) -> Tensor | None:
+    return functools.reduce(torch.add, parts) if parts else None
 
 
-def _sum(parts: list[Tensor] | None) -> Tensor | None:
-    if parts is None:
-        return None
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _summed(parts: Sequence[list[Tensor] | None]) -> list[Tensor | None]:
+def _summed(parts: Sequence[list[Tensor]]) -> list[Tensor | None]:
     """The sum of the parts of each; as one flat vector if all are of a kind."""
-    given = [p for p in parts if p is not None]
+    given = [p for p in parts if p]
     if len(given) < max(2, len(parts)) or len({(p[0].dtype, p[0].device) for p in given}) > 1:
         return [_sum(p) for p in parts]
     found = Joined(torch.cat([p[0].reshape(-1) for p in given]), tuple(p[0].shape for p in given))
+    views: list[Any] = list(found)
     for n in range(1, max(map(len, given))):
         these = [i for i, p in enumerate(given) if n < len(p)]
-        torch._foreach_add_([found[i] for i in these], [given[i][n] for i in these])
+        # One call for all.
+        torch._foreach_add_([views[i] for i in these], [given[i][n] for i in these])  # pyright: ignore[reportPrivateImportUsage]
     return found

@@ -27,10 +27,10 @@ def batch_norm(
     )
     if not plain or input.numel() <= input.shape[1] or transformed(input):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return BatchNormalization.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
 
-class BatchNormalization(torch.autograd.Function):
+class _BatchNorm(torch.autograd.Function):
     """y = γ x̂ + β with x̂ = (x - μ) r, where μ and r = 1 / √(σ² + eps) are the batch's own, channel by channel."""
 
     @staticmethod

@@ -56,7 +56,7 @@ def conv2d(
     exact = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     if transformed(input) or not (few and same and exact and input.device.type == "cpu"):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return StridedConvolution.apply(input, weight, bias, s[0], p[0], not _of_parameters(input))  # type: ignore[no-any-return]
+    return _Convolution.apply(input, weight, bias, s[0], p[0], not _of_parameters(input))  # type: ignore[no-any-return]
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
@@ -77,7 +77,7 @@ def _of_parameters(x: Tensor) -> bool:
     return False
 
 
-class StridedConvolution(torch.autograd.Function):
+class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, data: bool

@@ -5,6 +5,8 @@
 the operator's own result. Autograd takes two graphs and several times as many calls for the same.
 """
 
+# ruff: noqa: D102, the base class says what each method is.
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,9 +41,13 @@ class Formula:
         """J(x) u, where None is zero."""
         raise NotImplementedError
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:
-        """J(x)ᵀ λ + (∂/∂x) ⟨u, J(x)ᵀ ȳ⟩, for each input; ``found`` is what ``back`` has returned."""
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:
+        """J(x)ᵀ λ + (∂/∂x) ⟨u, J(x)ᵀ ȳ⟩, for each input; ``kept`` is from ``back``."""
         raise NotImplementedError
+
+    def kept(self, found: Tensors) -> Any:  # noqa: ARG002
+        """What of the result of ``back`` is asked for again; all else is given back."""
+        return None
 
 
 class One(Formula):
@@ -63,9 +69,12 @@ class One(Formula):
         second: Callable[..., Tensor] | None = None,
         fits: Callable[[Any, Any], bool] | None = None,
     ) -> None:
-        self.saved, self.fits = read, fits
+        self._read, self.fits = read, fits
         self._back, self._forth, self._second = back, forth or back, second
         self.curved = second is not None
+
+    def saved(self, node: Any, following: Any) -> Any:
+        return self._read(node, following)
 
     def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:  # noqa: ARG002
         return (self._back(bar, *saved),)
@@ -73,7 +82,7 @@ class One(Formula):
     def forth(self, saved: Any, us: Tensors) -> Tensor | None:
         return None if us[0] is None else self._forth(us[0], *saved)
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:  # noqa: ARG002
         first = None if lam is None else self._back(lam, *saved)
         if self._second is None or us[0] is None:
             return (first,)
@@ -106,7 +115,7 @@ class Add(Formula):
             return one
         return _times(other, saved) if one is None else torch.add(one, other, alpha=saved)
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:  # noqa: ARG002
         return () if lam is None else self.back(saved, lam, wanted)
 
 
@@ -134,7 +143,7 @@ class Product(Formula):
                 found = one.mm(other) if found is None else torch.addmm(found, one, other)
         return found if found is None or found.dim() == 2 else found.expand(_shape(node))
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:  # noqa: ARG002
         (a, b, _), (*_, u_a, u_b), (*row, of_a, of_b) = saved, us, wanted
         rows = [lam.sum(0) if r and lam is not None else None for r in row]
         to_a = _products(((lam, b), (bar, u_b)), lambda bar, b: (bar, b.t())) if of_a else None

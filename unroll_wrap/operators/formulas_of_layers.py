@@ -1,13 +1,15 @@
 """The formulas of convolutions and of batch normalization, torch's own nodes and those of this package."""
 
+# ruff: noqa: D102, the base class says what each method is.
+
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batch_norm import BatchNormalization
-from .convolution import StridedConvolution, input_gradient
+from .batch_norm import _BatchNorm
+from .convolution import _Convolution, input_gradient
 from .formulas import FORMULAS, Formula, Tensors, Wanted, plus
 
 _aten = torch.ops.aten
@@ -22,7 +24,8 @@ class Convolution(Formula):
         return node._saved_input, node._saved_weight, geometry
 
     def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:
-        return self._gradients(bar, *saved, wanted[:3])
+        x, weight, geometry = saved
+        return self._gradients(bar, x, weight, geometry, wanted[:3])
 
     def forth(self, saved: Any, us: Tensors) -> Tensor | None:
         (x, weight, geometry), (u_x, u_weight, u_bias) = saved, (*us, None)[:3]
@@ -35,7 +38,7 @@ class Convolution(Formula):
             found = _aten.convolution.default(torch.zeros_like(x), weight, u_bias, *geometry)
         return found
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:  # noqa: ARG002
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:  # noqa: ARG002
         (x, weight, geometry), (u_x, u_weight, *_), (of_x, of_weight, *_) = saved, us, wanted
         to_x = to_weight = to_bias = None
         if lam is not None:
@@ -59,13 +62,13 @@ class FewChannels(Convolution):
         stride, padding = node.geometry
         return *node.saved_tensors, [[stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1]
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:
         (x, weight, geometry), u_weight = saved, us[1]
         if not (wanted[0] and lam is not None and u_weight is not None):
-            return super().bend(saved, lam, bar, us, found, wanted)
+            return super().bend(saved, lam, bar, us, kept, wanted)
         # Two of them and their sum are one over the channels of both.
         to_x = self._data(torch.cat([lam, bar], 1), x, torch.cat([weight, u_weight]), geometry)
-        return to_x, *super().bend(saved, lam, bar, us, found, (False, *wanted[1:]))[1:]
+        return to_x, *super().bend(saved, lam, bar, us, kept, (False, *wanted[1:]))[1:]
 
     def _gradients(self, bar: Tensor, x: Tensor, weight: Tensor, geometry: Any, wanted: Wanted) -> Any:
         if not any(wanted[1:]):
@@ -102,6 +105,9 @@ class BatchNorm(Formula):
         x, weight, mean, r, eps, _ = saved
         return _kernel(bar, x, weight, mean, r, eps)
 
+    def kept(self, found: Tensors) -> Any:
+        return found[1:]
+
     def forth(self, saved: Any, us: Tensors) -> Tensor | None:
         (x, weight, mean, r, eps, _), (u, v, s) = saved, (*us, None, None)[:3]
         through = None
@@ -111,11 +117,11 @@ class BatchNorm(Formula):
             return through if s is None else (through if through is not None else torch.zeros_like(x)) + _wide(s, x)
         return plus(through, _normalized(x, v, s, eps))
 
-    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, found: Tensors, wanted: Wanted) -> Tensors:
+    def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:
         (x, weight, mean, r, eps, known), (u, v, *_) = saved, (*us, None)[:2]
         n = x.numel() // x.shape[1]
         gain = r if weight is None else weight * r
-        _, along, total = found
+        along, total = kept
         sums = (None, None)
         if lam is not None and weight is not None and any(wanted[1:3]):
             sums = _kernel(lam, x, weight, mean, r, eps, (False, True, True))[1:]
@@ -123,7 +129,6 @@ class BatchNorm(Formula):
         if u is None:
             of_bar, curve = v, None
         else:
-            assert along is not None and total is not None
             u_along, u_total = known or _kernel(u, x, weight, mean, r, eps, (False, True, True))[1:]
             both = torch.addcmul((u * bar).sum([d for d in range(x.dim()) if d != 1]), u_total, total, value=-1 / n)
             curve = r * torch.addcmul(both, u_along, along, value=-1 / n)
@@ -166,8 +171,8 @@ def _of_torch(node: Any) -> tuple[Any, ...]:
 
 # By the function: its node has a name that a function of the user's may have too.
 LAYERS: dict[Any, Formula] = {
-    StridedConvolution: FewChannels(),
-    BatchNormalization: BatchNorm(lambda node: (*node.saved_tensors, node.eps)),
+    _Convolution: FewChannels(),
+    _BatchNorm: BatchNorm(lambda node: (*node.saved_tensors, node.eps)),
 }
 FORMULAS["ConvolutionBackward0"] = Convolution()
 FORMULAS["NativeBatchNormBackward0"] = BatchNorm(_of_torch, lambda node, _: node._saved_training)

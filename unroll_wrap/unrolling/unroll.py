@@ -267,7 +267,7 @@ class Unroll:
         return self._checked(name, params, grads), found[len(moving) :]
 
     def _checked(self, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
-        """The gradients, if an optimizer could step by them, with what it would find in place of those there are not."""
+        """The gradients, if an optimizer could step by them, with zeros where the loop leaves such."""
         grads = found
         if isinstance(grads, Joined):
             return grads

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..closed import ClosedRule, plus, plus_product, plus_quotient
 
-
 _masked = torch.ops.aten.threshold_backward.default
 
 
@@ -112,8 +111,8 @@ class Adam(ClosedRule):
     ) -> tuple[Tensor, ...]:
         """With √s of derivative 0 at 0, see ``rule.sqrt``.
 
-        With c² the correction of v, the denominator is (√v + c eps) / c. Both are made again: two calls, for two vectors
-        less in every stored step.
+        With c² the correction of v, the denominator is (√v + c eps) / c. Both are made again: two calls, for two
+        vectors less in every stored step.
         """
         _, grad = self._decayed(numbers, param, grad)
         (m, v, *largest), (of_param, of_m, of_v, *of_largest) = after, bars
@@ -158,7 +157,7 @@ def _times(tensors: Sequence[Tensor], factors: Sequence[Any]) -> Sequence[Tensor
     """Each by its factor, in one call where these are numbers."""
     if any(isinstance(f, Tensor) for f in factors):
         return [t * f for t, f in zip(tensors, factors, strict=True)]
-    return torch._foreach_mul(tensors, [float(f) for f in factors])
+    return torch._foreach_mul(list(tensors), [float(f) for f in factors])  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
