@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from unroll_wrap.evaluation.graph import now, reach
 from unroll_wrap.operators import adjoint, twice_differentiable
-from unroll_wrap.operators import formulas as formulas_of
 from unroll_wrap.operators.adjoint import _plans
+from unroll_wrap.operators.formulas import One
+from unroll_wrap.operators.formulas_of_operators import FORMULAS
 from unroll_wrap.optimizers.block import Joined
 from unroll_wrap.unrolling import unroll
 
@@ -100,8 +101,8 @@ def test_the_formulas_agree_with_autograd(net, loss, inner):
 
 def test_the_comparison_notices(monkeypatch):
     """Without the second derivative of softplus, say."""
-    flat = formulas_of.One(lambda node, _: (node._saved_self, 1, 20), torch.ops.aten.softplus_backward.default)
-    monkeypatch.setitem(formulas_of.FORMULAS, "SoftplusBackward0", flat)
+    flat = One(lambda node, _: (node._saved_self, 1, 20), torch.ops.aten.softplus_backward.default)
+    monkeypatch.setitem(FORMULAS, "SoftplusBackward0", flat)
     _plans.clear()
     found, right = both(NETS["relu"], LOSSES["softplus"])
     _plans.clear()

@@ -8,57 +8,19 @@ gradient instead, and walks through it: twice as many calls of operators, and ti
 import functools
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from ..optimizers.block import Joined
-from .formulas import FORMULAS, Formula, one_like
-from .formulas_of_layers import LAYERS
+from .formulas_of_operators import one_like
+from .plan import Node, Plan, Visit, planned
 from .transforms import transformed
 
-# A node of a graph: its number, which grows with time, the node, and where it leads.
-Node = tuple[int, Any, Any]
-
-
-class _Visit(NamedTuple):
-    """What a pass does at one place.
-
-    Attributes:
-        place: of a node.
-        formula: of it.
-        inputs: their places, None for a constant.
-        moving: the places of those that depend on a parameter, if the formula is curved.
-        wanted: of which inputs a cotangent is wanted.
-        targets: these inputs, each with its place.
-    """
-
-    place: int
-    formula: Formula
-    inputs: tuple[int | None, ...]
-    moving: tuple[int, ...]
-    wanted: tuple[bool, ...]
-    targets: tuple[tuple[int, int], ...]
-
-
-class _Plan(NamedTuple):
-    """The passes through every graph of one structure: the gradient, the tangents, and back without and with θ.
-
-    Attributes:
-        checks: places, with what says whether the formula fits the node there.
-    """
-
-    checks: list[tuple[int, Any]]
-    gradient: list[_Visit]
-    tangents: list[_Visit]
-    back: tuple[list[_Visit], list[_Visit]]
-
-
-_plans: dict[Any, _Plan] = {}
 # Of losses that differ from call to call there may be any number.
 _MOST = 64
+_plans: dict[Any, Plan] = {}
 
 
 class Adjoint:
@@ -67,7 +29,7 @@ class Adjoint:
     Places are numbers: those of nodes, in the order in which the loss has made them, and after these the leaves.
     """
 
-    def __init__(self, plan: _Plan, nodes: list[Node], loss: Tensor, asked: list[int | None], outer: list[int | None]):
+    def __init__(self, plan: Plan, nodes: list[Node], loss: Tensor, asked: list[int | None], outer: list[int | None]):
         self._plan = plan
         self._nodes = nodes
         self._loss = loss
@@ -123,7 +85,7 @@ class Adjoint:
         of_params = _summed([[] if a is None else parts[a] for a in self._asked]) if inner else []
         return of_params, [None if o is None else _sum(parts[o]) for o in self._outer]
 
-    def _bend(self, us: list[Any], saved: list[Any], visits: list[_Visit]) -> list[Any]:
+    def _bend(self, us: list[Any], saved: list[Any], visits: list[Visit]) -> list[Any]:
         count = len(self._nodes)
         lams: list[Any] = [None] * count
         parts: list[list[Tensor]] = [[] for _ in range(self._total)]
@@ -188,7 +150,7 @@ def adjoint(
     known = tuple(key)
     plan = _plans.get(known)
     if plan is None:
-        plan = _planned(nodes, place, asked, reached)
+        plan = planned(nodes, place, asked, reached)
         if plan is None:
             return None
         if len(_plans) >= _MOST:
@@ -201,61 +163,6 @@ def adjoint(
 
 
 _EXACT = (torch.float32, torch.float64)
-
-
-def _planned(
-    nodes: list[Node], place: dict[Any, int | None], asked: list[int | None], outer: list[int | None]
-) -> _Plan | None:
-    formulas = [_formula(node) for _, node, _ in nodes]
-    known = [f for f in formulas if f is not None]
-    edges = [(i, place[n], output) for i, (_, _, following) in enumerate(nodes) for n, output in following]
-    # Another output than the first, or what was made later, by another thread.
-    odd = [i for i, j, output in edges if output or (j is not None and i <= j < len(nodes))]
-    if odd or len(known) < len(formulas):
-        return None
-    inputs = [tuple(None if n is None else place[n] for n, _ in following) for _, _, following in nodes]
-    visits = list(zip(range(len(nodes)), known, inputs, strict=True))
-
-    def leading(leaves: Sequence[int | None]) -> set[int]:
-        """The places that lead to any of these."""
-        found = {leaf for leaf in leaves if leaf is not None}
-        for i, _, given in visits:
-            if not found.isdisjoint(given):
-                found.add(i)
-        return found
-
-    moving = leading(asked)
-
-    def movers(formula: Formula, given: Sequence[int | None]) -> tuple[int, ...]:
-        return tuple(j for j in given if j is not None and j in moving and formula.curved)
-
-    def backwards(to: set[int]) -> list[_Visit]:
-        found: list[_Visit] = []
-        for i, formula, given in reversed(visits):
-            if i in to:
-                wanted = tuple(j in to for j in given)
-                targets = tuple((k, j) for k, j in enumerate(given) if j is not None and j in to)
-                found.append(_Visit(i, formula, given, movers(formula, given), wanted, targets))
-        return found
-
-    # A tangent matters where it meets anything that it bends.
-    useful: set[int | None] = set()
-    for i, formula, given in reversed(visits):
-        if formula.curved or i in useful:
-            useful.update(given)
-    tangents = [
-        _Visit(i, f, given, tuple(j for j in given if j is not None and j in moving), (), ())
-        for i, f, given in visits
-        if i in moving and i in useful
-    ]
-    checks = [(i, f.fits) for i, f, _ in visits if f.fits is not None]
-    return _Plan(checks, backwards(moving), tangents, (backwards(leading(outer)), backwards(leading([*asked, *outer]))))
-
-
-def _formula(node: Any) -> Formula | None:
-    kind = type(node)
-    # A name tells nothing of a function of the user's.
-    return LAYERS.get(node._forward_cls) if issubclass(kind, BackwardCFunction) else FORMULAS.get(kind.__name__)
 
 
 def _sum(parts: list[Tensor]) -> Tensor | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .batch_norm import _BatchNorm
 from .convolution import _Convolution, input_gradient
-from .formulas import FORMULAS, Formula, Tensors, Wanted, plus
+from .formulas import Formula, Tensors, Wanted, plus
+from .formulas_of_operators import FORMULAS
 
 _aten = torch.ops.aten
 
