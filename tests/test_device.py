@@ -107,8 +107,13 @@ CPU = torch.device("cpu")
 
 TABLE = [(net, optimizer, backward) for net in NETS for optimizer in OPTIMIZERS for backward in BACKWARDS]
 if NAME == "xla":
-    # Which compiles every step of each of them: each net, each optimizer and each backward, once.
-    TABLE = [row for row in TABLE if [*row].count("mlp") + row.count("adam") + row.count("store") >= 2]
+    # Which compiles every call of each of them, for minutes.
+    TABLE = [
+        ("mlp", "adam", "store"),
+        ("conv", "adam", "store"),
+        ("mlp", "sgd", "recompute"),
+        ("tanh", "rmsprop", "stop"),
+    ]
 
 
 @pytest.mark.parametrize(("net", "optimizer", "backward"), TABLE)
@@ -121,7 +126,7 @@ def test_value_and_gradient_are_those_of_the_cpu(net, optimizer, backward):
     assert all(map(torch.equal, here.state(), before))
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp"] if NAME == "xla" else NETS)
 def test_the_second_term_counts(net):
     """The control of the table: what it compares differs by more than it allows."""
     world = World(net, "adam", "non_saturating", the_device())
@@ -130,7 +135,7 @@ def test_the_second_term_counts(net):
     assert gap(exact, fewer) > 1e3 * TOLERANCE
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp"] if NAME == "xla" else ["mlp", "conv"])
 def test_differences_come_near(net):
     here = World(net, "sgd", "non_saturating", the_device())
     exact, first = here.found(), here.found(stop_gradient=True)
