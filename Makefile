@@ -28,7 +28,7 @@ export MKL_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-shuffled test-hosts test-matrix test-on constraints fuzz soak lint style imports types format bench docs notebook dist venv clean
+.PHONY: help demo test test-shuffled test-hosts test-xla gpu test-matrix test-on constraints fuzz soak lint style imports types format bench docs notebook dist venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo 'make test-shuffled    the tests in a random order, always the same (SEED=1), across files and folders'
 	@echo 'make test-hosts    the recipes with Lightning, Ignite, Accelerate, Fabric and torchgan themselves'
 	@echo 'make test-matrix   the tests on the lowest and the newest Python and torch (LOWEST=python3.10 NEWEST=python3.13)'
+	@echo 'make test-xla      a table of nets, optimizers and backwards on another device: PyTorch/XLA, on the CPU'
+	@echo 'make gpu     what waits for a GPU, smallest first; the same command goes on after a stop (ARGS="--budget 1200")'
 	@echo 'make fuzz    5,000 random users against the oracle (make test: 200); make soak: 20,000 calls (1,000). Some 20 and 5 minutes'
 	@echo 'make lint    ruff, import-linter and pyright (make style, imports, types: one of them; make format: mend what ruff can)'
 	@echo 'make bench   time and memory of an unrolled step on this machine, beside other libraries'
@@ -61,6 +63,17 @@ test-shuffled: $(STAMP)
 
 test-hosts: $(HOSTS)
 	@$(PY) -m pytest -n 2 --dist worksteal hosts $(ARGS)
+
+# torch_xla is of one version of torch alone: an environment of its own.
+XLA := .venv-xla
+test-xla:
+	@test -f $(XLA)/.installed || { rm -rf $(XLA); $(PYTHON) -m venv $(XLA); }
+	@test -f $(XLA)/.installed || $(XLA)/bin/python -m pip install --quiet torch==2.9.0 torch_xla==2.9.0 numpy pytest hypothesis
+	@touch $(XLA)/.installed
+	@PJRT_DEVICE=CPU UNROLL_WRAP_DEVICE=xla PYTHONPATH=. $(XLA)/bin/python -m pytest -p no:cacheprovider -q tests/runtime/test_device.py $(ARGS)
+
+gpu: $(BENCH)
+	@$(PY) benchmarks/gpu.py $(ARGS)
 
 test-matrix:
 	@$(MAKE) --no-print-directory test-on ON=.venv-lowest PYTHON=$(LOWEST) TORCH='$(LOWEST_TORCH)'
@@ -147,5 +160,5 @@ $(BENCH) $(DOCS) $(HOSTS) $(RELEASE): $(STAMP)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-dist build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-xla .venv-dist build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

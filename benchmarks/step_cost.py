@@ -18,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import launches
 import libraries
+import plots
 import record
 import torch
 from contenders import (
     APPROXIMATE,
-    CHAINED,
     COMPILED,
     EVERY,
     EXACT,
@@ -62,7 +63,9 @@ def units(setup: Setup, steps: int) -> dict[str, Any]:
     }
 
 
-def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool = True) -> dict[str, Any]:
+def measure(
+    name: str, steps: list[int], budget: float, clock: str, beside: bool = True, device: str = "cpu"
+) -> dict[str, Any]:
     problem = NETS[name]
     others, missing = libraries.libraries() if beside else ({}, [])
     if not problem.jax:
@@ -73,7 +76,7 @@ def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool
     exact = EXACT | (FOR_SMALL if problem.small else {})
     approximate = APPROXIMATE | (FIRST_TERM_FOR_SMALL if problem.small else {})
     found = errors(set_up(small, torch.float64), problem.steps, exact | others, approximate, TOLERANCE)
-    setup = set_up(problem)
+    setup = set_up(problem, device=device)
     differences = difference_errors(setup, problem.steps)
     rows = {}
     # In proportion to K, but so that small ones get their share.
@@ -88,6 +91,7 @@ def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool
         rounds = (3 if k == problem.steps else 1, 15)
         seconds = interleaved(functions, rounds, budget * shares[k], clock=clock, compiled=compiled)
         rows[str(k)] = costs(seconds, k)
+    counted = launches.of_all(exact | others | approximate, lambda: set_up(small), COMPILED)
     return {
         "problem": problem.title,
         "batch": problem.shape[0],
@@ -95,8 +99,9 @@ def measure(name: str, steps: list[int], budget: float, clock: str, beside: bool
         "missing": missing,
         "error_float64": found,
         "differences_float32": differences,
+        "launches": counted,
         "steps": rows,
-        "targets": targets(name, rows.get(str(problem.steps))),
+        "targets": [*targets(name, rows.get(str(problem.steps))), *launches.targets(name, counted)],
         "seconds": time.perf_counter() - begin,
     }
 
@@ -158,13 +163,14 @@ def targets(name: str, row: dict[str, Any] | None) -> list[dict[str, Any]]:
 def print_tables(result: dict[str, Any]) -> None:
     print(f"\n{result['problem']}, batch {result['batch']}: c, with its quartiles ({result['seconds']:.0f} s)")
     rows = result["steps"]
-    print(f"  {'':26}" + "".join(f"{f'K={k}':>20}" for k in rows) + f"{'error':>10}")
+    print(f"  {'':26}" + "".join(f"{f'K={k}':>20}" for k in rows) + f"{'launches':>10}{'error':>10}")
     names = list(dict.fromkeys(name for row in rows.values() for name in row["c"]))
     for name in names:
         line = f"  {name:26}"
         for row in rows.values():
             c = row["c"].get(name)
             line += f"{c['median']:8.2f} {c['low']:5.2f}-{c['high']:5.2f}" if c else f"{'-':>20}"
+        line += f"{result['launches'].get(name) or '-':>10}"
         print(line + (f"{result['error_float64'][name]:10.0e}" if name != REAL else ""))
     for name in ("T_grad", "T(0)"):
         print(f"  {f'{name}, ms':26}" + "".join(f"{row['ms'][name]['median']:8.2f}{'':12}" for row in rows.values()))
@@ -182,37 +188,6 @@ def print_tables(result: dict[str, Any]) -> None:
               f"{'met' if t['met'] else 'NOT MET'}")  # fmt: skip
 
 
-def plot(path: Path, nets: dict[str, Any]) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(nets), figsize=(5 * len(nets), 4.5), sharey=True, squeeze=False)
-    shown = [*EXACT, *libraries.PACKAGES, *APPROXIMATE]
-    for ax, result in zip(axes[0], nets.values(), strict=True):
-        for i, name in enumerate(shown):
-            points = [(int(k), row["c"][name]) for k, row in result["steps"].items() if name in row["c"]]
-            if points:
-                ks, cs = zip(*points, strict=True)
-                middle = [c["median"] for c in cs]
-                spans = [[c["median"] - c["low"] for c in cs], [c["high"] - c["median"] for c in cs]]
-                outside = name == CHAINED or name in libraries.PACKAGES
-                style = {"linestyle": "--", "marker": "s"} if outside else {"marker": "o"}
-                ax.errorbar(
-                    ks, middle, spans, label=name, color=f"C{i}" if i < 10 else ("k", "tomato")[i - 10], ms=4, **style
-                )
-        ax.set(
-            title=f"{result['problem']}, batch {result['batch']}", xlabel="K", xticks=[int(k) for k in result["steps"]]
-        )
-        ax.grid(alpha=0.3)
-    axes[0][0].set(ylabel="c: cost of a step in plain gradients", ylim=(0, None))
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, 2 * len(nets)), fontsize=8
-    )
-    figure.tight_layout(rect=(0, 0.14 if len(nets) > 1 else 0.28, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    print(f"written: {path}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="What an unrolled step costs (see the top of this file).")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
@@ -225,6 +200,7 @@ def main() -> None:
     )
     parser.add_argument("--libraries", action=argparse.BooleanOptionalAction, default=True, help="other libraries too")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu where others use the machine")
+    parser.add_argument("--device", default="cpu", help="what is timed there; gradients are checked on the CPU before")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument("--plot", type=Path, help="and a plot here")
     args = parser.parse_args()
@@ -235,12 +211,12 @@ def main() -> None:
     found: dict[str, Any] = {"environment": record.environment(), "nets": {}}
     print(record.headline(found["environment"]))
     for name in args.nets:
-        found["nets"][name] = measure(name, args.steps, args.budget, args.clock, args.libraries)
+        found["nets"][name] = measure(name, args.steps, args.budget, args.clock, args.libraries, args.device)
         print_tables(found["nets"][name])
     if args.json:
         record.write(args.json, found)
     if args.plot:
-        plot(args.plot, found["nets"])
+        plots.plot(args.plot, found["nets"])
 
 
 if __name__ == "__main__":

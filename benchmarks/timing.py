@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
+
 # One thread's processor time is what wall time would be on an idle machine; the better choice on a busy one.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -51,10 +53,18 @@ def interleaved(
 
 def seconds(function: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
     """Per call."""
+    _wait()
     begin = clock()
     for _ in range(calls):
         function()
+    _wait()
     return (clock() - begin) / calls
+
+
+def _wait() -> None:
+    """A GPU works on after a call has returned."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def spread(values: list[float]) -> dict[str, float]:

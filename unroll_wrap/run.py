@@ -78,7 +78,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         keep_modes(undo)
         if call.steps == 0:
             compiled = not unrolled.backward.second_order
-            prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo)
+            prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
             return evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), []
         fresh = [] if getattr(unrolled.backward, "steps", call.steps) < call.steps else adaptive_and_fresh(optimizers)
         value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
@@ -108,14 +108,15 @@ def _unroll(
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
-    ruled = [o for o in optimizers if rule_of(o) is not None]
+    rules = [rule_of(o) for o in optimizers]
+    ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
     traced = [o for o in optimizers if o not in ruled]
     doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in known.proven]
     proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
     if traced:
         # A live step may skip what does not require grad, and most loops switch D off around the generator's step.
         keep_flags(owned, undo)
-    blocks = read(optimizers, owned, known.traces)
+    blocks = read(optimizers, owned, known.traces, rules)
     if autocast.active:
         keep_autocast(undo, autocast.dtypes)
     keep_entries(optimizers, undo)

@@ -64,6 +64,8 @@ class _Segments(Tape):
         self._every = every
         self._segments: list[tuple[Point, list[_Recorded]]] = []
         self._replayed: list[Step] = []
+        # Of each step: its number, d_loss and d_loss again, and whether they are the same.
+        self._again: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
     def step(self, point: Point, k: int) -> Point:
         if k < self.first:
@@ -80,7 +82,10 @@ class _Segments(Tape):
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         if not self._replayed:
             self._replay(*self._segments.pop())
-        return self._unroll.pullback(self._replayed.pop(), cotangent, first=k == self.first)
+        found = self._unroll.pullback(self._replayed.pop(), cotangent, first=k == self.first)
+        if k == self.first:
+            self._check()
+        return found
 
     def _replay(self, point: Point, recorded: list[_Recorded]) -> None:
         first = recorded[0].k
@@ -91,7 +96,18 @@ class _Segments(Tape):
             again = step.evaluation.loss.detach()
             # After the first step of a segment the parameters are replayed too, by kernels that keep a graph and round
             # differently, and Adam magnifies the difference.
-            if not same(again, loss, rounding=0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5):
+            rounding = 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5
+            self._again.append((k, loss, again, same(again, loss, rounding)))
+
+    def _check(self) -> None:
+        """One look at all steps: to look at each of them would wait for the device as often.
+
+        Raises:
+            RuntimeError: a replayed step was another one.
+        """
+        alike = torch.stack([same.to(self._again[0][3].device) for *_, same in self._again]).tolist()
+        for (k, loss, again, _), yes in zip(self._again, alike, strict=True):
+            if not yes:
                 raise RuntimeError(
                     f"d_loss at inner step {k} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
                     "because it changes something that it depends on. Guard that with unroll_wrap.is_unrolling(), or "

@@ -24,11 +24,17 @@ from .swap import Swap, copies
 class _Current(threading.local):
     swap: Swap | None = None
     settings: Sequence[Setting] = ()
+    made = 0
 
 
 _current = _Current()
 # Torch has no public way to change what a checkpoint recomputes.
 _PARTS = ("_CheckpointFrame", "CheckpointFunction")
+
+
+def checkpoints_made() -> int:
+    """How many checkpoints this thread has made within unrolls."""
+    return _current.made
 
 
 def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
@@ -85,6 +91,7 @@ def _watched_parts(frame: Any, reentrant: Any) -> tuple[Any, Any]:
     class Frame(frame):
         def __init__(self, recompute_fn: Callable[..., None], *rest: Any, **named: Any) -> None:
             swap = _current.swap
+            _current.made += 1
             super().__init__(recompute_fn if swap is None else _again(recompute_fn, swap), *rest, **named)
 
     class Reentrant(reentrant):

@@ -17,6 +17,7 @@ from ..call.logits import check_logits
 from ..live.settings import Setting
 from ..operators import twice_differentiable
 from .autocast import Autocast
+from .checkpoints import checkpoints_made
 from .detached import Detached
 from .graph import edge, now, reach
 from .hooks import gradient_hooks, noted
@@ -39,6 +40,7 @@ class Evaluation(NamedTuple):
         hooks: handles of what the loss has registered on its graph.
         stale: whether the captured graph leads to D as it was before the call, by ``D(real)`` in a closure, say.
         behind: what else it leads to, in that case.
+        nodes: all of its graph and the nodes of its leaves, if nothing but the unroll's own is in it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Evaluation(NamedTuple):
     hooks: list[Any]
     stale: bool = False
     behind: Sequence[Tensor] = ()
+    nodes: tuple[list[Any], list[Any]] | None = None
 
     @property
     def users(self) -> list[Tensor]:
@@ -119,6 +122,7 @@ class Evaluator:
         leaves = [p.data.requires_grad_() for p in params] if self.leaf is None else [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
+        made = checkpoints_made()
         try:
             with noted() as hooks:
                 value = self._run(name, loss, arguments)
@@ -147,16 +151,19 @@ class Evaluator:
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
-        outside, behind, captured, once, fragile = reach(
+        outside, behind, captured, once, fragile, nodes, ends = reach(
             value, {id(t) for t in (*own, *arguments.aliases)}, self._start
         )
+        plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
+        plain = plain and self.leaf is None and made == checkpoints_made()
         # The objects that the user's have exchanged with hold the live tensors now: of D as it was before the call.
         lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
         behind = [t for t in behind if id(t) not in lent] if stale else []
         # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
         outside = [] if captured else outside
-        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind)
+        known = (nodes, ends) if plain else None
+        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind, known)
 
     def edge(self, evaluation: Evaluation) -> list[Any]:
         """Where the graph of a loss begins that captures another; none in float16, where gradients may overflow."""

@@ -1,6 +1,7 @@
 """``torch.autograd.grad`` with errors that name their cause, and with scaled cotangents for float16."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,8 +75,20 @@ def gradients(
         RuntimeError: an operator cannot be differentiated; the message names the cause and a remedy.
         ValueError: a sharded generator has freed the memory of its parameters.
     """
-    try:
+    with causes(name):
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
+
+
+@contextmanager
+def causes(name: str) -> Iterator[None]:
+    """Name the causes of autograd's errors; ``name`` is that of the loss.
+
+    Raises:
+        RuntimeError: an operator cannot be differentiated, with the reason and a remedy.
+        ValueError: a sharded generator has freed the memory of its parameters.
+    """
+    try:
+        yield
     except RuntimeError as error:
         text = str(error)
         if "modified by an inplace operation" in text:

@@ -31,6 +31,8 @@ class Reach(NamedTuple):
         captured: whether a graph made before the mark leads to a tensor of the user's.
         once: the names of functions marked ``once_differentiable``.
         fragile: the nodes that have to be repaired before the graph is differentiated twice.
+        nodes: all nodes but the leaves', each with its sequence number and the nodes that it leads to.
+        ends: the nodes of all leaves, also of those left out.
     """
 
     leaves: list[Tensor]
@@ -38,6 +40,8 @@ class Reach(NamedTuple):
     captured: bool
     once: list[str]
     fragile: list[Node]
+    nodes: list[tuple[int, Node, Any]]
+    ends: list[Any]
 
 
 def reach(loss: Tensor, own: set[int], since: int) -> Reach:
@@ -53,12 +57,15 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     once: list[str] = []
     fragile: list[Node] = []
     kinds: dict[tuple[type, bool], bool] = {}
+    ends: dict[Any, None] = {}
+    nodes: list[tuple[int, Node, Any]] = []
     seen: set[Node | None] = {None}
     stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
     while stack:
         node, early = stack.pop()
         kind = type(node)
         if kind is _LEAF:
+            ends[node] = None
             if id(node.variable) not in own:
                 (behind if early else leaves)[id(node.variable)] = node.variable
             continue
@@ -67,17 +74,19 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         seen.add(node)
         # Every thread numbers its own nodes: those that a penalty's backward pass makes in a GPU's thread look early,
         # but lead to the loss's own leaves.
-        early = node._sequence_nr() < since
+        number, following = node._sequence_nr(), node.next_functions
+        nodes.append((number, node, following))
+        early = number < since
         if (kind, early) not in kinds:
             kinds[kind, early] = not early and is_custom(node)
             if kinds[kind, early] and _is_marked(node):
                 once.append(node.name())
         if kinds[kind, early] or (kind.__name__ in FRAGILE and is_fragile(node)):
             fragile.append(node)
-        stack += [(next_node, early) for next_node, _ in node.next_functions]
+        stack += [(next_node, early) for next_node, _ in following]
     # A leaf with respect to which a penalty differentiates is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
-    return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile)
+    return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
 
 
 def edge(loss: Tensor, since: int) -> list[Node]:

@@ -8,7 +8,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
+from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
 from ..live.undo import Undo
 from ..operators import norms_watched
 from ..torch_private import has_dynamo, is_optimized, parametrization_cache
@@ -18,9 +18,12 @@ from .swap import Swap
 
 logger = logging.getLogger("unroll_wrap")
 _noticed: WeakSet[Any] = WeakSet()
+_watched = together(hooks_noted, norms_watched)
 
 
-def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo) -> list[Setting]:
+def prepare(
+    swap: Swap, losses: Sequence[Any], second_order: bool, compiled: bool, undo: Undo, noted: bool = True
+) -> list[Setting]:
     """Let D run so that it can be differentiated as often as needed, and note the state to return to.
 
     Args:
@@ -30,6 +33,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         compiled: whether compiled modules and losses may run compiled. Compiled code has no second derivative, which
             some versions of torch do not report.
         undo: restores everything.
+        noted: whether hooks of a loss, and its derivatives of norms, are watched, which only inner steps need.
 
     Returns:
         The settings that have to be in force whenever a loss runs.
@@ -44,7 +48,7 @@ def prepare(swap: Swap, losses: Sequence[Any], second_order: bool, compiled: boo
         settings.append(eager)
     if parametrization_cache()[0]:
         settings.append(no_parametrization_cache)
-    for setting in (hooks_noted, norms_watched, *settings):
+    for setting in (_watched, *settings) if noted else settings:
         setting.hold(undo)
     for wrapper in filter(_in_the_way, swap.modules):
         _unwrap(wrapper, undo)

@@ -41,8 +41,11 @@ class Looks:
     def restore(self) -> None:
         """Restore the noted state, as often as you like."""
         for module, attributes, params, buffers in self._before:
-            refill(module._parameters, params)
-            refill(module._buffers, buffers)
+            # Most modules have none.
+            if params or module._parameters:
+                refill(module._parameters, params)
+            if buffers or module._buffers:
+                refill(module._buffers, buffers)
             _restore(vars(module), attributes)
         self._belongings.refill(self._contents)
         for restore in self._belongings.sources:

@@ -46,11 +46,11 @@ class RandomState:
             yield
 
 
-def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> bool:
-    """Return whether a repeated loss equals the first one; NaN equals NaN."""
+def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> Tensor:
+    """Return whether a repeated loss equals the first one, as a tensor on its device; NaN equals NaN."""
     # Some CUDA kernels sum in another order each time.
     rounding = max(rounding, 1e-4 if loss.is_cuda else 0.0)
-    return torch.allclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True)
+    return torch.isclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True).all()
 
 
 class EveryState(RandomState):

@@ -32,9 +32,9 @@ class Setting:
     """
 
     def __init__(self, read: Callable[[], Any], put: Callable[[Any], Any], wanted: Callable[[Any], Any]) -> None:
-        self._read = read
-        self._put = put
-        self._wanted = wanted
+        self.read = read
+        self.put = put
+        self.wanted = wanted
         self._holders: set[object] = set()
         self._before: list[Any] = []
 
@@ -45,21 +45,35 @@ class Setting:
         with LOCK:
             self._holders.add(me)
             if not self._before:
-                self._before.append(self._read())
-                self._now = self._wanted(self._before[0])
-                self._put(self._now)
+                self._before.append(self.read())
+                self._now = self.wanted(self._before[0])
+                self.put(self._now)
 
     def ensure(self) -> None:
         """Set the wanted value again if another thread has changed it."""
-        if self._read() != self._now:
-            self._put(self._now)
+        if self.read() != self._now:
+            self.put(self._now)
 
     def _leave(self, me: object) -> None:
         with LOCK:
             self._holders.discard(me)
             if self._before and not self._holders:
-                self._put(self._before[0])
+                self.put(self._before[0])
                 self._before.clear()
+
+
+def together(*settings: Setting) -> Setting:
+    """Several that are always held at the same time, as one."""
+
+    def put(values: Any) -> None:
+        for setting, value in zip(settings, values, strict=True):
+            setting.put(value)
+
+    return Setting(
+        lambda: [s.read() for s in settings],
+        put,
+        lambda values: [s.wanted(value) for s, value in zip(settings, values, strict=True)],
+    )
 
 
 def _kernels() -> tuple[bool, ...]:

@@ -12,12 +12,23 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .adjoint import Adjoint, adjoint
 from .batch_norm import batch_norm
 from .convolution import conv2d, parameters_only
 from .refusals import norms_watched
 from .repairs import FRAGILE, is_custom, is_fragile, repair
 
-__all__ = ["FRAGILE", "is_custom", "is_fragile", "norms_watched", "parameters_only", "repair", "twice_differentiable"]
+__all__ = [
+    "FRAGILE",
+    "Adjoint",
+    "adjoint",
+    "is_custom",
+    "is_fragile",
+    "norms_watched",
+    "parameters_only",
+    "repair",
+    "twice_differentiable",
+]
 
 REPLACED: dict[Any, Any] = {
     F.batch_norm: batch_norm,

@@ -113,7 +113,7 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
         return (
-            _input_gradient(to_y, weight, x.shape[2:], *geometry) if to_x else None,
+            input_gradient(to_y, weight, x.shape[2:], *geometry) if to_x else None,
             _weight_gradient(to_y, x, weight, *geometry) if to_weight else None,
         )
 
@@ -125,7 +125,7 @@ class _ConvolutionBackward(torch.autograd.Function):
         inputs, kernels = ([pair[i] for pair in pairs] for i in (0, 1))
         return (
             torch.conv2d(torch.cat(inputs, 1), torch.cat(kernels, 1), None, *ctx.geometry),
-            None if v is None or not ctx.needs_input_grad[1] else _input_gradient(to_y, v, x.shape[2:], *ctx.geometry),
+            None if v is None or not ctx.needs_input_grad[1] else input_gradient(to_y, v, x.shape[2:], *ctx.geometry),
             None if u is None else _weight_gradient(to_y, u, weight, *ctx.geometry),
             None,
             None,
@@ -133,7 +133,7 @@ class _ConvolutionBackward(torch.autograd.Function):
         )
 
 
-def _input_gradient(to_y: Tensor, weight: Tensor, size: Sequence[int], s: int, p: int) -> Tensor:
+def input_gradient(to_y: Tensor, weight: Tensor, size: Sequence[int], s: int, p: int) -> Tensor:
     """x̄[s q + r - p] = Σ_m W[s m + r]ᵀ ȳ[q - m], in either direction: the phases r are channels of one convolution."""
     if to_y.dtype not in _BY_PHASES:
         return conv2d_input((len(to_y), weight.shape[1], *size), weight, to_y, s, p)

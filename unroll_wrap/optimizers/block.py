@@ -52,6 +52,18 @@ def _sizes(shapes: tuple[torch.Size, ...]) -> list[int]:
     return [s.numel() for s in shapes]
 
 
+class Joined(list["Tensor | None"]):
+    """Views of one flat vector, one after another."""
+
+    def __init__(self, flat: Tensor, shapes: Sequence[torch.Size]) -> None:
+        super().__init__(unpack(flat, shapes))
+        self.flat = flat
+
+    def packed(self, index: Sequence[int]) -> Tensor | None:
+        """All of it, if these are their positions; else None."""
+        return self.flat if len(index) == len(self) and all(map(int.__eq__, index, range(len(self)))) else None
+
+
 def values_of(block: Block) -> list[Any]:
     """The parameters, and what the state holds, numbers included."""
     return [block.params, *block.state]

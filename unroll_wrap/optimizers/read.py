@@ -74,13 +74,19 @@ class Traces(dict[int, Traced]):
         return Traces, ()
 
 
-def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | None = None) -> list[Block]:
+def read(
+    optimizers: Sequence[Any],
+    params: Sequence[Tensor],
+    traces: Traces | None = None,
+    rules: Sequence[Any] | None = None,
+) -> list[Block]:
     """Return the start of an unroll: copies of ``params``, and the state that the optimizers hold for them.
 
     Args:
         optimizers: plain optimizers, each of which moves some of the parameters.
         params: the parameters to unroll; every one belongs to some optimizer.
         traces: the traced rules of earlier calls.
+        rules: what ``rule_of`` returns for each optimizer, if that is known.
 
     Returns:
         Blocks, whose ``index`` holds positions in ``params``.
@@ -90,8 +96,8 @@ def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | N
     """
     position = {id(p): i for i, p in enumerate(params)}
     blocks: list[Block] = []
-    for optimizer in optimizers:
-        kind = rule_of(optimizer)
+    kinds = [rule_of(o) for o in optimizers] if rules is None else rules
+    for optimizer, kind in zip(optimizers, kinds, strict=True):
         if kind is None:
             blocks.append(_traced(optimizer, position, Traces() if traces is None else traces))
             continue
@@ -105,13 +111,14 @@ def read(optimizers: Sequence[Any], params: Sequence[Tensor], traces: Traces | N
                 )
             # A rule's fields have the names of the optimizer's options, with defaults for those that came later.
             rule = kind(**{name: group[name] for name in names if name in group})
+            counts = _counts(optimizer, group["params"])
             # One flat vector needs one dtype, one device, and the same numbers (a step count) throughout.
             together: dict[Any, list[Block]] = {}
             for p in group["params"]:
                 if id(p) not in position:
                     continue
                 i = position[id(p)]
-                state = _read_state(optimizer, rule, p)
+                state = _read_state(optimizer, rule, p, counts)
                 numbers = tuple("tensor" if isinstance(v, Tensor) else v and float(v) for v in state)
                 key = (p.dtype, p.device, numbers) if rule.elementwise else i
                 together.setdefault(key, []).append(Block(rule, (i,), (p.shape,), p.detach().clone(), state))
@@ -199,23 +206,38 @@ def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]
     RULES[_path(optimizer)] = rule
 
 
-def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor) -> Any:
+def _counts(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dict[int, float]:
+    """The numbers that the optimizer keeps as tensors, by the ids of these, read in one transfer from each device."""
+    stored = [
+        t for p in params for t in (optimizer.state.get(p) or {}).values() if isinstance(t, Tensor) and not t.dim()
+    ]
+    found: dict[int, float] = {}
+    for key in {(t.device, t.dtype) for t in stored}:
+        these = [t for t in stored if (t.device, t.dtype) == key]
+        found.update(zip(map(id, these), torch.stack(these).tolist(), strict=True))
+    return found
+
+
+def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor, counts: dict[int, float]) -> Any:
     fresh = rule.init(param.detach())
     stored = optimizer.state.get(param)
     if not stored:
         return fresh
     values = {
-        name: _adopt(name, stored.get(name), initial, param, optimizer) for name, initial in fresh._asdict().items()
+        name: _adopt(name, stored.get(name), initial, param, optimizer, counts)
+        for name, initial in fresh._asdict().items()
     }
     return rule.adopt(type(fresh)(**values))
 
 
-def _adopt(name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer) -> Any:
+def _adopt(
+    name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer, counts: dict[int, float]
+) -> Any:
     """Return the optimizer's own entry, checked against what the rule expects."""
     if initial is None and value is None:
         return None
     if isinstance(initial, float):
-        return float(value)
+        return counts[id(value)] if id(value) in counts else float(value)
     if isinstance(initial, Scalar):
         return Scalar(value.detach()) if isinstance(value, Tensor) else Scalar.of(value)
     if isinstance(value, (int, float)):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .block import Block, Layout, each, layout, pack, pairs, regroup, split, unpack, values_of
+from .block import Block, Joined, Layout, each, layout, pack, pairs, regroup, split, unpack, values_of
 from .rule import Pullback
 from .transforms import Transforms
 
@@ -24,7 +24,7 @@ class Update(NamedTuple):
 
     old: list[Block]
     new: list[Block]
-    grads: list[Tensor | None]
+    grads: Sequence[Tensor | None]
     entry: Layout
     closed: list[Pullback | None] | None
 
@@ -133,7 +133,7 @@ def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Lay
         params, state, back = found
         new.append(block._replace(params=params, state=state))
         closed.append(back)
-    return Update(old, new, list(grads), entry, closed)
+    return Update(old, new, grads, entry, closed)
 
 
 # More than a backward pass or two, clipping and a GradScaler write to a gradient in one step.
@@ -187,6 +187,8 @@ def params_of(blocks: Sequence[Block]) -> list[Tensor]:
 
 def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:
     """The block's part of a list with one entry for each parameter; zeros for None, unless all are."""
+    if isinstance(grads, Joined) and (packed := grads.packed(block.index)) is not None:
+        return packed
     parts = [grads[i] for i in block.index]
     present = [g for g in parts if g is not None]
     if len(present) == len(parts):

@@ -27,7 +27,9 @@ def check_finite(
     Raises:
         ValueError: one of the losses is not, or the gradient.
     """
-    losses = [v.reshape(()).to(g_loss) for v in (*d_losses, g_loss)]
+    like = (), g_loss.dtype, g_loss.device
+    every = (*d_losses, g_loss)
+    losses = [v if (v.shape, v.dtype, v.device) == like else v.reshape(()).to(g_loss) for v in every]
     sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
     # One transfer from the device for all.
     numbers = torch.stack([*losses, *sums]).tolist()

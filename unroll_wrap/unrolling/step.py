@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..evaluation.evaluate import Evaluation
+from ..operators import Adjoint
 from ..optimizers.block import Block
 from ..optimizers.update import Update, params_of
 from .one_process import Grads
@@ -31,6 +32,7 @@ class Step(NamedTuple):
         grads: the gradients of ``d_loss``, with their graph.
         averages: the averaged gradients that the update used, if there are several ranks.
         update: the update to θ^{k+1}.
+        adjoint: differentiates the gradients by formulas, where these know the whole graph.
     """
 
     start: Point
@@ -38,3 +40,4 @@ class Step(NamedTuple):
     grads: Grads
     averages: Grads | None
     update: Update
+    adjoint: Adjoint | None = None

@@ -19,12 +19,12 @@ from torch import Tensor
 from ..call.batch import tensors_in
 from ..call.logits import check_logits
 from ..evaluation.evaluate import Evaluation, Evaluator
-from ..evaluation.gradients import NO_SECOND_DERIVATIVE, differentiate
+from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
 from ..evaluation.graph import reach
 from ..evaluation.precision import length
 from ..live.random_state import undisturbed
-from ..operators import parameters_only, repair
-from ..optimizers.block import Block
+from ..operators import Adjoint, adjoint, parameters_only, repair
+from ..optimizers.block import Block, Joined
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
 from .one_process import Grads, OneProcess
@@ -91,10 +91,18 @@ class Unroll:
             raise RuntimeError(
                 f"Differentiating {evaluation.name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}."
             )
-        grads, _ = self.gradients(evaluation, create_graph=differentiable)
+        by = None
+        if differentiable and evaluation.nodes is not None:
+            by = adjoint(
+                evaluation.loss,
+                *evaluation.nodes,
+                self.evaluate.swap.handles(evaluation.params),
+                evaluation.arguments.leaves,
+            )
+        grads, _ = self.gradients(evaluation, by=by, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
         update, following = self.update(point, averages or grads, differentiable)
-        return following, Step(point, evaluation, grads, averages, update)
+        return following, Step(point, evaluation, grads, averages, update, by)
 
     def afresh(self) -> "Unroll":
         """The same call, nothing of it done, for one process alone."""
@@ -160,13 +168,16 @@ class Unroll:
         self.moved.update(set(range(len(params))) - set(frozen))
 
     def gradients(
-        self, evaluation: Evaluation, also: Sequence[Tensor] = (), **options: Any
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        self, evaluation: Evaluation, also: Sequence[Tensor] = (), by: Adjoint | None = None, **options: Any
+    ) -> tuple[Grads, list[Tensor | None]]:
         """What the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
         name, loss = evaluation.name, evaluation.loss
         params = self.evaluate.swap.handles(evaluation.params)
         if not loss.requires_grad:
             raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
+        if by is not None:
+            with causes(name):
+                return self._checked(name, params, by.gradients()), []
         # A loss may freeze layers itself: the optimizer finds no gradient there.
         moving = [i for i, p in enumerate(params) if p.requires_grad]
         # The operators tell parameters by their class, which a tracer's leaves do not have.
@@ -181,6 +192,13 @@ class Unroll:
         grads: list[Tensor | None] = [None] * len(params)
         for i, g in zip(moving, found, strict=False):
             grads[i] = g
+        return self._checked(name, params, grads), found[len(moving) :]
+
+    def _checked(self, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
+        """The gradients, if an optimizer could step by them, with zeros where the loop leaves such."""
+        grads = found
+        if isinstance(grads, Joined):
+            return grads
         if all(g is None for g in grads):
             raise ValueError(
                 f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
@@ -200,7 +218,7 @@ class Unroll:
         if any(g is None for g in grads):
             for i in self.evaluate.zeroed:
                 grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
-        return grads, found[len(moving) :]
+        return grads
 
     def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
         """The optimizer's part of a step, and where it ends; D is as its loss has left it."""
@@ -228,6 +246,11 @@ class Unroll:
             if g is not None and bar is not None and g.requires_grad
         ]
         # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
+        if step.adjoint is not None:
+            with causes(evaluation.name):
+                of_params, of_batch = step.adjoint.pullback(bars, inner=not first)
+            self.sensitivity.second_term |= self.sensitivity.add(evaluation.users, of_batch)
+            return None if first else step.update.cotangent(of_old, of_params)
         self.evaluate.put(evaluation.params, step.start.buffers, step.start.contents)
         params = [] if first else self.evaluate.swap.handles(evaluation.params)
         inner = [p for p in params if p.requires_grad]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..closed import ClosedRule, plus, plus_product, plus_quotient
 
+_masked = torch.ops.aten.threshold_backward.default
+
 
 class AdamState(NamedTuple):
     """Updates so far, and the running moments."""
@@ -94,7 +96,7 @@ class Adam(ClosedRule):
         m = torch.lerp(m, grad, numbers.one_minus_beta1)
         v = plus_product(v * numbers.beta2, grad, grad, numbers.one_minus_beta2)
         s = torch.maximum(largest[0], v) if largest else v
-        _, denominator = _root_and_denominator(numbers, s)
+        denominator = s.sqrt() / numbers.root_correction + numbers.eps
         param = plus_quotient(param, m, denominator, -numbers.step_size)
         return (param, m, v, s) if largest else (param, m, v)
 
@@ -109,23 +111,27 @@ class Adam(ClosedRule):
     ) -> tuple[Tensor, ...]:
         """With √s of derivative 0 at 0, see ``rule.sqrt``.
 
-        Root and denominator are made again: three calls, for two vectors less in every stored step.
+        With c² the correction of v, the denominator is (√v + c eps) / c. Both are made again: two calls, for two
+        vectors less in every stored step.
         """
         _, grad = self._decayed(numbers, param, grad)
         (m, v, *largest), (of_param, of_m, of_v, *of_largest) = after, bars
-        root, denominator = _root_and_denominator(numbers, largest[0] if largest else v)
+        root = (largest[0] if largest else v).sqrt()
+        denominator = root + numbers.root_correction * numbers.eps
+        step = numbers.step_size * numbers.root_correction
         along = of_param / denominator
-        of_m = plus(of_m, along, -numbers.step_size)
-        slope = along * m * (numbers.step_size / (2 * numbers.root_correction)) / (denominator * root)
-        of_s = torch.where(root > 0, slope, root)
+        of_m = plus(of_m, along, -step)
+        # 0 where the root is; nan stays nan.
+        slope = _masked(m / (denominator * root), root, 0)
         if largest:
-            of_s = of_s + of_largest[0]
+            of_s = plus_product(of_largest[0], along, slope, step / 2)
             # As torch.maximum has it, which gives each of two equal arguments a half.
             share = torch.heaviside(v - before[2], torch.full_like(v, 0.5))
             of_v, of_largest = plus_product(of_v, of_s, share, 1), [of_s * (1 - share)]
         else:
-            of_v = of_v + of_s
-        of_grad = plus_product(of_m * numbers.one_minus_beta1, of_v, grad, 2 * numbers.one_minus_beta2)
+            of_v = plus_product(of_v, along, slope, step / 2)
+        new, of_m, old_v = _times((of_m, of_m, of_v), (numbers.one_minus_beta1, numbers.beta1, numbers.beta2))
+        of_grad = plus_product(new, of_v, grad, 2 * numbers.one_minus_beta2)
         if self.weight_decay != 0:
             if self.decoupled_weight_decay:
                 of_param = of_param * numbers.shrink
@@ -133,7 +139,7 @@ class Adam(ClosedRule):
                 of_param = plus(of_param, of_grad, numbers.decay)
         if self.maximize:
             of_grad = -of_grad
-        return of_grad, of_param, of_m * numbers.beta1, of_v * numbers.beta2, *of_largest
+        return of_grad, of_param, of_m, old_v, *of_largest
 
     def _decayed(self, numbers: AdamNumbers, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """θ and g as the moments see them."""
@@ -147,9 +153,11 @@ class Adam(ClosedRule):
         return param, grad
 
 
-def _root_and_denominator(numbers: AdamNumbers, s: Tensor) -> tuple[Tensor, Tensor]:
-    root = s.sqrt()
-    return root, root / numbers.root_correction + numbers.eps
+def _times(tensors: Sequence[Tensor], factors: Sequence[Any]) -> Sequence[Tensor]:
+    """Each by its factor, in one call where these are numbers."""
+    if any(isinstance(f, Tensor) for f in factors):
+        return [t * f for t, f in zip(tensors, factors, strict=True)]
+    return torch._foreach_mul(list(tensors), [float(f) for f in factors])  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""The gradient of a loss by formulas, without a graph of its own, and its derivative by two more passes.
+
+With g = ∂loss/∂θ and a cotangent ḡ, the derivative of ⟨g, ḡ⟩ by θ and by the batch is that of the gradient along ḡ:
+tangents of θ go forth through the loss's own graph, and what they bend comes back. Autograd builds the graph of the
+gradient instead, and walks through it: twice as many calls of operators, and time for each of its nodes.
+"""
+
+import functools
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..optimizers.block import Joined
+from ..torch_private import is_transformed as transformed
+from .formulas_of_operators import one_like
+from .plan import Node, Plan, Visit, planned
+
+# Of losses that differ from call to call there may be any number.
+_MOST = 64
+_plans: dict[Any, Plan] = {}
+
+
+class Adjoint:
+    """The graph of a loss that the formulas know.
+
+    Places are numbers: those of nodes, in the order in which the loss has made them, and after these the leaves.
+    """
+
+    def __init__(self, plan: Plan, nodes: list[Node], loss: Tensor, asked: list[int | None], outer: list[int | None]):
+        self._plan = plan
+        self._nodes = nodes
+        self._loss = loss
+        self._asked = asked
+        self._outer = outer
+        self._total = len(nodes) + 1 + max((a for a in (*asked, *outer) if a is not None), default=0)
+        self._bars: list[Any] = []
+        self._found: list[Any] = []
+
+    @torch.no_grad()
+    def gradients(self) -> list[Tensor | None]:
+        """For each parameter its gradient, None where it is not reached; bit for bit as autograd has it."""
+        count = len(self._nodes)
+        bars: list[Any] = [None] * count
+        kept: list[Any] = [None] * count
+        founds: list[Any] = [None] * count
+        one = one_like(self._loss)
+        bars[-1] = one if self._loss.dim() == 0 else one.expand_as(self._loss)
+        parts: list[list[Tensor]] = [[] for _ in range(self._total)]
+        for place, formula, _, _, wanted, targets in self._plan.gradient:
+            if (bar := bars[place]) is not None:
+                _, node, following = self._nodes[place]
+                found = formula.back(formula.saved(node, following), bar, wanted)
+                for k, j in targets:
+                    if (one := found[k]) is None:
+                        continue
+                    if j >= count:
+                        parts[j].append(one)
+                    else:
+                        bars[j] = one if bars[j] is None else bars[j] + one
+                if formula.curved:
+                    kept[place], founds[place] = bar, formula.kept(found)
+                bars[place] = None
+        self._bars, self._found = kept, founds
+        return _summed([[] if a is None else parts[a] for a in self._asked])
+
+    @torch.no_grad()
+    def pullback(self, bars: Sequence[Tensor | None], inner: bool) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """From the cotangent of each gradient to that of each parameter, if ``inner``, and of the outer leaves."""
+        us: list[Any] = [None] * self._total
+        for a, bar in zip(self._asked, bars, strict=True):
+            if a is not None:
+                us[a] = bar
+        saved: list[Any] = [None] * len(self._nodes)
+        for place, formula, inputs, moving, _, _ in self._plan.tangents:
+            for j in moving:
+                if us[j] is not None:
+                    _, node, following = self._nodes[place]
+                    saved[place] = own = formula.saved(node, following)
+                    us[place] = formula.forth(own, [None if j is None else us[j] for j in inputs])
+                    break
+        parts = self._bend(us, saved, self._plan.back[inner])
+        of_params = _summed([[] if a is None else parts[a] for a in self._asked]) if inner else []
+        return of_params, [None if o is None else _sum(parts[o]) for o in self._outer]
+
+    def _bend(self, us: list[Any], saved: list[Any], visits: list[Visit]) -> list[Any]:
+        count = len(self._nodes)
+        lams: list[Any] = [None] * count
+        parts: list[list[Tensor]] = [[] for _ in range(self._total)]
+        for place, formula, inputs, moving, wanted, targets in visits:
+            lam, bar, bent = lams[place], self._bars[place], False
+            for j in moving:
+                bent = bent or (us[j] is not None and bar is not None)
+            if lam is None and not bent:
+                continue
+            own = saved[place]
+            if own is None:
+                _, node, following = self._nodes[place]
+                own = formula.saved(node, following)
+            if bent:
+                given = [None if j is None else us[j] for j in inputs]
+                found = formula.bend(own, lam, cast("Tensor", bar), given, self._found[place], wanted)
+            else:
+                found = formula.back(own, cast("Tensor", lam), wanted)
+            for k, j in targets:
+                if (one := found[k]) is None:
+                    continue
+                if j >= count:
+                    parts[j].append(one)
+                else:
+                    lams[j] = one if lams[j] is None else lams[j] + one
+            lams[place] = saved[place] = us[place] = None
+        return parts
+
+
+def adjoint(
+    loss: Tensor, nodes: list[Node], ends: Sequence[Any], params: Sequence[Tensor], outer: Sequence[Tensor]
+) -> Adjoint | None:
+    """None if there is a node in the graph that no formula is known for.
+
+    Args:
+        loss: with its graph.
+        nodes: all of that graph, but for the leaves.
+        ends: the nodes of these.
+        params: leaves, whose gradient is asked for where they require one.
+        outer: leaves of the batch, which the pullback is to reach too.
+    """
+    # Anomaly mode is to find the operator to blame, and a class of the user's may do anything in an operator.
+    usual = type(loss) is Tensor and loss.dtype in _EXACT and not torch.is_anomaly_enabled()
+    if not (nodes and usual) or transformed(loss):
+        return None
+    nodes.sort(key=itemgetter(0))
+    if nodes[-1][1] is not loss.grad_fn:
+        return None
+    place: dict[Any, int | None] = {None: None}
+    at: dict[int, int] = {}
+    for i, (_, node, _) in enumerate(nodes):
+        place[node] = i
+    for i, end in enumerate(ends, len(nodes)):
+        place[end] = at[id(end.variable)] = i
+    key: list[Any] = []
+    for _, node, following in nodes:
+        key.append(type(node))
+        key += [(place[n], output) for n, output in following]
+    asked = [at.get(id(p)) if p.requires_grad else None for p in params]
+    reached = [at.get(id(leaf)) for leaf in outer]
+    key += ["leaves", *asked, "batch", *reached]
+    known = tuple(key)
+    plan = _plans.get(known)
+    if plan is None:
+        plan = planned(nodes, place, asked, reached)
+        if plan is None:
+            return None
+        if len(_plans) >= _MOST:
+            _plans.clear()
+        _plans[known] = plan
+    for i, fits in plan.checks:
+        if not fits(*nodes[i][1:]):
+            return None
+    return Adjoint(plan, nodes, loss, asked, reached)
+
+
+_EXACT = (torch.float32, torch.float64)
+
+
+def _sum(parts: list[Tensor]) -> Tensor | None:
+    return functools.reduce(torch.add, parts) if parts else None
+
+
+def _summed(parts: Sequence[list[Tensor]]) -> list[Tensor | None]:
+    """The sum of the parts of each; as one flat vector if all are of a kind."""
+    given = [p for p in parts if p]
+    if len(given) < max(2, len(parts)) or len({(p[0].dtype, p[0].device) for p in given}) > 1:
+        return [_sum(p) for p in parts]
+    found = Joined(torch.cat([p[0].reshape(-1) for p in given]), tuple(p[0].shape for p in given))
+    views: list[Any] = list(found)
+    for n in range(1, max(map(len, given))):
+        these = [i for i, p in enumerate(given) if n < len(p)]
+        # One call for all.
+        torch._foreach_add_([views[i] for i in these], [given[i][n] for i in these])  # pyright: ignore[reportPrivateImportUsage]
+    return found

@@ -1,0 +1,102 @@
+"""The passes through the graphs of one structure, worked out once: an unroll takes many of them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch.autograd.function import BackwardCFunction
+
+from .formulas import Formula
+from .formulas_of_layers import LAYERS
+from .formulas_of_operators import FORMULAS
+
+# A node of a graph: its number, which grows with time, the node, and where it leads.
+Node = tuple[int, Any, Any]
+
+
+class Visit(NamedTuple):
+    """What a pass does at one place.
+
+    Attributes:
+        place: of a node.
+        formula: of it.
+        inputs: their places, None for a constant.
+        moving: the places of those that depend on a parameter, if the formula is curved.
+        wanted: of which inputs a cotangent is wanted.
+        targets: these inputs, each with its place.
+    """
+
+    place: int
+    formula: Formula
+    inputs: tuple[int | None, ...]
+    moving: tuple[int, ...]
+    wanted: tuple[bool, ...]
+    targets: tuple[tuple[int, int], ...]
+
+
+class Plan(NamedTuple):
+    """The passes through every graph of one structure: the gradient, the tangents, and back without and with θ.
+
+    Attributes:
+        checks: places, with what says whether the formula fits the node there.
+    """
+
+    checks: list[tuple[int, Any]]
+    gradient: list[Visit]
+    tangents: list[Visit]
+    back: tuple[list[Visit], list[Visit]]
+
+
+def planned(
+    nodes: list[Node], place: dict[Any, int | None], asked: list[int | None], outer: list[int | None]
+) -> Plan | None:
+    """None if there is a node that no formula is known for."""
+    formulas = [_formula(node) for _, node, _ in nodes]
+    known = [f for f in formulas if f is not None]
+    edges = [(i, place[n], output) for i, (_, _, following) in enumerate(nodes) for n, output in following]
+    # Another output than the first, or what was made later, by another thread.
+    odd = [i for i, j, output in edges if output or (j is not None and i <= j < len(nodes))]
+    if odd or len(known) < len(formulas):
+        return None
+    inputs = [tuple(None if n is None else place[n] for n, _ in following) for _, _, following in nodes]
+    visits = list(zip(range(len(nodes)), known, inputs, strict=True))
+
+    def leading(leaves: Sequence[int | None]) -> set[int]:
+        """The places that lead to any of these."""
+        found = {leaf for leaf in leaves if leaf is not None}
+        for i, _, given in visits:
+            if not found.isdisjoint(given):
+                found.add(i)
+        return found
+
+    moving = leading(asked)
+
+    def movers(formula: Formula, given: Sequence[int | None]) -> tuple[int, ...]:
+        return tuple(j for j in given if j is not None and j in moving and formula.curved)
+
+    def backwards(to: set[int]) -> list[Visit]:
+        found: list[Visit] = []
+        for i, formula, given in reversed(visits):
+            if i in to:
+                wanted = tuple(j in to for j in given)
+                targets = tuple((k, j) for k, j in enumerate(given) if j is not None and j in to)
+                found.append(Visit(i, formula, given, movers(formula, given), wanted, targets))
+        return found
+
+    # A tangent matters where it meets anything that it bends.
+    useful: set[int | None] = set()
+    for i, formula, given in reversed(visits):
+        if formula.curved or i in useful:
+            useful.update(given)
+    tangents = [
+        Visit(i, f, given, tuple(j for j in given if j is not None and j in moving), (), ())
+        for i, f, given in visits
+        if i in moving and i in useful
+    ]
+    checks = [(i, f.fits) for i, f, _ in visits if f.fits is not None]
+    return Plan(checks, backwards(moving), tangents, (backwards(leading(outer)), backwards(leading([*asked, *outer]))))
+
+
+def _formula(node: Any) -> Formula | None:
+    kind = type(node)
+    # A name tells nothing of a function of the user's.
+    return LAYERS.get(node._forward_cls) if issubclass(kind, BackwardCFunction) else FORMULAS.get(kind.__name__)
