@@ -179,7 +179,9 @@ def check_finite(
     Raises:
         ValueError: one of the losses is not, or the gradient.
     """
-    losses = [v.reshape(()).to(g_loss) for v in (*d_losses, g_loss)]
+    # Plain tensors: a class of the user's own, such as a noise that fake is made from, may have a to() of its own.
+    g_loss = g_loss.as_subclass(Tensor)
+    losses = [v.as_subclass(Tensor).reshape(()).to(g_loss) for v in (*d_losses, g_loss)]
     sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
     # One transfer from the device for all.
     numbers = torch.stack([*losses, *sums]).tolist()
