@@ -7,19 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from ..backward import FiniteDifference, Truncate
 from ..evaluation.graph import now
 from ..optimizers.fresh import FRESH, adaptive_and_fresh
 from ..proof.training import modules_of
+from ..torch_private import pytree
 from .cuts import where
 from .directional_derivative import Slope, along
 from .examined import Examined
+
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 VALUE = "The value is not that of real steps. Please report this, with optimizer and discriminator."
 
@@ -137,7 +141,7 @@ class _Saved(saved_tensors_hooks):
     def __init__(self, modules: Sequence[nn.Module], name_of: dict[int, str], found: list[str]) -> None:
         super().__init__(self._note, lambda tensor: tensor)
         # Of running statistics no gradient asks while they move.
-        self._modules = [m for m in modules if not isinstance(m, _NormBase)]
+        self._modules = [m for m in modules if not isinstance(m, _NORMS)]
         self._name_of, self._found = name_of, found
         self._saved: list[tuple[str, Tensor, Tensor]] = []
 

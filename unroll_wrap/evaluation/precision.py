@@ -18,9 +18,9 @@ def precision(tensors: Iterable[Tensor]) -> float:
 
 def length(tensors: Iterable[Tensor | None]) -> float:
     """Return ‖·‖₂ of all entries together; None counts as zero."""
-    # Not in float64, because Apple's GPUs do not have it.
+    # Not in float64, which Apple's GPUs do not have; and plain: a class of the user's may have methods of its own.
     norms = [
-        torch.linalg.vector_norm(t.detach(), dtype=torch.promote_types(t.dtype, torch.float32))
+        torch.linalg.vector_norm(t.detach().as_subclass(Tensor), dtype=torch.promote_types(t.dtype, torch.float32))
         for t in tensors
         if t is not None
     ]

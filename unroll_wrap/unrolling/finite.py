@@ -27,9 +27,14 @@ def check_finite(
     Raises:
         ValueError: one of the losses is not, or the gradient.
     """
-    like = (), g_loss.dtype, g_loss.device
+    # A class of the user's own, such as a noise that fake is made from, may have a to() of its own.
+    g_loss = g_loss if type(g_loss) is Tensor else g_loss.as_subclass(Tensor)
+    like = Tensor, (), g_loss.dtype, g_loss.device
     every = (*d_losses, g_loss)
-    losses = [v if (v.shape, v.dtype, v.device) == like else v.reshape(()).to(g_loss) for v in every]
+    losses = [
+        v if (type(v), v.shape, v.dtype, v.device) == like else v.as_subclass(Tensor).reshape(()).to(g_loss)
+        for v in every
+    ]
     sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
     # One transfer from the device for all.
     numbers = torch.stack([*losses, *sums]).tolist()
