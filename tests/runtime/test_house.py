@@ -41,3 +41,9 @@ def test_private_names_are_found():
     assert "torch._C" in found
     assert "torch.overrides._get_current_function_mode_stack" in found
     assert "torch.utils._pytree" in found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_fits_a_few_screens(path):
+    """At most 250 lines; one that grows beyond has two jobs."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250

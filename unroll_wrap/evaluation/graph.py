@@ -1,5 +1,6 @@
 """Walk the graph of a loss to leaves that the unroll did not make, and to nodes without a second derivative."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +88,12 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     # A leaf with respect to which a penalty differentiates is reached both ways.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
+
+
+def leads_to(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
+    """Return whether the graph of any of the tensors ends at one of the parameters."""
+    own = set(map(id, params))
+    return any(id(leaf) in own for t in tensors if t.grad_fn is not None for leaf in reach(t, set(), 0).leaves)
 
 
 def edge(loss: Tensor, since: int) -> list[Node]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .block import Block, join
 from .family import family, groups_of, stepped
-from .rule import Scalar, UpdateRule
+from .rule import UpdateRule
 from .rules.a2grad import A2GradExp, A2GradInc, A2GradUni
 from .rules.adadelta import Adadelta
 from .rules.adafactor import Adafactor
@@ -28,6 +28,7 @@ from .rules.rprop import Rprop
 from .rules.sgd import SGD
 from .stock import path as _path
 from .stock import plain_rule
+from .stored import counts_of, state_of
 from .traced.traced import Traced
 
 RULES: dict[str, Any] = {
@@ -111,14 +112,14 @@ def read(
                 )
             # A rule's fields have the names of the optimizer's options, with defaults for those that came later.
             rule = kind(**{name: group[name] for name in names if name in group})
-            counts = _counts(optimizer, group["params"])
+            counts = counts_of(optimizer, group["params"])
             # One flat vector needs one dtype, one device, and the same numbers (a step count) throughout.
             together: dict[Any, list[Block]] = {}
             for p in group["params"]:
                 if id(p) not in position:
                     continue
                 i = position[id(p)]
-                state = _read_state(optimizer, rule, p, counts)
+                state = state_of(optimizer, rule, p, counts)
                 numbers = tuple("tensor" if isinstance(v, Tensor) else v and float(v) for v in state)
                 key = (p.dtype, p.device, numbers) if rule.elementwise else i
                 together.setdefault(key, []).append(Block(rule, (i,), (p.shape,), p.detach().clone(), state))
@@ -204,59 +205,3 @@ def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]
     if not (isinstance(rule, type) and issubclass(rule, UpdateRule) and is_dataclass(rule)):
         raise TypeError(f"rule is {rule!r}. Pass a class, a frozen dataclass that derives from UpdateRule.")
     RULES[_path(optimizer)] = rule
-
-
-def _counts(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dict[int, float]:
-    """The numbers that the optimizer keeps as tensors, by the ids of these, read in one transfer from each device."""
-    stored = [
-        t for p in params for t in (optimizer.state.get(p) or {}).values() if isinstance(t, Tensor) and not t.dim()
-    ]
-    found: dict[int, float] = {}
-    for key in {(t.device, t.dtype) for t in stored}:
-        these = [t for t in stored if (t.device, t.dtype) == key]
-        found.update(zip(map(id, these), torch.stack(these).tolist(), strict=True))
-    return found
-
-
-def _read_state(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor, counts: dict[int, float]) -> Any:
-    fresh = rule.init(param.detach())
-    stored = optimizer.state.get(param)
-    if not stored:
-        return fresh
-    values = {
-        name: _adopt(name, stored.get(name), initial, param, optimizer, counts)
-        for name, initial in fresh._asdict().items()
-    }
-    return rule.adopt(type(fresh)(**values))
-
-
-def _adopt(
-    name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer, counts: dict[int, float]
-) -> Any:
-    """Return the optimizer's own entry, checked against what the rule expects."""
-    if initial is None and value is None:
-        return None
-    if isinstance(initial, float):
-        return counts[id(value)] if id(value) in counts else float(value)
-    if isinstance(initial, Scalar):
-        return Scalar(value.detach()) if isinstance(value, Tensor) else Scalar.of(value)
-    if isinstance(value, (int, float)):
-        return param.new_tensor(float(value))
-    shape = param.shape if initial is None else initial.shape
-    dtype = param.dtype if initial is None else initial.dtype
-    if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (shape, dtype, param.device):
-        given = f"{tuple(value.shape)} ({value.dtype}) on {value.device}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(
-            f"{type(optimizer).__name__} keeps {name} = {given} for a parameter of shape {tuple(param.shape)} on "
-            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. {_remedy(value, shape)}"
-        )
-    return value.detach()
-
-
-def _remedy(value: Any, shape: torch.Size) -> str:
-    if isinstance(value, Tensor) and value.shape == shape:
-        return (
-            "D was cast or moved after this optimizer had stepped it. Do that before the optimizer is made, or let it "
-            "follow: opt_D.load_state_dict(opt_D.state_dict())."
-        )
-    return "Load a state_dict of this discriminator's."

@@ -20,16 +20,17 @@ from ..call.batch import tensors_in
 from ..call.logits import check_logits
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
-from ..evaluation.graph import reach
+from ..evaluation.graph import leads_to
 from ..evaluation.precision import length
 from ..live.random_state import undisturbed
-from ..operators import Adjoint, adjoint, parameters_only, repair
-from ..optimizers.block import Block, Joined
+from ..operators import Adjoint, adjoint
+from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
 from .one_process import Grads, OneProcess
 from .sensitivity import Sensitivity
 from .step import Point, Step
+from .step_gradients import gradients
 
 
 @dataclass
@@ -73,13 +74,13 @@ class Unroll:
     def step(
         self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool, averages: Grads | None = None
     ) -> tuple[Point, Step]:
-        """θ^k → θ^{k+1}; if ``differentiable``, the step keeps what its pullback needs.
+        """Return θ^{k+1} and step k, which keeps what its pullback needs if ``differentiable``.
 
         Args:
             point: θ^k.
-            k: its number.
-            batch: of this step.
-            differentiable: keep the graph.
+            k: the number of the step.
+            batch: what its loss takes after D.
+            differentiable: whether there will be a pullback.
             averages: the gradients that a replayed step went by, where they are those of several ranks.
 
         Raises:
@@ -124,9 +125,7 @@ class Unroll:
         swap = self.evaluate.swap
         self.evaluate.put([p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
         batch = self.inner_batch(k)
-        made = [t for t in tensors_in(batch) if t.grad_fn is not None]
-        own = {id(p) for p in self.evaluate.owned}
-        if any(id(leaf) in own for t in made for leaf in reach(t, set(), 0).leaves):
+        if leads_to(tensors_in(batch), self.evaluate.owned):
             raise ValueError(
                 f"The batch that resample gave for inner step {k} has a graph that leads to D's parameters. Detach "
                 "what D returns there, or compute it inside d_loss."
@@ -153,11 +152,7 @@ class Unroll:
         return evaluation
 
     def _check_frozen(self, evaluation: Evaluation) -> None:
-        """What ``d_loss`` freezes has been frozen from the first step on: then it depends on nothing that moves.
-
-        Raises:
-            ValueError: an earlier step has moved it.
-        """
+        """Refuse to freeze what an earlier step has moved: from the first step on frozen, it depends on nothing."""
         params = self.evaluate.swap.handles(evaluation.params)
         frozen = [i for i, p in enumerate(params) if not p.requires_grad]
         if wrong := [tuple(params[i].shape) for i in frozen if i in self.moved]:
@@ -170,55 +165,8 @@ class Unroll:
     def gradients(
         self, evaluation: Evaluation, also: Sequence[Tensor] = (), by: Adjoint | None = None, **options: Any
     ) -> tuple[Grads, list[Tensor | None]]:
-        """What the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
-        name, loss = evaluation.name, evaluation.loss
-        params = self.evaluate.swap.handles(evaluation.params)
-        if not loss.requires_grad:
-            raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
-        if by is not None:
-            with causes(name):
-                return self._checked(name, params, by.gradients()), []
-        # A loss may freeze layers itself: the optimizer finds no gradient there.
-        moving = [i for i, p in enumerate(params) if p.requires_grad]
-        # The operators tell parameters by their class, which a tracer's leaves do not have.
-        skip = not also and self.evaluate.leaf is None
-        hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
-        with parameters_only() if skip else nullcontext():
-            asked = [*(params[i] for i in moving), *also]
-            found = differentiate(name, [loss], asked, factor=self.evaluate.autocast.first, **options)
-        # They belong to this pass: what differentiates it may come by the same nodes.
-        for hook in hooks:
-            hook.remove()
-        grads: list[Tensor | None] = [None] * len(params)
-        for i, g in zip(moving, found, strict=False):
-            grads[i] = g
-        return self._checked(name, params, grads), found[len(moving) :]
-
-    def _checked(self, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
-        """The gradients, if an optimizer could step by them, with zeros where the loop leaves such."""
-        grads = found
-        if isinstance(grads, Joined):
-            return grads
-        if all(g is None for g in grads):
-            raise ValueError(
-                f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
-                "that the loss uses, and the optimizer that steps it; and let the loss call D itself, not return what "
-                "was computed before."
-            )
-        if any(g is not None and g.is_sparse for g in grads):
-            raise ValueError(
-                f"{name} has a sparse gradient, of an nn.Embedding(sparse=True) as it seems, which cannot be "
-                "differentiated again. Leave sparse=True out."
-            )
-        # A hook on the live parameter is a part of what its optimizer sees.
-        for i, hook in self.evaluate.hooks:
-            if (g := grads[i]) is not None:
-                changed = hook(g)
-                grads[i] = g if changed is None else changed
-        if any(g is None for g in grads):
-            for i in self.evaluate.zeroed:
-                grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
-        return grads
+        """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
+        return gradients(self.evaluate, evaluation, also, by, **options)
 
     def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
         """The optimizer's part of a step, and where it ends; D is as its loss has left it."""

@@ -6,7 +6,7 @@ number that the step reads out of a tensor is a constant in the function, which 
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -21,44 +21,10 @@ from .graphs import compiled, differentiable
 from .operations import Asked, is_recorded, rename
 from .perturb import close, same, shifted, varied_by
 from .step_inputs import Seen, look
+from .trace import Depends, State, Trace
 
 # While a step is traced, torch.fx replaces methods of nn.Module for the whole process: one thread at a time.
 _TRACING = threading.RLock()
-
-
-class State(NamedTuple):
-    """The state of an optimizer: what was seen of it, and a snapshot to restore; None stands for the live state."""
-
-    seen: Seen
-    snapshot: Snapshot | None
-
-
-class Trace(NamedTuple):
-    """A step as a function.
-
-    Attributes:
-        function: parameters, gradients, holes → parameters and holes after the step, then the tensors it decided by.
-        decisions: the decisions of the step when it was recorded.
-        after: the state after the step.
-    """
-
-    function: Callable[..., Sequence[Tensor]]
-    decisions: list[bool]
-    after: State
-
-    def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
-        """Return what the step has moved, and how it decides with these inputs."""
-        outputs = list(self.function(*inputs))
-        n = len(outputs) - len(self.decisions)
-        return outputs[:n], [bool(t) for t in outputs[n:]]
-
-
-class Depends(Exception):
-    """Numbers that a step keeps as tensors depend on gradients, so they are no constants."""
-
-    def __init__(self, paths: list[str]) -> None:
-        super().__init__(f"{paths} depend on gradients")
-        self.paths = paths
 
 
 class Recorder(NamedTuple):

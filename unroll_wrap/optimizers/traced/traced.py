@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..block import Block, pack, unpack
 from ..rule import UpdateRule
-from .recording import Depends, Recorder, State, Trace
+from .recording import Recorder
 from .step_inputs import look
+from .trace import Depends, State, Trace
 
 # A call uses one trace for each inner step; the next call, one live step later, uses all but one of them again.
 _KEEP = 64

@@ -1,0 +1,66 @@
+"""The state that a live optimizer keeps for a parameter, as a rule has it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rule import Scalar, UpdateRule
+
+
+def counts_of(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dict[int, float]:
+    """The numbers that the optimizer keeps as tensors, by the ids of these, read in one transfer from each device."""
+    stored = [
+        t for p in params for t in (optimizer.state.get(p) or {}).values() if isinstance(t, Tensor) and not t.dim()
+    ]
+    found: dict[int, float] = {}
+    for key in {(t.device, t.dtype) for t in stored}:
+        these = [t for t in stored if (t.device, t.dtype) == key]
+        found.update(zip(map(id, these), torch.stack(these).tolist(), strict=True))
+    return found
+
+
+def state_of(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor, counts: dict[int, float]) -> Any:
+    """Return the state for one parameter; ``counts`` are the numbers that were read from tensors already."""
+    fresh = rule.init(param.detach())
+    stored = optimizer.state.get(param)
+    if not stored:
+        return fresh
+    values = {
+        name: _adopt(name, stored.get(name), initial, param, optimizer, counts)
+        for name, initial in fresh._asdict().items()
+    }
+    return rule.adopt(type(fresh)(**values))
+
+
+def _adopt(
+    name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer, counts: dict[int, float]
+) -> Any:
+    """Return the optimizer's own entry, checked against what the rule expects."""
+    if initial is None and value is None:
+        return None
+    if isinstance(initial, float):
+        return counts[id(value)] if id(value) in counts else float(value)
+    if isinstance(initial, Scalar):
+        return Scalar(value.detach()) if isinstance(value, Tensor) else Scalar.of(value)
+    if isinstance(value, (int, float)):
+        return param.new_tensor(float(value))
+    shape = param.shape if initial is None else initial.shape
+    dtype = param.dtype if initial is None else initial.dtype
+    if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (shape, dtype, param.device):
+        given = f"{tuple(value.shape)} ({value.dtype}) on {value.device}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps {name} = {given} for a parameter of shape {tuple(param.shape)} on "
+            f"{param.device}, where {tuple(shape)} ({dtype}) is expected. {_remedy(value, shape)}"
+        )
+    return value.detach()
+
+
+def _remedy(value: Any, shape: torch.Size) -> str:
+    if isinstance(value, Tensor) and value.shape == shape:
+        return (
+            "D was cast or moved after this optimizer had stepped it. Do that before the optimizer is made, or let it "
+            "follow: opt_D.load_state_dict(opt_D.state_dict())."
+        )
+    return "Load a state_dict of this discriminator's."

@@ -1,0 +1,84 @@
+"""The gradients of ``d_loss`` that the optimizer steps by."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..evaluation.evaluate import Evaluation, Evaluator
+from ..evaluation.gradients import causes, differentiate
+from ..operators import Adjoint, parameters_only, repair
+from ..optimizers.block import Joined
+from .one_process import Grads
+
+
+def gradients(
+    evaluate: Evaluator,
+    evaluation: Evaluation,
+    also: Sequence[Tensor] = (),
+    by: Adjoint | None = None,
+    **options: Any,
+) -> tuple[Grads, list[Tensor | None]]:
+    """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves.
+
+    Args:
+        evaluate: has run the loss.
+        evaluation: the loss.
+        also: other leaves.
+        by: computes the gradients by formulas, where these know the whole graph.
+        options: of ``torch.autograd.grad``.
+
+    Raises:
+        ValueError: the optimizer could not step by these.
+    """
+    name, loss = evaluation.name, evaluation.loss
+    params = evaluate.swap.handles(evaluation.params)
+    if not loss.requires_grad:
+        raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
+    if by is not None:
+        with causes(name):
+            return _checked(evaluate, name, params, by.gradients()), []
+    # A loss may freeze layers itself: the optimizer finds no gradient there.
+    moving = [i for i, p in enumerate(params) if p.requires_grad]
+    # The operators tell parameters by their class, which a tracer's leaves do not have.
+    skip = not also and evaluate.leaf is None
+    hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
+    with parameters_only() if skip else nullcontext():
+        asked = [*(params[i] for i in moving), *also]
+        found = differentiate(name, [loss], asked, factor=evaluate.autocast.first, **options)
+    # They belong to this pass: what differentiates it may come by the same nodes.
+    for hook in hooks:
+        hook.remove()
+    grads: list[Tensor | None] = [None] * len(params)
+    for i, g in zip(moving, found, strict=False):
+        grads[i] = g
+    return _checked(evaluate, name, params, grads), found[len(moving) :]
+
+
+def _checked(evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
+    """The gradients, if an optimizer could step by them, with zeros where the loop leaves such."""
+    grads = found
+    if isinstance(grads, Joined):
+        return grads
+    if all(g is None for g in grads):
+        raise ValueError(
+            f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
+            "that the loss uses, and the optimizer that steps it; and let the loss call D itself, not return what "
+            "was computed before."
+        )
+    if any(g is not None and g.is_sparse for g in grads):
+        raise ValueError(
+            f"{name} has a sparse gradient, of an nn.Embedding(sparse=True) as it seems, which cannot be "
+            "differentiated again. Leave sparse=True out."
+        )
+    # A hook on the live parameter is a part of what its optimizer sees.
+    for i, hook in evaluate.hooks:
+        if (g := grads[i]) is not None:
+            changed = hook(g)
+            grads[i] = g if changed is None else changed
+    if any(g is None for g in grads):
+        for i in evaluate.zeroed:
+            grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
+    return grads
