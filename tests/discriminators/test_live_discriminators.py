@@ -583,6 +583,24 @@ def test_refused(name):
     assert situation.record() == before
 
 
+def test_a_tensor_of_the_batch_that_d_has_computed():
+    """Refused before anything has moved; without its graph it is a constant, as in the loop."""
+    situation = Situation(lambda s, carrying: None)
+    real, fake = fake_of(situation)
+    before = situation.record()
+
+    def matching(D, real, fake, logits):
+        return (D(fake).mean() - logits.mean()).square()
+
+    unrolled = situation.unrolled(d_loss=lambda D, real, fake, logits: d_loss(D, real, fake), g_loss=matching)
+    with pytest.raises(ValueError, match=r"graph that leads to D's parameters.*detach"):
+        unrolled(real, fake, situation.D(real))
+    assert situation.record() == before
+    left = [p.grad.clone() for p in situation.D.parameters()]
+    unrolled(real, fake, situation.D(real).detach()).backward()
+    assert all(torch.equal(p.grad, g) for p, g in zip(situation.D.parameters(), left, strict=True))
+
+
 def test_a_transform_and_a_traced_step_put_everything_back():
     """D lets go of its values for the traced step, takes those of the transform, and has its own afterwards."""
 

@@ -8,7 +8,7 @@ from snapshot import changed, snapshot
 
 from unroll_wrap import is_unrolling
 
-# Which class fits is the package's choice; a warning counts where promise 8 allows a loud one.
+# Which class fits is the package's choice; a warning counts where it is as loud as an error.
 REFUSALS = (ValueError, TypeError, RuntimeError, FloatingPointError, NotImplementedError, Warning)
 
 
