@@ -16,7 +16,7 @@ from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, evaluate_plainly
-from .evaluation.graph import leads_to
+from .evaluation.graph import is_made_by
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
@@ -124,9 +124,9 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
-    if not unrolled._watched and leads_to(tensors_in(call.batch, call.kwargs), owned):
+    if not unrolled._watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
         raise ValueError(
-            "A tensor of the batch has a graph that leads to D's parameters, as D(real) computed before the call has: "
+            "A tensor of the batch has a graph that leads to D's parameters alone, as D(real) computed before has: "
             "D would get gradients, and the tensor is of D before its steps. Compute it in the losses, or detach it."
         )
     detached = Detached(swap.modules) if differentiate and not unrolled._watched else None

@@ -13,8 +13,9 @@ import torch
 from checks import warm_world
 from snapshot import changed, snapshot
 
-from unroll_wrap import FiniteDifference, Recompute, Truncate, UnrolledGeneratorLoss, loss, verify
+from unroll_wrap import FiniteDifference, Recompute, Truncate, UnrolledGeneratorLoss, run, verify
 from unroll_wrap.backward import recompute, store, truncate
+from unroll_wrap.call import optimizer
 from unroll_wrap.evaluation import evaluate, swap
 from unroll_wrap.optimizers import closed, read, transforms, update
 from unroll_wrap.optimizers.block import each
@@ -129,7 +130,7 @@ def the_first_groups_options_for_all(monkeypatch):
 
 @fault()
 def the_state_starts_from_nothing(monkeypatch):
-    monkeypatch.setattr(read, "_read_state", lambda optimizer, rule, param: rule.init(param))
+    monkeypatch.setattr(read, "state_of", lambda optimizer, rule, param, counts: rule.init(param))
 
 
 # The user's own
@@ -165,7 +166,7 @@ def slower(world):
 
 @fault(prepare=slower)
 def a_wrapper_is_ignored(monkeypatch):
-    monkeypatch.setattr(loss, "_unwrapped", lambda optimizer: [getattr(optimizer, "optimizer", optimizer)])
+    monkeypatch.setattr(optimizer, "_unwrapped", lambda given: [getattr(given, "optimizer", given)])
 
 
 @fault(
@@ -211,22 +212,22 @@ def an_attribute_is_dropped(monkeypatch):
 
 @fault()
 def a_parameter_is_left_out(monkeypatch):
-    right = loss.UnrolledGeneratorLoss._owned
-    monkeypatch.setattr(loss.UnrolledGeneratorLoss, "_owned", lambda *given: right(*given)[1:])
+    right = optimizer.Steppers.owned
+    monkeypatch.setattr(optimizer.Steppers, "owned", lambda *given: right(*given)[1:])
 
 
 @fault(problem="frozen_from_the_start")
 def what_is_frozen_moves(monkeypatch):
-    right = loss.UnrolledGeneratorLoss._owned
+    right = optimizer.Steppers.owned
 
     def owned(self, *given):
-        frozen, self._frozen = self._frozen, []
+        frozen, self.frozen = self.frozen, []
         try:
             return right(self, *given)
         finally:
-            self._frozen = frozen
+            self.frozen = frozen
 
-    monkeypatch.setattr(loss.UnrolledGeneratorLoss, "_owned", owned)
+    monkeypatch.setattr(optimizer.Steppers, "owned", owned)
 
 
 @fault(problem="batchnorm_read_in_eval")
@@ -268,7 +269,7 @@ def the_first_parameters_in_what_is_computed_again(monkeypatch):
         points.append(self._segments[0][0] if self._segments else point)
         right(self, points[0], recorded)
 
-    monkeypatch.setattr(recompute, "same", lambda *given, **options: True)
+    monkeypatch.setattr(recompute, "same", lambda *given, **options: torch.tensor(True))
     monkeypatch.setattr(recompute._Segments, "_replay", replay)
 
 
@@ -315,7 +316,7 @@ def the_gradient_of_fake_off_by_one_percent(monkeypatch):
         sensitivity._sums = {i: (t, 1.01 * g) for i, (t, g) in sensitivity._sums.items()}
         return right(value, sensitivity)
 
-    monkeypatch.setattr(loss, "hand_over", hand_over)
+    monkeypatch.setattr(run, "hand_over", hand_over)
 
 
 @fault(average=True)

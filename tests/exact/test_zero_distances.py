@@ -144,6 +144,7 @@ def test_a_nan_that_nothing_repairs_is_told():
     assert unrolled_of(world, steps=3, stop_gradient=True)(*world.batch()).isfinite()
 
 
+@pytest.mark.filterwarnings("ignore::unroll_wrap.PartialDetach")
 def test_large_gradients_are_not_taken_for_infinite():
     """The check is a sum, which overflows before its terms do."""
 

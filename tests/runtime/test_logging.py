@@ -66,4 +66,4 @@ def test_only_a_report_that_is_asked_for_is_printed():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
     }
-    assert printing == {"__main__.py"}
+    assert printing == {"command.py", "demo.py"}

@@ -151,7 +151,10 @@ def dropping_out():
 
     worlds = [warm_world("dropout") for _ in range(2)]
     ready = [(w, unrolled_of(w, steps=STEPS, backward=Recompute()), [w.batch() for _ in range(20)]) for w in worlds]
-    return [thread.get() for thread in [Thread(lambda given=given: calls(*given)) for given in ready]]
+    threads = [Thread(lambda given=given: calls(*given)) for given in ready]
+    for thread in threads:
+        thread.join(60)  # Of one that raises, the other goes on.
+    return [thread.get() for thread in threads]
 
 
 def test_dropout_and_replays_in_two_threads(monkeypatch):

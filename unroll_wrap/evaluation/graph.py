@@ -90,6 +90,13 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
 
 
+def is_made_by(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
+    """Return whether the graph of any of the tensors ends at some of the parameters, and nowhere else."""
+    own = set(map(id, params))
+    ends = [reach(t, set(), 0).leaves for t in tensors if t.grad_fn is not None]
+    return any(leaves and all(id(leaf) in own for leaf in leaves) for leaves in ends)
+
+
 def leads_to(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at one of the parameters."""
     own = set(map(id, params))

@@ -124,18 +124,18 @@ class Belongings:
                 self._visit(getattr(value, slot, None), None, None, depth)
 
     def _visit_closure(self, function: types.FunctionType, depth: int) -> None:
-        """Note what a hook or a replaced ``forward`` keeps in variables around it: counts, lists, statistics."""
+        """Note the numbers and tensors that a hook, or a replaced ``forward``, keeps in variables around it.
+
+        What it collects in lists and dicts there is a log of the user's, and stays.
+        """
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
             except ValueError:  # It has none yet.
                 continue
-            self.slots.append((cell, "cell_contents"))
-            if isinstance(value, (Tensor, dict, list, deque, set, types.FunctionType)):
-                # An object there may be a whole trainer, which is not the discriminator's.
-                self._visit(value, None, None, depth)
-        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            if isinstance(value, (Tensor, dict, list, deque, set)):
+            if type(value) in _PLAIN or isinstance(value, Tensor):
+                self.slots.append((cell, "cell_contents"))
+            if isinstance(value, (Tensor, types.FunctionType)):
                 self._visit(value, None, None, depth)
 
 
