@@ -22,7 +22,7 @@ from false_alarms import game  # noqa: E402
 
 STEPS = 3
 # Seeds that float32 alone has accused; see benchmarks/false_alarms.py for 200 of each kind.
-FRESH = [("readme", 9), ("readme", 31), ("readme", 49), ("dcgan", 0), ("dcgan", 18)]
+FRESH = [("readme", 39), ("readme", 55), ("dcgan", 0), ("dcgan", 8), ("dcgan", 9)]
 
 
 @pytest.mark.parametrize(("net", "seed"), FRESH)
@@ -254,7 +254,7 @@ def test_a_loss_of_one_size(name, function):
 
 def test_everything_is_put_back_from_float64_after_an_error_too():
     """A loss that takes float32 alone: the report says so, and nothing has moved."""
-    made = game("readme", 9, double=False, warm=0)
+    made = game("readme", 39, double=False, warm=0)
     only = torch.float32
 
     def d_loss(D, real, fake):
