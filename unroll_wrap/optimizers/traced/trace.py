@@ -37,7 +37,7 @@ class Trace(NamedTuple):
 
 
 class Depends(Exception):
-    """Numbers that a step keeps as tensors depend on gradients, so they are no constants."""
+    """Raised when numbers that a step keeps as tensors depend on gradients, so that they are no constants."""
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__(f"{paths} depend on gradients")

@@ -85,7 +85,7 @@ class Traced(UpdateRule):
             ) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
-        # While losses run, a step that can reach the discriminator would find the unroll's tensors in its parameters.
+        # While losses run, D's parameters hold the unroll's tensors, so a step that can reach D needs a snapshot.
         at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
         return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
 
