@@ -24,15 +24,15 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``.
+    """One inner step: from the leaves of ``evaluation`` to the gradients, and from these to ``update.new``.
 
     Attributes:
         start: the point θ^k.
         evaluation: the run of ``d_loss``.
-        grads: the gradients of ``d_loss``, with their graph.
+        grads: the gradients of ``d_loss``, with their graph unless there is an ``adjoint`` or no pullback.
         averages: the averaged gradients that the update used, if there are several ranks.
         update: the update to θ^{k+1}.
-        adjoint: differentiates the gradients by formulas, where these know the whole graph.
+        adjoint: differentiates the gradients by formulas; None if these do not cover the whole graph of the loss.
     """
 
     start: Point
