@@ -211,7 +211,7 @@ class Evaluator:
 def evaluate_plainly(
     call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
 ) -> Tensor:
-    """Return ``g_loss`` for K = 0, computed on clones of D's tensors, so that D's gradients and buffers do not change."""
+    """Return ``g_loss`` for K = 0, on clones of D's tensors, so that D's values, gradients and buffers are kept."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
     try:
         with swap.shielded():
