@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
         hooks: the handles of the hooks that the loss has registered on its graph.
         stale: whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
         behind: the other leaves of the captured graph, if it is stale.
-        nodes: if the graph holds nothing that needs autograd, all of its nodes except the leaves', and those of leaves.
+        nodes: the nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
     """
 
     name: str
@@ -211,7 +211,7 @@ class Evaluator:
 def evaluate_plainly(
     call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
 ) -> Tensor:
-    """Return ``g_loss`` for K = 0, on clones of D's tensors, so that D's values, gradients and buffers are kept."""
+    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D's values, gradients and buffers as is."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
     try:
         with swap.shielded():

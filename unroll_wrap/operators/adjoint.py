@@ -28,6 +28,13 @@ class Adjoint:
     """The graph of a loss in which every operator has a formula.
 
     A place is a number: nodes are numbered in the order in which the loss made them, and leaves come after them.
+
+    Args:
+        plan: the passes through graphs of this structure.
+        nodes: the nodes except the leaves, in order.
+        loss: the loss, which keeps the graph alive.
+        asked: the place of each parameter; None if no gradient of it is wanted.
+        outer: the place of each leaf in the batch; None if the loss does not reach it.
     """
 
     def __init__(self, plan: Plan, nodes: list[Node], loss: Tensor, asked: list[int | None], outer: list[int | None]):

@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 
 
 class Convolution(Formula):
-    """y = W * x + b. This is bilinear in W and x, so ``bend`` is ``back`` with a tangent in place of W, and of x."""
+    """y = W * x + b, which is bilinear: ``bend`` needs only gradients of convolutions, with a tangent for W or x."""
 
     def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
         geometry = [getattr(node, f"_saved_{name}") for name in ("stride", "padding", "dilation")]

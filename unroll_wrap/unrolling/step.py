@@ -12,7 +12,13 @@ from .one_process import Grads
 
 
 class Point(NamedTuple):
-    """A point of the inner optimization: θ^k with the optimizer's state, D's buffers and the contents of containers."""
+    """A point of the inner optimization.
+
+    Attributes:
+        blocks: θ^k and the optimizer's state.
+        buffers: D's buffers, frozen parameters and unregistered tensors.
+        contents: what D's attributes and containers hold, if the backward rewinds; None otherwise.
+    """
 
     blocks: list[Block]
     buffers: tuple[Tensor, ...]
