@@ -48,7 +48,7 @@ class Recompute(Backward):
 
 
 class _Recorded(NamedTuple):
-    """What replaying a step needs besides its point, and the loss that the replay has to give."""
+    """What the replay of a step needs besides its point, and the loss that it has to give again."""
 
     k: int
     batch: tuple[Any, ...]
@@ -64,7 +64,7 @@ class _Segments(Tape):
         self._every = every
         self._segments: list[tuple[Point, list[_Recorded]]] = []
         self._replayed: list[Step] = []
-        # Of each step: its number, d_loss and d_loss again, and whether they are the same.
+        # An entry for each replayed step: its number, d_loss, d_loss replayed, and whether they are the same.
         self._again: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
     def step(self, point: Point, k: int) -> Point:
@@ -94,16 +94,16 @@ class _Segments(Tape):
                 point, step = self._unroll.step(point, k, batch, differentiable=True, averages=averages)
             self._replayed.append(step)
             again = step.evaluation.loss.detach()
-            # After the first step of a segment the parameters are replayed too, by kernels that keep a graph and round
-            # differently, and Adam magnifies the difference.
+            # The first step of a segment starts from kept parameters. Later ones start from replayed parameters, which
+            # were computed by other kernels, for a graph; these round differently, and Adam magnifies the difference.
             rounding = 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5
             self._again.append((k, loss, again, same(again, loss, rounding)))
 
     def _check(self) -> None:
-        """One look at all steps: to look at each of them would wait for the device as often.
+        """Raise if a replayed loss is not the same. This waits for the device once, and not once for each step.
 
         Raises:
-            RuntimeError: a replayed step was another one.
+            RuntimeError: ``d_loss`` of a replayed step has another value than before.
         """
         alike = torch.stack([same.to(self._again[0][3].device) for *_, same in self._again]).tolist()
         for (k, loss, again, _), yes in zip(self._again, alike, strict=True):

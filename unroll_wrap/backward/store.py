@@ -1,4 +1,4 @@
-"""Keep every step's graph."""
+"""``Store``: keep the graph of every step."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from .sweep import Backward, Tape
 
 @dataclass(frozen=True)
 class Store(Backward):
-    """The default: about three plain gradients' time a step, and the activations of all K steps in memory."""
+    """The default: a step takes the time of about three gradients; memory holds the activations of all K steps."""
 
     second_order = True
     rewinds = False
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """A stack of the steps that are differentiated."""
+        """Return a stack of the steps that are differentiated."""
         return _Stack(unroll, first)
 
 

@@ -1,4 +1,4 @@
-"""K steps forwards, then the cotangent backwards through them: the one loop that every backward shares."""
+"""Take K steps, then pull the cotangent back through them, in one loop that every backward shares."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,34 +12,34 @@ from ..unrolling.unroll import Unroll
 
 
 class Tape(ABC):
-    """What one call remembers of its steps: a backward returns a class of its own that inherits this one.
+    """The record that one call keeps of its steps. Every backward defines a subclass, and returns instances of it.
 
     Attributes:
-        first: the first step that is differentiated.
+        first: the number of the first step that is differentiated.
     """
 
     first: int
 
     @abstractmethod
     def step(self, point: Point, k: int) -> Point:
-        """θ^k → θ^{k+1}; from ``first`` on remembered in such a way that ``pullback`` can return."""
+        """Return θ^{k+1} after a step from θ^k; from step ``first`` on, keep what ``pullback`` needs."""
 
     @abstractmethod
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
-        """The cotangent of θ^k from that of θ^{k+1}; None for the first step, where nobody asks for it."""
+        """Pull the cotangent of θ^{k+1} back to θ^k; return None for step ``first``, where it is not needed."""
 
 
 class Backward(ABC):
-    """How the second term of Eq. 12 is computed: every backward inherits this class.
+    """A way to compute the second term of Eq. 12. Every backward inherits this class.
 
     Attributes:
-        second_order: whether gradients of D's are differentiated. Attention then runs by the math kernel, and what is
-            compiled runs eagerly.
-        rewinds: whether losses run at points that training has passed already, so that what a forward pass leaves in D
-            has to be kept for each point.
+        second_order: whether gradients of D are differentiated. If so, attention uses the math kernel, and compiled
+            modules and losses run eagerly.
+        rewinds: whether losses run at points that the unroll has already passed. If so, what a forward pass leaves in D
+            is kept for each point.
 
     Raises:
-        TypeError: the class does not say what these two are.
+        TypeError: a subclass lacks one of these attributes.
     """
 
     second_order: bool
@@ -55,18 +55,18 @@ class Backward(ABC):
 
     @abstractmethod
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
-        """A fresh tape for all K = ``steps`` inner steps, of which those from ``first`` on are differentiated."""
+        """Return a new tape for K = ``steps`` inner steps, of which those from number ``first`` are differentiated."""
 
 
 def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Backward) -> Tensor:
-    """The value of ``g_loss`` after ``steps`` inner steps; its derivative is left in ``unroll.sensitivity``.
+    """Return ``g_loss`` after ``steps`` inner steps, and leave its derivative in ``unroll.sensitivity``.
 
     Args:
-        unroll: the losses and what they run on.
-        start: the discriminator and its optimizer as they are.
+        unroll: the losses of the call and their arguments.
+        start: θ^0, the point where the discriminator and its optimizer are now.
         steps: K >= 1.
-        average: the mean of ``g_loss`` over θ^1..θ^K instead of its value at θ^K.
-        backward: how to come back.
+        average: whether to return the mean of ``g_loss`` over θ^1..θ^K in place of its value at θ^K.
+        backward: the way to differentiate the steps.
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
     tape = backward.tape(unroll, 0 if reverse else steps, steps)

@@ -1,8 +1,8 @@
 """Let ``torch.utils.checkpoint`` inside D recompute with the tensors of the step that the checkpoint belongs to.
 
-A checkpointed part of the forward pass runs again in every backward pass. If a loss captures ``fake``, one of these is
-the user's own ``backward()`` after the call, when D holds its live tensors again: the gradient would be silently wrong,
-and D's buffers would move.
+A checkpointed part of the forward pass runs again in every backward pass. If a loss captures ``fake``, one of these
+passes is the user's own ``backward()`` after the call, when D holds its live tensors again. Without this module, the
+gradient would then be wrong without an error, and D's buffers would change.
 """
 
 import threading
@@ -33,7 +33,7 @@ _PARTS = ("_CheckpointFrame", "CheckpointFunction")
 
 
 def checkpoints_made() -> int:
-    """How many checkpoints this thread has made within unrolls."""
+    """Return the number of checkpoints that this thread has made within unrolls."""
     return _current.made
 
 
@@ -140,7 +140,7 @@ def _again(function: Callable[..., None], swap: Swap) -> Callable[..., None]:
 
 
 def _own_modes() -> list[Any]:
-    """Return this package's active function modes, with which a recomputation has to build the same graph."""
+    """Return this package's active function modes, without which a recomputation would build another graph."""
     own = __name__.split(".")[0]
     return [m for m in function_modes() if type(m).__module__.split(".")[0] == own]
 

@@ -1,4 +1,4 @@
-"""Where a loss itself detaches a part of what it returns, seen in the first call of all."""
+"""Find the line where a loss itself detaches a part of what it returns, in the first call of an unrolled loss."""
 
 import linecache
 import os
@@ -17,17 +17,17 @@ _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ig
 
 
 class Detached:
-    """What the losses of one call cut, by their own lines.
+    """The lines at which the losses of one call detach something.
 
-    A layer of D that detaches, as a straight-through estimator does, means it, and is left out.
+    A layer of D that detaches, as a straight-through estimator does, is meant to, and is left out.
 
     Args:
-        modules: of the discriminator.
+        modules: the modules of the discriminator.
 
     Attributes:
-        found: a text for each loss that returns something computed from what it has detached.
-        switched_on: tensors that did not require grad before a loss made them do so, as a penalty does, by id.
-        switched_off: parameters that a loss has frozen, by id.
+        found: a text for each loss whose value is computed from something that it has detached.
+        switched_on: by id, the tensors that a loss has made require grad, as a gradient penalty does.
+        switched_off: by id, the parameters that a loss has frozen.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -38,7 +38,7 @@ class Detached:
         self._seen: set[str] = set()
 
     def run(self, name: str, loss: Callable[..., Tensor], *batch: Any, **kwargs: Any) -> Tensor:
-        """The loss, watched the first time that one of this name runs."""
+        """Run a loss, and watch it if none of this name has run before."""
         if name in self._seen:
             return loss(*batch, **kwargs)
         self._seen.add(name)
@@ -61,11 +61,11 @@ class _Mode(TorchFunctionMode):
         self._modules = modules
         self._on = on
         self._off = off
-        # By id, with the tensor: one that is gone would lend its id to another.
+        # The tensors are kept beside their ids, because the id of a freed tensor may pass to another one.
         self._cut: dict[int, tuple[Tensor, str]] = {}
 
     def of(self, value: Any) -> str | None:
-        """The line whose cut has come into a value."""
+        """Return the line that detached something from which ``value`` is computed; None if there is none."""
         return self._cut[id(value)][1] if id(value) in self._cut else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,7 +92,7 @@ class _Mode(TorchFunctionMode):
             self._off[id(tensor)] = tensor
 
     def _line(self) -> str | None:
-        """The user's line; None for what a layer of D does."""
+        """Return the line of the user's code that is running; None inside a layer of D."""
         frame: Any = sys._getframe(2)
         place = None
         while frame is not None and frame.f_code is not Detached.run.__code__:

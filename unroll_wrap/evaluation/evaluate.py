@@ -1,4 +1,4 @@
-"""Run one of the user's losses with unrolled tensors in their discriminator, and say clearly what is wrong with it."""
+"""Run one of the user's losses with unrolled tensors in the discriminator, and raise errors that explain its faults."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -26,21 +26,21 @@ from .swap import Swap
 
 
 class Evaluation(NamedTuple):
-    """A loss, and the leaves that it can be differentiated with respect to.
+    """The value of a loss with its graph, and the leaves of that graph.
 
     Attributes:
-        name: for messages.
-        loss: one element, with its graph.
-        params: the leaves in D.
-        arguments: the leaves in the batch.
-        outside: further leaves that the loss reaches (a generator called inside it, a head of another optimizer).
-        captured: whether it reaches a graph made before the call, as a closure over ``fake`` does.
-        once: functions in it that cannot be differentiated twice, though autograd does not say so.
-        fragile: nodes in it that have to be repaired for that.
-        hooks: handles of what the loss has registered on its graph.
-        stale: whether the captured graph leads to D as it was before the call, by ``D(real)`` in a closure, say.
-        behind: what else it leads to, in that case.
-        nodes: all of its graph and the nodes of its leaves, if nothing but the unroll's own is in it.
+        name: the name of the loss in messages.
+        loss: the value, a tensor with one element and with its graph.
+        params: the leaves that D holds as its parameters.
+        arguments: the arguments of the loss, with leaves in place of the user's tensors.
+        outside: all other leaves that the loss reaches, such as those of a generator or a head that it calls.
+        captured: whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
+        once: the names of functions that cannot be differentiated twice, which autograd itself does not report.
+        fragile: the nodes that have to be repaired before the graph is differentiated twice.
+        hooks: the handles of the hooks that the loss has registered on its graph.
+        stale: whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
+        behind: the other leaves of the captured graph, if it is stale.
+        nodes: the nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
     """
 
     name: str
@@ -58,34 +58,34 @@ class Evaluation(NamedTuple):
 
     @property
     def users(self) -> list[Tensor]:
-        """What is the user's, one for each of ``outer``."""
+        """The user's tensors for which the leaves ``outer`` stand, in the same order."""
         return [*self.arguments.originals, *self.outside]
 
     @property
     def outer(self) -> list[Tensor]:
-        """The leaves that stand for something of the user's."""
+        """The leaves that stand for tensors of the user's outside D."""
         return [*self.arguments.leaves, *self.outside]
 
 
 @dataclass
 class Evaluator:
-    """Runs losses on D.
+    """Runs losses with given tensors in D.
 
     Attributes:
-        discriminator: what the user passed; their losses receive it.
+        discriminator: the object that the user passed, which the losses receive.
         owned: the live parameters that the optimizer moves.
         swap: puts tensors into D.
-        kwargs: for every loss.
+        kwargs: the keyword arguments of every loss.
         autocast: the caller's autocast.
-        second_order: whether their second derivatives will be asked for.
-        settings: of torch's, in force whenever a loss runs.
-        on_logits: losses that are known to be given logits.
-        detached: notes what the losses cut, in a first call.
-        leaf: makes the leaf for a parameter while a compiler traces; None is the usual way.
-        hooks: the gradient hooks of ``owned``, each with its parameter's position.
-        held: the ids of all parameters that the optimizers hold, frozen ones too.
-        left: what the loop has left in ``.grad``, the same way.
-        rewrote: whether the last loss has given a parameter a value itself, as layers do that initialise themselves.
+        second_order: whether the losses will be differentiated twice.
+        settings: the settings of torch that are in force whenever a loss runs.
+        on_logits: the losses that are known to be given logits.
+        detached: notes what the losses detach, in a first call; None in later ones.
+        leaf: makes the leaf for a parameter while a compiler traces; None outside a compiler.
+        hooks: the gradient hooks of ``owned``, each with the position of its parameter.
+        held: the ids of all parameters that the optimizers hold, including frozen ones.
+        left: the gradients that the loop has left in ``.grad``, each with the position of its parameter.
+        rewrote: whether a parameter was set while the last loss ran, as by a layer that initialises itself.
     """
 
     discriminator: Any
@@ -117,8 +117,9 @@ class Evaluator:
         walk: bool = True,
         contents: Any = None,
     ) -> Evaluation:
-        """``loss(D, *batch, **kwargs)`` with fresh leaves over ``params``, and clones of ``buffers``, in D."""
-        # Through .data: parameters are views of one vector, and autograd would take a write to one for a write to all.
+        """Run ``loss(D, *batch, **kwargs)`` while D holds fresh leaves made of ``params`` and clones of ``buffers``."""
+        # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
+        # autograd would consider all of them changed.
         leaves = [p.data.requires_grad_() for p in params] if self.leaf is None else [self.leaf(p) for p in params]
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
@@ -144,7 +145,7 @@ class Evaluator:
             )
         self.rewrote = False
         for mine, param in zip(own, params, strict=True):
-            # The loss has given a parameter other memory, with `p.data = ...`; the update reads the old one.
+            # With `p.data = ...` the loss has given a parameter other memory, and the update reads the old memory.
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
@@ -156,29 +157,31 @@ class Evaluator:
         )
         plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
         plain = plain and self.leaf is None and made == checkpoints_made()
-        # The objects that the user's have exchanged with hold the live tensors now: of D as it was before the call.
+        # During the exchange, the unroll's tensor objects hold the live values. A graph that reaches one of them was
+        # computed with D as it was before the call.
         lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
         behind = [t for t in behind if id(t) not in lent] if stale else []
-        # A graph made before has no tensor that could be differentiated with respect to: then nothing has.
+        # A captured graph is differentiated through a surrogate, which reaches these leaves too.
         outside = [] if captured else outside
         known = (nodes, ends) if plain else None
         return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind, known)
 
     def edge(self, evaluation: Evaluation) -> list[Any]:
-        """Where the graph of a loss begins that captures another; none in float16, where gradients may overflow."""
+        """Return the nodes of a loss's graph that lead to a captured one; none in float16, where gradients overflow."""
         return [] if self.autocast.first else edge(evaluation.loss, self._start)
 
     @cached_property
     def zeroed(self) -> list[int]:
-        """Positions of the parameters whose gradient is one of zeros, as ``zero_grad(set_to_none=False)`` leaves it.
+        """The positions of the parameters whose gradient is zero, as ``zero_grad(set_to_none=False)`` leaves it.
 
-        The loop's next step then finds zeros where ``d_loss`` does not reach, and momentum and decay go on.
+        If ``d_loss`` does not reach such a parameter, the loop's next step finds zeros, so that momentum and weight
+        decay move it all the same.
         """
         return [i for i, grad in self.left if not grad.is_sparse and not grad.any()]
 
     def put(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
-        """Let D hold these."""
+        """Let D hold the leaves, clones of the buffers, and the contents of attributes and containers."""
         if self.leaf is None:
             self.swap.put(leaves, buffers, contents)
         else:
@@ -208,7 +211,7 @@ class Evaluator:
 def evaluate_plainly(
     call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
 ) -> Tensor:
-    """Return ``g_loss`` on clones of D's tensors, so that D's gradients, values and buffers stay out of it: K = 0."""
+    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D's values, gradients and buffers as is."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
     try:
         with swap.shielded():

@@ -32,8 +32,8 @@ class Reach(NamedTuple):
         captured: whether a graph made before the mark leads to a tensor of the user's.
         once: the names of functions marked ``once_differentiable``.
         fragile: the nodes that have to be repaired before the graph is differentiated twice.
-        nodes: all nodes but the leaves', each with its sequence number and the nodes that it leads to.
-        ends: the nodes of all leaves, also of those left out.
+        nodes: all nodes except those of leaves, each as its sequence number, the node and its ``next_functions``.
+        ends: the nodes of all leaves, including those left out.
     """
 
     leaves: list[Tensor]
@@ -85,7 +85,7 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         if kinds[kind, early] or (kind.__name__ in FRAGILE and is_fragile(node)):
             fragile.append(node)
         stack += [(next_node, early) for next_node, _ in following]
-    # A leaf with respect to which a penalty differentiates is reached both ways.
+    # A leaf that is reached both ways is one with respect to which a penalty differentiates, so it is not captured.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
 

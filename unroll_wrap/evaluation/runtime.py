@@ -1,4 +1,4 @@
-"""Prepare what holds for a whole call besides D's tensors: torch's settings, compiled code, wrappers, checkpoints."""
+"""Prepare everything that a call needs besides D's tensors: torch's settings, compiled code, wrappers, checkpoints."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def prepare(
     Args:
         swap: puts tensors into D.
         losses: the user's losses.
-        second_order: whether gradients of ``d_loss`` are differentiated; fused attention and cuDNN's RNNs forbid that.
+        second_order: whether gradients of ``d_loss`` are differentiated, which fused attention and cuDNN's RNNs forbid.
         compiled: whether compiled modules and losses may run compiled. Compiled code has no second derivative, which
             some versions of torch do not report.
         undo: restores everything.
@@ -58,7 +58,7 @@ def prepare(
 
 
 def refuse_inference_mode() -> None:
-    """Raise RuntimeError in inference mode, in which nothing can be differentiated, not even within ``enable_grad``."""
+    """Raise RuntimeError in inference mode, where nothing can be differentiated, even within ``enable_grad``."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "

@@ -63,7 +63,7 @@ class Setting:
 
 
 def together(*settings: Setting) -> Setting:
-    """Several that are always held at the same time, as one."""
+    """Join settings that are always held at the same time into one."""
 
     def put(values: Any) -> None:
         for setting, value in zip(settings, values, strict=True):
@@ -100,5 +100,5 @@ math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False,
 # cudnn.flags() would reset the user's other choices to its own defaults.
 no_cudnn = Setting(cudnn_enabled, enable_cudnn, lambda _: False)
 eager = Setting(stance, take_stance, lambda _: eager_stance())
-# Inside parametrize.cached() a module would use the weight of another step.
+# Inside parametrize.cached() a module would use the weight that an earlier step has cached.
 no_parametrization_cache = Setting(parametrization_cache, put_parametrization_cache, lambda _: (0, {}))

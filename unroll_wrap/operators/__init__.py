@@ -1,6 +1,7 @@
-"""Correct and fast second derivatives for operators whose own are slow, wrong or missing in torch.
+"""Correct and fast second derivatives for operators whose second derivatives are slow, wrong or missing in torch.
 
-Some operators are replaced while a loss runs; for the others, nodes of the loss's graph are repaired.
+Where formulas cover the whole graph of a loss, they give its gradient and the second derivatives (``adjoint``).
+Otherwise autograd does, with some operators replaced while the loss runs and some nodes of its graph repaired.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
-"""The gradient of a loss by formulas, without a graph of its own, and its derivative by two more passes.
+"""Compute the gradient of a loss by formulas, without building its graph, and differentiate it in two more passes.
 
-With g = ∂loss/∂θ and a cotangent ḡ, the derivative of ⟨g, ḡ⟩ by θ and by the batch is that of the gradient along ḡ:
-tangents of θ go forth through the loss's own graph, and what they bend comes back. Autograd builds the graph of the
-gradient instead, and walks through it: twice as many calls of operators, and time for each of its nodes.
+With g = ∂loss/∂θ and a cotangent ḡ of g, ⟨g, ḡ⟩ is the derivative of the loss along the tangent ḡ of θ. A forward pass
+carries this tangent through the loss's own graph, and a reverse pass then gives the derivatives of ⟨g, ḡ⟩ with respect
+to θ and the batch. Autograd would build the graph of g and walk through that, which takes twice as many calls of
+operators, and time for each node.
 """
 
 import functools
@@ -18,15 +19,22 @@ from ..torch_private import is_transformed as transformed
 from .formulas_of_operators import one_like
 from .plan import Node, Plan, Visit, planned
 
-# Of losses that differ from call to call there may be any number.
+# A loss whose graph has another structure in every call would add plans without end.
 _MOST = 64
 _plans: dict[Any, Plan] = {}
 
 
 class Adjoint:
-    """The graph of a loss that the formulas know.
+    """The graph of a loss in which every operator has a formula.
 
-    Places are numbers: those of nodes, in the order in which the loss has made them, and after these the leaves.
+    A place is a number: nodes are numbered in the order in which the loss made them, and leaves come after them.
+
+    Args:
+        plan: the passes through graphs of this structure.
+        nodes: the nodes except the leaves, in order.
+        loss: the loss, which keeps the graph alive.
+        asked: the place of each parameter; None if no gradient of it is wanted.
+        outer: the place of each leaf in the batch; None if the loss does not reach it.
     """
 
     def __init__(self, plan: Plan, nodes: list[Node], loss: Tensor, asked: list[int | None], outer: list[int | None]):
@@ -41,7 +49,7 @@ class Adjoint:
 
     @torch.no_grad()
     def gradients(self) -> list[Tensor | None]:
-        """For each parameter its gradient, None where it is not reached; bit for bit as autograd has it."""
+        """Return the gradient of each parameter, bit for bit equal to autograd's; None where the loss has none."""
         count = len(self._nodes)
         bars: list[Any] = [None] * count
         kept: list[Any] = [None] * count
@@ -68,7 +76,15 @@ class Adjoint:
 
     @torch.no_grad()
     def pullback(self, bars: Sequence[Tensor | None], inner: bool) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """From the cotangent of each gradient to that of each parameter, if ``inner``, and of the outer leaves."""
+        """Pull the cotangents of the gradients back to the parameters, if ``inner``, and to the outer leaves.
+
+        Args:
+            bars: the cotangent of each gradient; None for zero.
+            inner: whether the cotangents of the parameters are wanted.
+
+        Returns:
+            The cotangents of the parameters, an empty list unless ``inner``; and those of the outer leaves.
+        """
         us: list[Any] = [None] * self._total
         for a, bar in zip(self._asked, bars, strict=True):
             if a is not None:
@@ -118,16 +134,16 @@ class Adjoint:
 def adjoint(
     loss: Tensor, nodes: list[Node], ends: Sequence[Any], params: Sequence[Tensor], outer: Sequence[Tensor]
 ) -> Adjoint | None:
-    """None if there is a node in the graph that no formula is known for.
+    """Return what differentiates a loss by formulas; None if these do not cover its whole graph.
 
     Args:
-        loss: with its graph.
-        nodes: all of that graph, but for the leaves.
-        ends: the nodes of these.
-        params: leaves, whose gradient is asked for where they require one.
-        outer: leaves of the batch, which the pullback is to reach too.
+        loss: the loss, with its graph.
+        nodes: all nodes of that graph except the leaves.
+        ends: the nodes of the leaves.
+        params: the leaves whose gradients are wanted, if they require grad.
+        outer: the leaves in the batch, whose cotangents the pullback returns too.
     """
-    # Anomaly mode is to find the operator to blame, and a class of the user's may do anything in an operator.
+    # Anomaly mode needs autograd, to name the operator at fault. A tensor subclass may redefine any operator.
     usual = type(loss) is Tensor and loss.dtype in _EXACT and not torch.is_anomaly_enabled()
     if not (nodes and usual) or transformed(loss):
         return None
@@ -170,7 +186,7 @@ def _sum(parts: list[Tensor]) -> Tensor | None:
 
 
 def _summed(parts: Sequence[list[Tensor]]) -> list[Tensor | None]:
-    """The sum of the parts of each; as one flat vector if all are of a kind."""
+    """Return the sum of each list, as views of one vector if none is empty and all have the same dtype and device."""
     given = [p for p in parts if p]
     if len(given) < max(2, len(parts)) or len({(p[0].dtype, p[0].device) for p in given}) > 1:
         return [_sum(p) for p in parts]
@@ -178,6 +194,6 @@ def _summed(parts: Sequence[list[Tensor]]) -> list[Tensor | None]:
     views: list[Any] = list(found)
     for n in range(1, max(map(len, given))):
         these = [i for i, p in enumerate(given) if n < len(p)]
-        # One call for all.
+        # One call adds the n-th part of every sum.
         torch._foreach_add_([views[i] for i in these], [given[i][n] for i in these])  # pyright: ignore[reportPrivateImportUsage]
     return found

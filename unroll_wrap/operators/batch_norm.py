@@ -1,4 +1,4 @@
-"""Batch normalization whose second derivative takes a few passes over the activations; torch takes some thirty."""
+"""Batch normalization whose second derivative takes a few passes over the activations, and not thirty as in torch."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``, for any order of differentiation."""
-    # What else there is (evaluation mode, mixed precision) stays torch's own.
+    """Return the same as ``F.batch_norm``, with derivatives of any order."""
+    # Evaluation mode and mixed precision are left to torch's own function.
     plain = (
         training and input.dtype in (torch.float32, torch.float64) and (weight is None or weight.dtype == input.dtype)
     )
@@ -31,7 +31,7 @@ def batch_norm(
 
 
 class _BatchNorm(torch.autograd.Function):
-    """y = γ x̂ + β with x̂ = (x - μ) r, where μ and r = 1 / √(σ² + eps) are the batch's own, channel by channel."""
+    """y = γ x̂ + β with x̂ = (x - μ) r, where μ and r = 1 / √(σ² + eps) are the statistics of each channel."""
 
     @staticmethod
     def forward(
@@ -61,13 +61,13 @@ class _BatchNorm(torch.autograd.Function):
 class _BatchNormBackward(torch.autograd.Function):
     """x̄ = γ r P(ȳ),  γ̄ = Σ ȳ x̂,  β̄ = Σ ȳ,  with P(w) = w - mean(w) - x̂ mean(w x̂).
 
-    Its own derivative, for cotangents u, γ̄̄ and β̄̄ of these three, with L = Σ u x̄ + γ̄̄ γ̄ + β̄̄ β̄::
+    The derivative of this, for cotangents u, γ̄̄ and β̄̄ of x̄, γ̄ and β̄, with L = Σ u x̄ + γ̄̄ γ̄ + β̄̄ β̄::
 
         ∂L/∂ȳ = γ r P(u) + γ̄̄ x̂ + β̄̄
         ∂L/∂γ = r Σ u P(ȳ)
         ∂L/∂x = r (P(w) - x̂ γ r mean(u P(ȳ))),  w = γ̄̄ ȳ - γ r (mean(ȳ x̂) u + mean(u x̂) ȳ)
 
-    μ and r count as functions of x. The kernel that gives γ r P(ȳ) gives γ r P(u) as well.
+    Here μ and r are functions of x. The kernel that computes γ r P(ȳ) computes γ r P(u) too.
     """
 
     @staticmethod
@@ -83,17 +83,17 @@ class _BatchNormBackward(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor, to_to_weight: Tensor, to_to_bias: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         to_y, x, weight, mean, r, to_weight, to_bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # A third derivative, of a gradient penalty say: this graph must know what the statistics depend on.
+            # A third derivative, such as that of a gradient penalty, needs a graph in which μ and r depend on x.
             return *by_channel(to_y, x, weight, r, (u, to_to_weight, to_to_bias)), None, None, None
         count = x.numel() // x.shape[1]
         shape = (1, -1, *[1] * (x.dim() - 2))
         to_to_y, u_along, u_sum = _kernel(u, x, weight, mean, r, ctx.eps)
-        # Means over the batch, one for each channel.
+        # These are means over the batch, one for each channel.
         y_mean, y_along, u_mean, u_along = to_bias / count, to_weight / count, u_sum / count, u_along / count
         both = (u * to_y).mean([d for d in range(x.dim()) if d != 1]) - u_mean * y_mean - u_along * y_along
         gain = r if weight is None else weight * r
 
-        # w and P(w) as sums of u, ȳ, x̂ and 1; the last two together are linear in x.
+        # w and P(w) are sums of multiples of u, ȳ, x̂ and 1; the last two together are linear in x.
         of_u, of_y = -gain * y_along * r, (to_to_weight - gain * u_along) * r
         of_x_hat = -(of_u * u_along + of_y * y_along + gain * r * both)
         constant = -(of_u * u_mean + of_y * y_mean)

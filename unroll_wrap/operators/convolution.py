@@ -1,7 +1,8 @@
-"""Strided convolution of few channels, in calls that suit the kernels: its input's gradient is half of an inner step.
+"""Strided convolution of few channels, with a faster gradient of its input.
 
-With three input channels and stride 2 the kernel for the input's gradient takes eight times as long as the forward
-one on a CPU. The same gradient is a convolution of stride 1 whose output channels are the phases of the stride.
+With three input channels and stride 2, torch's CPU kernel for the input's gradient takes eight times as long as the
+forward one, and half of an inner step. A convolution of stride 1, whose output channels are the phases of the stride,
+gives the same gradient.
 """
 
 import threading
@@ -16,9 +17,9 @@ from torch.nn.grad import conv2d_input
 
 from ..torch_private import is_transformed as transformed
 
-# Measured on one thread of a CPU: from 16 channels on torch's own is as fast or faster.
+# On one thread of a CPU, torch's own gradient was measured to be as fast or faster from 16 channels on.
 _FEW = 8
-# In 64 bits a convolution of many phases is slower than torch's own gradient.
+# In float64 a convolution of many phases is slower than torch's own gradient.
 _BY_PHASES = {torch.float32}
 
 
@@ -31,7 +32,7 @@ _wanted = _Wanted()
 
 @contextmanager
 def parameters_only() -> Iterator[None]:
-    """The span of a backward pass that wants no gradient of the batch: D's first layer then need not compute one."""
+    """Surround a backward pass that needs no gradient of the batch, so that D's first layer computes none."""
     _wanted.data = False
     try:
         yield
@@ -48,11 +49,11 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``torch.conv2d``."""
+    """Return the same as ``torch.conv2d``."""
     s, p = _pair(stride), _pair(padding)
     few = input.dim() == 4 and input.shape[1] <= _FEW and groups == 1 and _pair(dilation) == (1, 1)
     same = s[0] == s[1] > 1 and p[0] == p[1] and weight.shape[2] == weight.shape[3]
-    # Under autocast the output is of another precision than the input.
+    # Under autocast the output has another dtype than the input.
     exact = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     if transformed(input) or not (few and same and exact and input.device.type == "cpu"):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -64,7 +65,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def _of_parameters(x: Tensor) -> bool:
-    """Whether a parameter is found upstream of x."""
+    """Return whether the graph of x leads to a parameter."""
     seen, stack = set(), [x.grad_fn]
     while stack:
         node = stack.pop()
@@ -121,7 +122,7 @@ class _ConvolutionBackward(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         to_y, x, weight = ctx.saved_tensors
         pairs = [(a, b) for a, b in ((u, weight), (x, v)) if a is not None and b is not None]
-        # Two convolutions and their sum are one over the channels of both.
+        # The sum of two convolutions is one convolution over the channels of both.
         inputs, kernels = ([pair[i] for pair in pairs] for i in (0, 1))
         return (
             torch.conv2d(torch.cat(inputs, 1), torch.cat(kernels, 1), None, *ctx.geometry),
@@ -134,7 +135,7 @@ class _ConvolutionBackward(torch.autograd.Function):
 
 
 def input_gradient(to_y: Tensor, weight: Tensor, size: Sequence[int], s: int, p: int) -> Tensor:
-    """x̄[s q + r - p] = Σ_m W[s m + r]ᵀ ȳ[q - m], in either direction: the phases r are channels of one convolution."""
+    """x̄[s q + r - p] = Σ_m W[s m + r]ᵀ ȳ[q - m], in both dimensions; the phases r are channels of one convolution."""
     if to_y.dtype not in _BY_PHASES:
         return conv2d_input((len(to_y), weight.shape[1], *size), weight, to_y, s, p)
     outputs, inputs, k, _ = weight.shape
@@ -147,7 +148,7 @@ def input_gradient(to_y: Tensor, weight: Tensor, size: Sequence[int], s: int, p:
 
 
 def _woven(phases: Tensor, s: int) -> Tensor:
-    """``F.pixel_shuffle``, which takes two to four times as long."""
+    """Return the same as ``F.pixel_shuffle``, which takes two to four times as long."""
     n, channels, height, width = phases.shape
     inputs = channels // (s * s)
     of = phases.view(n, inputs, s, s, height, width)

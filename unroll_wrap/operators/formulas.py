@@ -1,11 +1,11 @@
-"""First and second derivatives of operators, by the name that autograd gives to the node of each.
+"""Formulas for the first and second derivatives of operators.
 
-``back`` is what autograd computes, J(x)ᵀ ȳ. Its derivative, for cotangents u of what it returns, has two parts:
-``forth`` is the one for ȳ, which is J(x) u, and ``bend`` the one for x, to which it adds J(x)ᵀ λ for a cotangent λ of
-the operator's own result. Autograd takes two graphs and several times as many calls for the same.
+For an operator y(x) with Jacobian J(x), ``back`` computes the vector-Jacobian product x̄ = J(x)ᵀ ȳ, as autograd does.
+A cotangent u of x̄ has two pullbacks: ``forth`` computes the one to ȳ, which is J(x) u, and ``bend`` the one to x, to
+which it adds J(x)ᵀ λ for a cotangent λ of y. Autograd needs two graphs and several times as many calls for this.
 """
 
-# ruff: noqa: D102, the base class says what each method is.
+# ruff: noqa: D102, the docstrings of the base class hold for every formula.
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,46 +18,55 @@ Wanted = Sequence[bool]
 
 
 class Formula:
-    """Of one kind of operators.
+    """The derivatives of one kind of operator.
 
     Attributes:
-        curved: whether ``back`` depends on the arguments of the operator: then ȳ is kept, and u is asked for.
-        fits: whether the formula holds for a node, given where that leads; None if it does for all.
+        curved: whether the Jacobian depends on the operator's arguments, so that ``bend`` needs ȳ and u.
+        fits: returns whether the formula holds for a node, given its ``next_functions``; None if it holds for all.
     """
 
     curved = True
     fits: Callable[[Any, Any], bool] | None = None
 
     def saved(self, node: Any, following: Any) -> Any:
-        """What the node has saved; torch raises here if that has been written to since."""
+        """Return what the node has saved. Torch raises an error if a saved tensor has been changed in place."""
         raise NotImplementedError
 
     def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:
-        """J(x)ᵀ ȳ, for each input."""
+        """Return J(x)ᵀ ȳ, one entry for each input."""
         raise NotImplementedError
 
     def forth(self, saved: Any, us: Tensors) -> Tensor | None:
-        """J(x) u, where None is zero."""
+        """Return J(x) u; None stands for zero."""
         raise NotImplementedError
 
     def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:
-        """J(x)ᵀ λ + (∂/∂x) ⟨u, J(x)ᵀ ȳ⟩, for each input; ``kept`` is from ``back``."""
+        """Return J(x)ᵀ λ + (∂/∂x) ⟨u, J(x)ᵀ ȳ⟩, one entry for each input.
+
+        Args:
+            saved: what ``saved`` returned.
+            lam: λ; None for zero.
+            bar: ȳ.
+            us: u, one entry for each input; None for zero.
+            kept: what ``kept`` returned.
+            wanted: for each input, whether its entry is needed.
+        """
         raise NotImplementedError
 
     def kept(self, found: Tensors) -> Any:  # noqa: ARG002
-        """What of the result of ``back`` is asked for again; all else is given back."""
+        """Return the part of the result of ``back`` that ``bend`` uses again; the memory of the rest is freed."""
         return None
 
 
 class One(Formula):
-    """An operator with one differentiable input, the first.
+    """The formula of an operator whose first input is the only differentiable one.
 
     Args:
-        read: what its node has saved.
-        back: of ȳ and that.
-        forth: of u and that; None if it is the same function, as it is entry by entry.
-        second: of u ȳ and that, the derivative of ``back``; None for an operator that is linear piece by piece.
-        fits: as of every formula.
+        read: returns what the node has saved, given the node and its ``next_functions``.
+        back: maps ȳ and the saved values to J(x)ᵀ ȳ.
+        forth: maps u and the saved values to J(x) u; None if ``back`` does, as for every elementwise operator.
+        second: maps u · ȳ and the saved values to (∂/∂x) ⟨u, J(x)ᵀ ȳ⟩; None for a piecewise linear operator.
+        fits: the attribute of the same name of ``Formula``.
     """
 
     def __init__(
@@ -89,7 +98,7 @@ class One(Formula):
 
 
 class Add(Formula):
-    """The sum a + sign · alpha · b, of two of the same shape or of one and a constant."""
+    """y = a + sign · alpha · b, of two tensors of one shape, or of a tensor and a constant."""
 
     curved = False
 
@@ -98,7 +107,7 @@ class Add(Formula):
 
     @staticmethod
     def fits(node: Any, following: Any) -> bool:
-        """Nothing is broadcast."""
+        """Return whether every differentiable input has the shape of the result, so that none is broadcast."""
         out = shape_of(node)
         return all(n is None or shape_of(n) == out for n, _ in following)
 
@@ -119,17 +128,17 @@ class Add(Formula):
 
 
 def plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """The sum, where None is zero."""
+    """Return the sum; None stands for zero."""
     if one is None or other is None:
         return other if one is None else one
     return one + other
 
 
 def times(t: Tensor, factor: float) -> Tensor:
-    """The product, in no call where that is t itself."""
+    """Return the product; without calling an operator if the factor is 1."""
     return t if factor == 1 else -t if factor == -1 else t * factor
 
 
 def shape_of(node: Any) -> torch.Size:
-    """Of what the operator of a node has returned, or of a leaf."""
+    """Return the shape of the tensor that a node stands for: the result of its operator, or the leaf."""
     return torch.Size(node._input_metadata[0].shape)

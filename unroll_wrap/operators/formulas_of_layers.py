@@ -1,6 +1,6 @@
-"""The formulas of convolutions and of batch normalization, torch's own nodes and those of this package."""
+"""The formulas of convolutions and of batch normalization, for the nodes of torch and of this package."""
 
-# ruff: noqa: D102, the base class says what each method is.
+# ruff: noqa: D102, the docstrings of the base class hold for every formula.
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 
 
 class Convolution(Formula):
-    """Bilinear in x and W: what it bends is the same gradient, once with a tangent for W and once for x."""
+    """y = W * x + b, which is bilinear: ``bend`` needs only gradients of convolutions, with a tangent for W or x."""
 
     def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
         geometry = [getattr(node, f"_saved_{name}") for name in ("stride", "padding", "dilation")]
@@ -57,7 +57,7 @@ class Convolution(Formula):
 
 
 class FewChannels(Convolution):
-    """The package's own, whose gradient by x is a convolution by phases."""
+    """The convolution of ``convolution.py``, whose gradient with respect to x is a convolution by phases."""
 
     def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
         stride, padding = node.geometry
@@ -67,7 +67,7 @@ class FewChannels(Convolution):
         (x, weight, geometry), u_weight = saved, us[1]
         if not (wanted[0] and lam is not None and u_weight is not None):
             return super().bend(saved, lam, bar, us, kept, wanted)
-        # Two of them and their sum are one over the channels of both.
+        # The sum of two of these gradients is one gradient over the channels of both.
         to_x = self._data(torch.cat([lam, bar], 1), x, torch.cat([weight, u_weight]), geometry)
         return to_x, *super().bend(saved, lam, bar, us, kept, (False, *wanted[1:]))[1:]
 
@@ -84,22 +84,22 @@ class FewChannels(Convolution):
 class BatchNorm(Formula):
     """y = γ x̂ + β with x̂ = (x - μ) r: x̄ = γ r P(ȳ), γ̄ = Σ ȳ x̂, β̄ = Σ ȳ, with P(w) = w - mean(w) - x̂ mean(w x̂).
 
-    For cotangents u, v and s of these three and λ of y, with n entries in a channel and S = Σ u P(ȳ)::
+    For cotangents u, v and s of x̄, γ̄ and β̄ and λ of y, with n entries in a channel and S = Σ u P(ȳ)::
 
         forth:  γ r P(u) + v x̂ + s
         by x:   r P(w + γ λ) - x̂ γ r² S / n,   w = (v - γ r Σ u x̂ / n) ȳ - γ r (Σ ȳ x̂ / n) u
         by γ:   Σ λ x̂ + r S
         by β:   Σ λ
 
-    The kernel that gives γ r P(ȳ) with both sums gives r P of anything else, and that of the forward pass gives x̂
-    times anything: what is left are a few calls on vectors of one number for each channel.
+    The backward kernel computes γ r P(ȳ) and both sums, and r P of any other tensor too. The forward kernel computes
+    the product of x̂ with any vector. The rest is a few operators on vectors with one number for each channel.
     """
 
     def __init__(self, read: Callable[[Any], tuple[Any, ...]], fits: Callable[[Any, Any], bool] | None = None) -> None:
         self._read, self.fits = read, fits
 
     def saved(self, node: Any, following: Any) -> Any:  # noqa: ARG002
-        # With room for the sums that the tangent's pass finds.
+        # The last entry takes the sums that ``forth`` computes, for use by ``bend``.
         return [*self._read(node), []]
 
     def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:  # noqa: ARG002
@@ -156,7 +156,7 @@ def _wide(vector: Tensor, x: Tensor) -> Tensor:
 
 
 def _normalized(x: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
-    """The sum of scale x̂ and shift."""
+    """Return scale · x̂ + shift."""
     return torch.native_batch_norm(x, scale, shift, None, None, True, 0.0, eps)[0]
 
 
@@ -170,7 +170,7 @@ def _of_torch(node: Any) -> tuple[Any, ...]:
     return node._saved_input, node._saved_weight, node._saved_result1, node._saved_result2, node._saved_eps
 
 
-# By the function: its node has a name that a function of the user's may have too.
+# The keys are classes, because a function of the user's may have a node of the same name.
 LAYERS: dict[Any, Formula] = {
     _Convolution: FewChannels(),
     _BatchNorm: BatchNorm(lambda node: (*node.saved_tensors, node.eps)),

@@ -1,6 +1,6 @@
-"""The formulas of products of matrices, of what works entry by entry, and of means, sums and shapes."""
+"""The formulas of matrix products, elementwise operators, means, sums and changes of shape."""
 
-# ruff: noqa: D102, the base class says what each method is.
+# ruff: noqa: D102, the docstrings of the base class hold for every formula.
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _aten = torch.ops.aten
 
 
 class Product(Formula):
-    """y = b + A B, with b a row that is added to each of the product's, or without it."""
+    """y = A B, or y = b + A B, where the row b is added to every row of the product."""
 
     def __init__(self, row: bool) -> None:
         self._row = row
@@ -26,7 +26,7 @@ class Product(Formula):
     def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:
         (a, b, _), (*row, of_a, of_b) = saved, wanted
         rows = [bar.sum(0) if r else None for r in row]
-        # Transposed, as a layer has its weight: what comes out is then in the weight's own order.
+        # B is the transpose of a layer's weight, so this gradient lies in memory in the weight's own order.
         return *rows, bar.mm(b.t()) if of_a else None, bar.t().mm(a).t() if of_b else None
 
     def forth(self, saved: Any, us: Tensors) -> Tensor | None:
@@ -46,7 +46,7 @@ class Product(Formula):
 
 
 def _products(pairs: Sequence[tuple[Tensor | None, Tensor | None]], factors: Callable[..., Any]) -> Tensor | None:
-    """The sum of the products of pairs, none of which has a None."""
+    """Return the sum of the matrix products of those pairs that have no None."""
     total = None
     for one, other in pairs:
         if one is not None and other is not None:
@@ -62,12 +62,12 @@ def _whole_row(node: Any, following: Any) -> bool:
 
 
 _constants: dict[Any, Tensor] = {}
-# Batches may be of any size.
+# The size of a batch is part of the value, so batches of many sizes would add constants without end.
 _MOST = 64
 
 
 def one_like(t: Tensor) -> Tensor:
-    """1 as a tensor without dimensions, made once for each kind and device."""
+    """Return the number 1 as a tensor without dimensions, which is made once for each dtype and device."""
     return _constant(1.0, t)
 
 
@@ -81,7 +81,7 @@ def _constant(value: float, t: Tensor) -> Tensor:
 
 
 def _share(t: Tensor, given: torch.Size) -> Tensor:
-    """The gradient of a mean; that of the loss itself is known."""
+    """Return the gradient of a mean; if ``t`` is the shared constant 1, 1 / n is a shared constant too."""
     n = given.numel()
     return (_constant(1 / n, t) if n and t is one_like(t) else t / n).expand(given)
 
@@ -103,7 +103,7 @@ def _other(node: Any, _: Any) -> tuple[Any, ...]:
 
 
 def _by_constant(node: Any, following: Any) -> bool:
-    """Whether the operator multiplies by a constant from the right, and leaves the shape as it was."""
+    """Return whether the second operand is a constant, and the result has the shape of the first."""
     return following[1][0] is None and shape_of(following[0][0]) == shape_of(node)
 
 
@@ -118,7 +118,7 @@ def _plain_logits(node: Any, following: Any) -> bool:
 
 
 def _softplus_second(product: Tensor, x: Tensor, beta: Any, threshold: Any) -> Tensor:
-    # The slope, which is exactly 1 above the threshold.
+    # The slope is exactly 1 above the threshold.
     slope = _aten.softplus_backward.default(one_like(x).expand_as(x), x, beta, threshold)
     return times(_sigmoid_backward(product, slope), beta)
 
@@ -129,7 +129,7 @@ _leaky_backward = _aten.leaky_relu_backward.default
 _threshold_backward = _aten.threshold_backward.default
 _RESHAPE = One(_both, lambda t, given, _: t.reshape(given), lambda t, _, out: t.reshape(out))
 
-# By the name of the node.
+# The keys are the names of autograd's nodes.
 FORMULAS: dict[str, Formula] = {
     "NegBackward0": One(_nothing, torch.neg),
     "CloneBackward0": One(_nothing, lambda t: t),

@@ -1,7 +1,7 @@
-"""The derivative of the backward pass of layer, batch and instance norm, which can be differentiated again.
+"""A derivative of the backward pass of layer, batch and instance norm that can itself be differentiated.
 
-A gradient penalty inside an unroll needs that. In torch, the derivative for ``layer_norm`` has a silently wrong
-derivative, and that for ``batch_norm``, which ``instance_norm`` calls, has none.
+A gradient penalty inside an unroll needs third derivatives. In torch, that of ``layer_norm`` is wrong without an error,
+and ``batch_norm``, which ``instance_norm`` calls, has none.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def normalization(
         to_y: ȳ.
         x: the input of the normalization.
         weight: γ, in a shape that broadcasts to that of x; None for 1.
-        r: 1 / √(σ² + eps) without graph; its dependence on x is computed here.
+        r: 1 / √(σ² + eps) without graph; its dependence on x is reconstructed in this function.
         dims: the dimensions over which statistics are taken.
         of: u, v and s; None for zero.
 

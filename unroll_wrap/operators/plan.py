@@ -1,4 +1,4 @@
-"""The passes through the graphs of one structure, worked out once: an unroll takes many of them."""
+"""Plan the passes through a graph once for all graphs of the same structure, of which an unroll has many."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ from .formulas import Formula
 from .formulas_of_layers import LAYERS
 from .formulas_of_operators import FORMULAS
 
-# A node of a graph: its number, which grows with time, the node, and where it leads.
+# A node of a graph: its sequence number, which grows with time, the node itself, and its ``next_functions``.
 Node = tuple[int, Any, Any]
 
 
 class Visit(NamedTuple):
-    """What a pass does at one place.
+    """What a pass does at one node.
 
     Attributes:
-        place: of a node.
-        formula: of it.
-        inputs: their places, None for a constant.
-        moving: the places of those that depend on a parameter, if the formula is curved.
-        wanted: of which inputs a cotangent is wanted.
-        targets: these inputs, each with its place.
+        place: the place of the node.
+        formula: the formula of its operator.
+        inputs: the places of the operator's inputs; None for a constant.
+        moving: the places of the inputs that depend on a parameter; in a reverse pass, only if the formula is curved.
+        wanted: for each input, whether a reverse pass needs its cotangent.
+        targets: the positions of these inputs among all of them, each with its place.
     """
 
     place: int
@@ -34,10 +34,13 @@ class Visit(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The passes through every graph of one structure: the gradient, the tangents, and back without and with θ.
+    """The passes through every graph of one structure.
 
     Attributes:
-        checks: places, with what says whether the formula fits the node there.
+        checks: the places whose formula does not hold for every node, each with the test that the node has to pass.
+        gradient: the reverse pass that computes the gradient.
+        tangents: the forward pass of the tangents of θ.
+        back: the reverse passes of the pullback: to the batch alone, and to θ and the batch.
     """
 
     checks: list[tuple[int, Any]]
@@ -49,11 +52,18 @@ class Plan(NamedTuple):
 def planned(
     nodes: list[Node], place: dict[Any, int | None], asked: list[int | None], outer: list[int | None]
 ) -> Plan | None:
-    """None if there is a node that no formula is known for."""
+    """Return the passes through a graph; None if the formulas do not cover it.
+
+    Args:
+        nodes: its nodes except the leaves, in the order in which they were made.
+        place: the place of every node.
+        asked: the place of each parameter; None if no gradient of it is wanted.
+        outer: the place of each leaf in the batch; None if the graph does not reach it.
+    """
     formulas = [_formula(node) for _, node, _ in nodes]
     known = [f for f in formulas if f is not None]
     edges = [(i, place[n], output) for i, (_, _, following) in enumerate(nodes) for n, output in following]
-    # Another output than the first, or what was made later, by another thread.
+    # The formulas know first outputs only. A node that another thread made may be out of order.
     odd = [i for i, j, output in edges if output or (j is not None and i <= j < len(nodes))]
     if odd or len(known) < len(formulas):
         return None
@@ -61,7 +71,7 @@ def planned(
     visits = list(zip(range(len(nodes)), known, inputs, strict=True))
 
     def leading(leaves: Sequence[int | None]) -> set[int]:
-        """The places that lead to any of these."""
+        """Return the places from which any of these leaves is reached, and the leaves themselves."""
         found = {leaf for leaf in leaves if leaf is not None}
         for i, _, given in visits:
             if not found.isdisjoint(given):
@@ -82,7 +92,7 @@ def planned(
                 found.append(Visit(i, formula, given, movers(formula, given), wanted, targets))
         return found
 
-    # A tangent matters where it meets anything that it bends.
+    # A tangent is needed only if it reaches a curved operator.
     useful: set[int | None] = set()
     for i, formula, given in reversed(visits):
         if formula.curved or i in useful:
@@ -98,5 +108,5 @@ def planned(
 
 def _formula(node: Any) -> Formula | None:
     kind = type(node)
-    # A name tells nothing of a function of the user's.
+    # A function of the user's may have a node of any name.
     return LAYERS.get(node._forward_cls) if issubclass(kind, BackwardCFunction) else FORMULAS.get(kind.__name__)

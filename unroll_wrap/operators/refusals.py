@@ -1,7 +1,7 @@
-"""Refuse uses of norms that torch differentiates wrongly in real steps already, which leave nothing to match.
+"""Refuse uses of norms that torch differentiates wrongly even in real steps, so that an unroll has nothing to match.
 
-If the backward pass of torch's norms, or their tangent in forward mode, is differentiated once more, torch takes the
-statistics for constants.
+When the second derivative of a norm, or its derivative in forward mode, is differentiated again, torch treats the
+statistics as constants.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _OPERATORS = {
     "miopen_batch_norm": _BATCH,
     "miopen_batch_norm_backward": _BATCH,
 }
-# The first node is this package's own.
+# The first node is that of ``batch_norm.py``.
 _NODES = {
     "_BatchNormBackwardBackward": _BATCH,
     "NativeLayerNormBackwardBackward0": _LAYER,
@@ -58,7 +58,7 @@ class _ForwardMode(TorchDispatchMode):
 
 
 def _by_statistics(func: Any, args: Any, kwargs: Any) -> bool:
-    """Return whether a norm takes the statistics of its input; given statistics are constants."""
+    """Return whether a norm computes the statistics of its input; statistics that it is given are constants."""
     given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
     return given.get("training", given.get("train", True))
 
@@ -104,7 +104,7 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
         leave(level=level)
 
     def running(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # A gradient that is computed without create_graph is not differentiated again.
+        # A gradient computed without create_graph cannot be differentiated again, so it needs no watch.
         guarded = _no_second_derivatives(outputs) if guards.is_unrolling() and args[2] else []
         try:
             return run(outputs, *args, **kwargs)
@@ -115,6 +115,6 @@ def _watching(functions: tuple[Any, ...]) -> tuple[Any, ...]:
     return entering, leaving, running
 
 
-# Forward mode has one level at a time, in one thread.
+# Forward mode has only one level at a time, in one thread, so a plain dict is enough.
 _modes: dict[int, AbstractContextManager[object]] = {}
 norms_watched = Setting(engine_functions, put_engine_functions, _watching)

@@ -1,7 +1,7 @@
-"""Repair the nodes of a loss's graph whose gradient torch differentiates wrongly, to NaN or not at all.
+"""Repair the nodes of a loss's graph whose gradient has a wrong derivative in torch, or NaN, or none.
 
-A hook on the node returns the same gradient up to rounding, with a graph that can be differentiated. The name by which
-an operator was called, and the transform that it ran under, do not matter, because its node is the same.
+A hook on the node returns the same gradient up to rounding, with a graph that can be differentiated. It does not matter
+how the operator was called or under which transform it ran, because its node is the same in every case.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def _hook_on(node: Any) -> Callable[[Cotangents, Cotangents], Any]:
 
 
 def _check_graph(node: Any, found: Cotangents, of: Cotangents) -> None:
-    """Raise if a cotangent has a graph and the gradient, which is linear in it, has none: it was cut on the way."""
+    """Raise if a cotangent has a graph and the gradient, which is linear in it, has lost that graph."""
     given = [g for g in found if g is not None]
     if any(bar is not None and bar.requires_grad for bar in of) and not any(g.requires_grad for g in given):
         if any(g.any() for g in given):
@@ -69,7 +69,7 @@ def _replaced(right: Repair, node: Any, found: Cotangents, of: Cotangents) -> An
     try:
         given = [*right(node, of), *[None] * len(found)]
     except CheckpointError as error:
-        # A checkpoint gives out each tensor once, here to torch's own node, whose gradient is right except at 0.
+        # A checkpoint gives out each tensor once, and torch's own node has taken it. Its gradient is right except at 0.
         if type(node).__name__ in subgradients.REPAIRS:
             return None
         raise RuntimeError(

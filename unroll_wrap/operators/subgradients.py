@@ -1,7 +1,7 @@
-"""Repair norms, distances and deviations, whose gradient at 0 is 0 in torch, and whose second derivative there is NaN.
+"""Repair norms, distances and deviations, which at 0 have the gradient 0 in torch, but NaN as their second derivative.
 
-A value of 0 comes from two equal samples, a critic without slope, or a feature that is constant over the batch. Real
-steps use the subgradient 0 there; its derivative is taken to be 0 too.
+A value of 0 comes from two equal samples, a critic without slope, or a feature that is constant over the batch. At 0,
+real steps use the subgradient 0, and the repair takes its derivative to be 0 too.
 """
 
 import math
@@ -109,7 +109,7 @@ def always(_: Any) -> bool:
     return True
 
 
-# By the name of a node: whether it needs the repair, and the repair.
+# For the name of each node: a test whether the node needs the repair, and the repair.
 REPAIRS: dict[str, tuple[Callable[[Any], bool], Repair]] = {
     "LinalgVectorNormBackward0": (_bends, _norm),
     **dict.fromkeys((f"NormBackward{i}" for i in range(4)), (_bends, _norm)),

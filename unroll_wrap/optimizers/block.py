@@ -1,7 +1,7 @@
-"""Parameters that share a rule travel as one flat vector.
+"""Blocks: the parameters that share a rule, joined into one flat vector.
 
-A small net is bound by the number of operator calls: an update of one vector costs a dozen of them, an update of
-every tensor a dozen each.
+The time of a step of a small net depends on the number of operator calls. The update of one vector takes a dozen of
+them, and so would the update of each tensor alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ Layout = list[tuple[int, ...]]
 
 
 class Block(NamedTuple):
-    """Parameters that move together; or, in the reverse sweep, their cotangents (None stands for zero).
+    """Parameters that move together or, in the reverse sweep, their cotangents, where None stands for zero.
 
     Attributes:
-        rule: the update.
-        index: positions of the parameters in the unroll's list.
-        shapes: their shapes.
-        params: one flat vector of them all, or the tensor itself where there is but one.
-        state: the rule's NamedTuple; its tensors are packed in the same way, its numbers hold for all.
+        rule: the rule that updates the parameters.
+        index: the positions of the parameters in the unroll's list.
+        shapes: the shapes of the parameters.
+        params: all parameters in one flat vector; a single parameter keeps its shape.
+        state: the rule's NamedTuple. Its tensors are packed in the same way, and its numbers hold for all parameters.
     """
 
     rule: UpdateRule
@@ -35,12 +35,12 @@ class Block(NamedTuple):
 
 
 def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """One flat vector; a single tensor stays as it is."""
+    """Join tensors into one flat vector; a single tensor is returned as it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
 
 
 def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Views with the given shapes, the inverse of ``pack``."""
+    """Return views with the given shapes; this is the inverse of ``pack``."""
     if len(shapes) == 1:
         return [packed]
     parts = torch.split_with_sizes(packed, _sizes(tuple(shapes)))
@@ -53,24 +53,24 @@ def _sizes(shapes: tuple[torch.Size, ...]) -> list[int]:
 
 
 class Joined(list["Tensor | None"]):
-    """Views of one flat vector, one after another."""
+    """A list of tensors that are consecutive views of one flat vector."""
 
     def __init__(self, flat: Tensor, shapes: Sequence[torch.Size]) -> None:
         super().__init__(unpack(flat, shapes))
         self.flat = flat
 
     def packed(self, index: Sequence[int]) -> Tensor | None:
-        """All of it, if these are their positions; else None."""
+        """Return the flat vector if ``index`` asks for all tensors in order; None otherwise."""
         return self.flat if len(index) == len(self) and all(map(int.__eq__, index, range(len(self)))) else None
 
 
 def values_of(block: Block) -> list[Any]:
-    """The parameters, and what the state holds, numbers included."""
+    """Return the packed parameters and every entry of the state, numbers included."""
     return [block.params, *block.state]
 
 
 def each(block: Block, function: Callable[[Tensor], Tensor | None]) -> Block:
-    """The block with ``function`` applied to its tensors; numbers stay."""
+    """Apply ``function`` to all tensors of a block, and keep its numbers."""
 
     def on(value: Any) -> Any:
         return function(value) if isinstance(value, Tensor) else value
@@ -79,7 +79,7 @@ def each(block: Block, function: Callable[[Tensor], Tensor | None]) -> Block:
 
 
 def pairs(blocks: Sequence[Block], cotangent: Sequence[Block]) -> list[tuple[Tensor, Tensor | None]]:
-    """Each tensor with its cotangent."""
+    """Return every tensor of the blocks with its cotangent."""
     return [
         (t, bar)
         for b, bars in zip(blocks, cotangent, strict=True)
@@ -89,12 +89,12 @@ def pairs(blocks: Sequence[Block], cotangent: Sequence[Block]) -> list[tuple[Ten
 
 
 def layout(blocks: Sequence[Block]) -> Layout:
-    """Which parameters each block holds."""
+    """Return the positions of the parameters that each block holds."""
     return [b.index for b in blocks]
 
 
 def split(blocks: Sequence[Block], used: Sequence[bool]) -> list[Block]:
-    """The same blocks, divided where only some of their parameters were used; a joint rule is told instead."""
+    """Divide every block of which only some parameters are used; a joint rule stays whole and is told which."""
     if all(used) and not any(b.rule.joint for b in blocks):
         return list(blocks)
     told = [b._replace(rule=b.rule.for_used([used[i] for i in b.index])) if b.rule.joint else b for b in blocks]
@@ -109,7 +109,7 @@ def split(blocks: Sequence[Block], used: Sequence[bool]) -> list[Block]:
 
 
 def regroup(blocks: Sequence[Block], new: Layout) -> list[Block]:
-    """The same parameters in another layout."""
+    """Return the same parameters in another layout."""
     whole = {b.index: b for b in blocks if b.index in new}
     single = {i: one for b in blocks if b.index not in new for i, one in zip(b.index, _singles(b), strict=True)}
     return [whole[index] if index in whole else join([single[i] for i in index]) for index in new]
@@ -128,7 +128,7 @@ def _singles(block: Block) -> list[Block]:
 
 
 def join(singles: list[Block]) -> Block:
-    """One block of several that hold one parameter each, under the rule and the numbers of the first."""
+    """Join blocks of one parameter each into one block, with the rule and the numbers of the first."""
     first = singles[0]
 
     def all_of(values: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Rules whose derivative is written down, instead of found by autograd in three times as many operator calls."""
+"""Rules with a derivative in closed form; autograd would take three times as many operator calls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from .rule import Pullback, UpdateRule
 
 
 class ClosedRule(UpdateRule):
-    """An update as a function of tensors and of numbers, and its pullback as another."""
+    """A rule that defines its update, ``descend``, and the pullback of that, ``ascend``."""
 
     def numbers(self, state: Any) -> Any:
-        """What the next update computes with, beside tensors: its learning rate, its bias corrections."""
+        """Return the numbers that the next update computes with, such as the learning rate and bias corrections."""
         raise NotImplementedError
 
     def descend(self, numbers: Any, param: Tensor, grad: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        """The new parameter, and the tensors of the new state.
+        """Return the new parameter and the tensors of the new state.
 
         Args:
-            numbers: from ``numbers``; or each of them as a tensor of no dimension, for a compiler.
+            numbers: what ``numbers`` returns; for a compiler, each number is a tensor without dimensions.
             param: the parameter.
-            grad: its gradient.
-            *before: the tensors of the state.
+            grad: the gradient of the parameter.
+            *before: the tensors of the state before the update.
         """
         raise NotImplementedError
 
@@ -36,28 +36,28 @@ class ClosedRule(UpdateRule):
         after: Sequence[Tensor],
         bars: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """From the cotangents ``bars`` of what ``descend`` returns to those of ``grad``, ``param`` and ``before``."""
+        """Pull the cotangents ``bars`` of what ``descend`` returned back to ``grad``, ``param`` and ``before``."""
         raise NotImplementedError
 
     def switches(self) -> tuple[bool, ...]:
-        """What makes ``descend`` another function, beside the numbers."""
+        """Return the options that decide which operations ``descend`` performs."""
         raise NotImplementedError
 
     def following(self, state: Any, after: Sequence[Tensor]) -> Any:
-        """The state after an update, with these tensors."""
+        """Return the state after an update, with the tensors ``after``."""
         raise NotImplementedError
 
     def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The parameter and the state after one update; its graph is one node."""
+        """Return the parameter and the state after one update, whose graph is a single node."""
         new, *after = _Descent.apply(self, self.numbers(state), param, grad, *tensors_of(state))  # type: ignore[misc]
         return new, self.following(state, after)
 
     def with_pullback(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any, Pullback]:
-        """The same without graph."""
+        """Return the parameter and the state after one update, without graph, and the pullback of the update."""
         numbers, before = self.numbers(state), tensors_of(state)
         new, *after = self.descend(numbers, param, grad, *before)
 
-        # Given g, not holding it: it is a second copy of gradients that their graph keeps.
+        # g is an argument and not kept, because it is a copy of gradients that are kept with their graph already.
         def back(cotangent: Sequence[Tensor | None], grad: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
             bars = [torch.zeros_like(param) if bar is None else bar for bar in cotangent]
             of_grad, *of_old = self.ascend(numbers, param, grad, before, after, bars)
@@ -67,7 +67,7 @@ class ClosedRule(UpdateRule):
 
 
 class _Descent(torch.autograd.Function):
-    """``descend`` for autograd, once differentiable."""
+    """``descend`` as an autograd function, which can be differentiated once."""
 
     @staticmethod
     def forward(ctx: Any, rule: ClosedRule, numbers: Any, param: Tensor, grad: Tensor, *before: Tensor) -> Any:
@@ -87,20 +87,20 @@ class _Descent(torch.autograd.Function):
 
 
 def tensors_of(state: Any) -> list[Tensor]:
-    """What of it is a tensor; the rest are numbers."""
+    """Return the entries of a state that are tensors; the others are numbers."""
     return [t for t in state if isinstance(t, Tensor)]
 
 
 def plus(a: Tensor, b: Tensor, times: Any) -> Tensor:
-    """The sum a + times · b, where ``times`` is a number or a tensor."""
+    """Return a + times · b, where ``times`` is a number or a tensor."""
     return a + times * b if isinstance(times, Tensor) else torch.add(a, b, alpha=times)
 
 
 def plus_product(a: Tensor, b: Tensor, c: Tensor, times: Any) -> Tensor:
-    """The sum a + times · b · c."""
+    """Return a + times · b · c, where ``times`` is a number or a tensor."""
     return a + times * b * c if isinstance(times, Tensor) else torch.addcmul(a, b, c, value=times)
 
 
 def plus_quotient(a: Tensor, b: Tensor, c: Tensor, times: Any) -> Tensor:
-    """The sum a + times · b / c."""
+    """Return a + times · b / c, where ``times`` is a number or a tensor."""
     return a + times * b / c if isinstance(times, Tensor) else torch.addcdiv(a, b, c, value=times)

@@ -66,7 +66,7 @@ _said: WeakSet[Any] = WeakSet()
 
 
 class Traces(dict[int, Traced]):
-    """The traced rules of optimizers that have no rule of their own, by the optimizer's id; a copy starts empty."""
+    """The traced rules of optimizers that have no rule of their own, by the id of the optimizer. A copy is empty."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Traces":
         return Traces()
@@ -87,7 +87,7 @@ def read(
         optimizers: plain optimizers, each of which moves some of the parameters.
         params: the parameters to unroll; every one belongs to some optimizer.
         traces: the traced rules of earlier calls.
-        rules: what ``rule_of`` returns for each optimizer, if that is known.
+        rules: what ``rule_of`` returns for each optimizer, if the caller knows that.
 
     Returns:
         Blocks, whose ``index`` holds positions in ``params``.
@@ -110,7 +110,7 @@ def read(
                     f"The rule {kind.__name__} asks for the options {missing}, which this {type(optimizer).__name__} "
                     "lacks. A rule's fields have the names of the optimizer's options; give the others a default."
                 )
-            # A rule's fields have the names of the optimizer's options, with defaults for those that came later.
+            # An older version of the optimizer may lack options whose fields have a default.
             rule = kind(**{name: group[name] for name in names if name in group})
             counts = counts_of(optimizer, group["params"])
             # One flat vector needs one dtype, one device, and the same numbers (a step count) throughout.

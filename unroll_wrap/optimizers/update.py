@@ -1,4 +1,4 @@
-"""One optimizer step on every block, and its pullback. Knows gradients, not where they come from."""
+"""One optimizer step on every block, and its pullback. Where the gradients come from plays no part here."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,11 +15,12 @@ class Update(NamedTuple):
     """(θ, g, state) → (θ', state'), and what its pullback needs.
 
     Attributes:
-        old: θ and state, as leaves where the derivative is autograd's.
+        old: θ and state, as leaves if autograd differentiates the update.
         new: θ' and state'.
-        grads: g, one for each parameter, as leaves of their own in that case too.
+        grads: g, one entry for each parameter, as leaves of their own if autograd differentiates the update.
         entry: the layout of the blocks that the update was given.
-        closed: the derivative of each block in closed form, None for one that has not moved; or None for autograd's.
+        closed: the pullback of each block in closed form, None for a block that has not moved; or None in place of the
+            list if autograd differentiates the update.
     """
 
     old: list[Block]
@@ -29,11 +30,11 @@ class Update(NamedTuple):
     closed: list[Pullback | None] | None
 
     def following(self) -> list[Block]:
-        """The new blocks without graph: where the next step starts."""
+        """Return the new blocks without graph, from which the next step starts."""
         return self.new if self.closed else [each(b, Tensor.detach) for b in self.new]
 
     def pullback(self, cotangent: Sequence[Block]) -> tuple[list[Tensor | None], list[Block]]:
-        """From the cotangent of (θ', state') to that of every g, None for zero, and that of (θ, state)."""
+        """Pull the cotangent of (θ', state') back to every g and to (θ, state); None stands for zero."""
         if self.closed:
             return self._by_closed_form(self.closed, cotangent)
         moved = [(out, bar) for out, bar in pairs(self.new, cotangent) if bar is not None and out.requires_grad]
@@ -44,7 +45,7 @@ class Update(NamedTuple):
         of_grads = [None if g is None else next(found) for g in self.grads]
         return of_grads, [each(b, lambda _: next(found)) for b in self.old]
 
-    # A single tensor is packed as it is, so the gradient of a D that has but one keeps its own graph.
+    # Without a graph, because the gradient of a D with a single parameter is packed as it is, with its own graph.
     @torch.no_grad()
     def _by_closed_form(
         self, closed: Sequence[Pullback | None], cotangent: Sequence[Block]
@@ -66,11 +67,11 @@ class Update(NamedTuple):
         return of_grads, of_old
 
     def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
-        """The cotangent of what the update was given.
+        """Return the cotangent of the blocks that the update was given.
 
         Args:
-            of_old: by way of the rule.
-            of_params: for each parameter, by way of its gradient.
+            of_old: the part of it that passes through the rule.
+            of_params: for each parameter, the part that passes through its gradient.
         """
         blocks = add(of_old, of_params)
         return blocks if layout(blocks) == self.entry else regroup(blocks, self.entry)
@@ -82,13 +83,13 @@ def update(
     transforms: Transforms,
     differentiable: bool,
 ) -> Update:
-    """Step every parameter that has a gradient; as in torch, one without is left alone, its step count too.
+    """Step every parameter that has a gradient; as in torch, the others keep their values and their step counts.
 
     Args:
         blocks: θ and state.
-        grads: one for each parameter, or None. Their own graph, if any, plays no part.
-        transforms: of gradients before the rule, and of parameters after it.
-        differentiable: keep what the pullback needs.
+        grads: the gradient of each parameter, or None. If a gradient has a graph, that plays no part.
+        transforms: the user's transforms of gradients before the rule, and of parameters after it.
+        differentiable: whether to keep what the pullback needs.
     """
     old = split(blocks, [g is not None for g in grads])
     if not transforms:
@@ -118,7 +119,7 @@ def update(
 
 @torch.no_grad()
 def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Layout) -> Update | None:
-    """None if a rule has no derivative of its own."""
+    """Return the update, differentiated in closed form; None if a rule has no derivative in closed form."""
     new: list[Block] = []
     closed: list[Pullback | None] = []
     for block in old:
@@ -136,22 +137,22 @@ def _in_closed_form(old: list[Block], grads: Sequence[Tensor | None], entry: Lay
     return Update(old, new, grads, entry, closed)
 
 
-# More than a backward pass or two, clipping and a GradScaler write to a gradient in one step.
+# In one step, two backward passes, clipping and a GradScaler write to a gradient less often than this.
 _KEPT = 8
 
 
 def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Sequence[tuple[int, Tensor]]) -> None:
-    """Whether it is clear what the optimizer does to a parameter that ``d_loss`` does not reach.
+    """Raise if it is unclear whether the optimizer moves a parameter that ``d_loss`` does not reach.
 
     Args:
         blocks: θ and state.
-        grads: of the loss; a gradient of zeros has been put where the loop leaves one.
-        left: positions of parameters with what the loop has left in ``.grad``.
+        grads: the gradients of the loss, with zeros where the loop leaves zeros.
+        left: positions of parameters, each with the gradient that the loop has left in ``.grad``.
 
     Raises:
-        ValueError: it would move by a gradient of zeros, and not by None.
+        ValueError: a gradient of zeros would move the parameter, where None would not.
     """
-    # What set_to_none=False keeps has been written to in place, once and again in every step.
+    # A gradient that zero_grad(set_to_none=False) keeps is written to in place in every step, so its version is high.
     unclear = {i for i, grad in left if grads[i] is None and grad._version > _KEPT}
     if not unclear:
         return
@@ -178,7 +179,7 @@ def _transformed(block: Block, transforms: Transforms) -> Block:
 
 
 def params_of(blocks: Sequence[Block]) -> list[Tensor]:
-    """Every parameter, in the order of their indices."""
+    """Return all parameters in the order of their indices."""
     found: dict[int, Tensor] = {}
     for block in blocks:
         found.update(zip(block.index, unpack(block.params, block.shapes), strict=True))
@@ -186,7 +187,7 @@ def params_of(blocks: Sequence[Block]) -> list[Tensor]:
 
 
 def _packed(block: Block, grads: Sequence[Tensor | None]) -> Tensor | None:
-    """The block's part of a list with one entry for each parameter; zeros for None, unless all are."""
+    """Return the gradients of a block, packed, with zeros in place of None; None if the block has no gradient."""
     if isinstance(grads, Joined) and (packed := grads.packed(block.index)) is not None:
         return packed
     parts = [grads[i] for i in block.index]
@@ -204,7 +205,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def add(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
-    """Cotangents with a gradient of each parameter added to the cotangent of θ; None is zero."""
+    """Return the cotangents, with the gradient of each parameter added to that of θ; None stands for zero."""
     added = []
     for b in blocks:
         packed = _packed(b, grads)
@@ -215,12 +216,12 @@ def add(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
 
 
 def zero_cotangent(blocks: Sequence[Block]) -> list[Block]:
-    """No cotangent for anything in these blocks."""
+    """Return a cotangent of these blocks that is zero everywhere."""
     return [each(b, lambda _: None) for b in blocks]
 
 
 def plus(one: Sequence[Block], other: Sequence[Block]) -> list[Block]:
-    """The sum of two cotangents of θ in the same layout; the second has none for the state."""
+    """Return the sum of two cotangents in the same layout, of which the second is zero for the state."""
     return [
         a if b.params is None else a._replace(params=b.params if a.params is None else a.params + b.params)
         for a, b in zip(one, other, strict=True)

@@ -1,4 +1,4 @@
-"""Losses and a gradient that are numbers, or the cause why they are not."""
+"""Check that the losses and the gradient of a call are finite, and name the cause if they are not."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ def check_finite(
     gradient: Sequence[Tensor] = (),
     again: Callable[[], object] | None = None,
 ) -> None:
-    """Losses that are numbers, with a gradient that is.
+    """Raise unless the losses and the gradient are finite.
 
     Args:
-        d_losses: of the inner steps.
-        g_loss: after them.
-        given: tensors of the call, by where they are from, which may be to blame.
-        gradient: of the result.
-        again: the same once more, to find out where a gradient has gone wrong.
+        d_losses: ``d_loss`` of every inner step.
+        g_loss: ``g_loss`` after these steps.
+        given: the tensors that the call was given, which may be the cause, by their origin.
+        gradient: the gradient of the result.
+        again: repeats the call, to find the operator whose gradient is NaN.
 
     Raises:
-        ValueError: one of the losses is not, or the gradient.
+        ValueError: a loss or the gradient is not finite.
     """
-    # A class of the user's own, such as a noise that fake is made from, may have a to() of its own.
+    # A tensor subclass of the user's, such as that of the noise that fake is made from, may redefine to().
     g_loss = g_loss if type(g_loss) is Tensor else g_loss.as_subclass(Tensor)
     like = Tensor, (), g_loss.dtype, g_loss.device
     every = (*d_losses, g_loss)
@@ -36,12 +36,12 @@ def check_finite(
         for v in every
     ]
     sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
-    # One transfer from the device for all.
+    # All numbers come from the device in one transfer.
     numbers = torch.stack([*losses, *sums]).tolist()
     values, totals = numbers[: len(losses)], numbers[len(losses) :]
     wrong = [k for k, value in enumerate(values) if not isfinite(value)]
     if not wrong:
-        # A sum of large numbers overflows where none of them has.
+        # A sum of finite numbers may overflow, so every gradient is looked at before an error is raised.
         if not all(map(isfinite, totals)) and not all(g.isfinite().all() for g in gradient):
             raise ValueError(
                 f"The losses are finite, and the gradient of the unrolled one is not. {_where(again)} An unroll takes "
@@ -72,15 +72,15 @@ def check_finite(
 
 
 def _where(again: Callable[[], object] | None) -> str:
-    """In which operator autograd's anomaly mode finds the first NaN."""
-    # Other processes, which may have found nothing, would not come along.
+    """Return what autograd's anomaly mode says about the first operator whose gradient is NaN."""
+    # Other processes may have found no NaN; they would not repeat the call, and this one would wait for them.
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if again is not None and alone:
         try:
             with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
                 warnings.simplefilter("ignore")
                 again()
-        # A loss may fail when it runs again; that is not what is asked here.
+        # A loss may fail when it runs again. That is another error than the one to be explained.
         except Exception as error:  # noqa: BLE001
             if "returned nan values" in str(error):
                 return str(error)

@@ -74,7 +74,7 @@ class Ranks(OneProcess):
         self._over = False
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Wait for the other ranks, or tell them of the error; not after Ctrl-C, which reaches every rank itself."""
+        """Wait for the other ranks, or tell them of the error, except after Ctrl-C, which reaches every rank itself."""
         if self._over or isinstance(error, GroupFailed) or not isinstance(error, (Exception, type(None))):
             return
         if error is None:
@@ -134,7 +134,7 @@ class Ranks(OneProcess):
         self._left = averages
 
     def gradients(self, grads: Grads, batch: Any) -> Grads:
-        """Return the averages, without graph; a gradient that a rank does not have counts as zero.
+        """Return the average gradients, without graph; a gradient that a rank does not have counts as zero.
 
         Args:
             grads: this rank's gradient of each parameter.

@@ -49,12 +49,12 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
 
 
 def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> None:
-    """Warn of a result that is right and may not be what was meant.
+    """Warn of a result that is correct, but may not be what the user meant.
 
     Args:
-        detached: what the losses cut themselves.
-        fresh: the optimizers that start from empty state.
-        outsized: the length of what the first step adds to the gradient, over that of all the rest.
+        detached: a text for each loss that detaches a part of what it returns.
+        fresh: the names of the optimizers that start from empty state.
+        outsized: the length of the first step's part of the gradient, divided by the length of the rest.
     """
     if detached:
         warnings.warn(

@@ -12,7 +12,13 @@ from .one_process import Grads
 
 
 class Point(NamedTuple):
-    """A point of the inner optimization: θ^k with the optimizer's state, D's buffers and the contents of containers."""
+    """A point of the inner optimization.
+
+    Attributes:
+        blocks: θ^k and the optimizer's state.
+        buffers: D's buffers, frozen parameters and unregistered tensors.
+        contents: what D's attributes and containers hold, if the backward rewinds; None otherwise.
+    """
 
     blocks: list[Block]
     buffers: tuple[Tensor, ...]
@@ -24,15 +30,15 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One inner step: from the leaves of ``evaluation`` to the gradients, with their graph, and to ``update.new``.
+    """One inner step: from the leaves of ``evaluation`` to the gradients, and from these to ``update.new``.
 
     Attributes:
         start: the point θ^k.
         evaluation: the run of ``d_loss``.
-        grads: the gradients of ``d_loss``, with their graph.
+        grads: the gradients of ``d_loss``, with their graph unless there is an ``adjoint`` or no pullback.
         averages: the averaged gradients that the update used, if there are several ranks.
         update: the update to θ^{k+1}.
-        adjoint: differentiates the gradients by formulas, where these know the whole graph.
+        adjoint: differentiates the gradients by formulas; None if these do not cover the whole graph of the loss.
     """
 
     start: Point

@@ -24,14 +24,14 @@ def gradients(
     """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves.
 
     Args:
-        evaluate: has run the loss.
-        evaluation: the loss.
-        also: other leaves.
-        by: computes the gradients by formulas, where these know the whole graph.
-        options: of ``torch.autograd.grad``.
+        evaluate: the evaluator that has run the loss.
+        evaluation: the result of that run.
+        also: the other leaves.
+        by: computes the gradients by formulas; None if autograd computes them.
+        options: keyword arguments of ``torch.autograd.grad``.
 
     Raises:
-        ValueError: the optimizer could not step by these.
+        ValueError: the optimizer could not step by these gradients.
     """
     name, loss = evaluation.name, evaluation.loss
     params = evaluate.swap.handles(evaluation.params)
@@ -40,15 +40,15 @@ def gradients(
     if by is not None:
         with causes(name):
             return _checked(evaluate, name, params, by.gradients()), []
-    # A loss may freeze layers itself: the optimizer finds no gradient there.
+    # A loss may freeze layers itself, and then the optimizer finds no gradient for their parameters.
     moving = [i for i, p in enumerate(params) if p.requires_grad]
-    # The operators tell parameters by their class, which a tracer's leaves do not have.
+    # The operators recognise parameters by their class, which the leaves of a tracer do not have.
     skip = not also and evaluate.leaf is None
     hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
     with parameters_only() if skip else nullcontext():
         asked = [*(params[i] for i in moving), *also]
         found = differentiate(name, [loss], asked, factor=evaluate.autocast.first, **options)
-    # They belong to this pass: what differentiates it may come by the same nodes.
+    # The hooks are meant for this pass alone, and the pass that differentiates it may reach the same nodes.
     for hook in hooks:
         hook.remove()
     grads: list[Tensor | None] = [None] * len(params)
@@ -58,7 +58,11 @@ def gradients(
 
 
 def _checked(evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
-    """The gradients, if an optimizer could step by them, with zeros where the loop leaves such."""
+    """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros.
+
+    Raises:
+        ValueError: the optimizer could not step by them.
+    """
     grads = found
     if isinstance(grads, Joined):
         return grads
@@ -73,7 +77,7 @@ def _checked(evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Gr
             f"{name} has a sparse gradient, of an nn.Embedding(sparse=True) as it seems, which cannot be "
             "differentiated again. Leave sparse=True out."
         )
-    # A hook on the live parameter is a part of what its optimizer sees.
+    # The optimizer sees the gradient that the hooks on the live parameter return.
     for i, hook in evaluate.hooks:
         if (g := grads[i]) is not None:
             changed = hook(g)

@@ -4,8 +4,8 @@ Forwards, one step is two maps: the network's gradient g = ∂d_loss/∂θ, then
 (θ, g, state) → (θ', state'). Backwards, with λ the cotangent of (θ', state'): the rule's pullback gives ḡ and the
 direct parts, and one second-order pass gives (∂g/∂θ)ᵀḡ and (∂g/∂fake)ᵀḡ.
 
-Fresh leaves, because a θ^k that stays attached to the graph is also differentiated by the user's own code: a penalty
-``autograd.grad(D(x).sum(), x)`` on a batch used in an earlier step would see D's parameters depend on x.
+The leaves are fresh, because the user's own code would also differentiate a θ^k that stays attached to the graph: in a
+penalty ``autograd.grad(D(x).sum(), x)`` on a batch that an earlier step has used, D's parameters would depend on x.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,19 +40,19 @@ class Unroll:
     Attributes:
         evaluate: runs a loss with given tensors in D.
         d_loss: ``(D, *batch, **kwargs) -> scalar``.
-        g_loss: the same.
-        inner_batch: ``k -> batch`` for inner step k; None for ``batch`` in all of them.
-        batch: the call's own, for ``g_loss``.
-        transforms: of gradients before the rule, and of parameters after it.
+        g_loss: ``(D, *batch, **kwargs) -> scalar``.
+        inner_batch: ``k -> batch`` for inner step k; None if every step uses ``batch``.
+        batch: the batch of the call, which ``g_loss`` is given.
+        transforms: the user's transforms of gradients before the rule, and of parameters after it.
         differentiate: whether the caller wants a gradient at all.
-        stop_gradient: whether it is to be the first term of Eq. 12 alone.
-        ranks: whom gradients are averaged with.
-        proof: is told of every loss before it runs, if this call is to be compared with real steps.
+        stop_gradient: whether the gradient is the first term of Eq. 12 alone.
+        ranks: the processes over which gradients are averaged.
+        proof: if this call will be compared with real steps, is told of every loss before it runs.
         fresh: whether the optimizer starts from empty state.
-        d_losses: of the inner steps so far, without graph.
-        moved: positions of the parameters that ``d_loss`` has not frozen in some step so far.
-        sensitivity: what the sweep has found so far.
-        outsized: how many times as long as the rest what the first step adds to it is, as far as that is known here.
+        d_losses: the values of ``d_loss`` in the inner steps so far, without graph.
+        moved: positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
+        sensitivity: the derivative that the sweep has accumulated so far.
+        outsized: the length of the first step's part of the derivative divided by that of the rest, if autograd ran.
     """
 
     evaluate: Evaluator
@@ -79,14 +79,14 @@ class Unroll:
         Args:
             point: θ^k.
             k: the number of the step.
-            batch: what its loss takes after D.
+            batch: the arguments of ``d_loss`` after D.
             differentiable: whether there will be a pullback.
-            averages: the gradients that a replayed step went by, where they are those of several ranks.
+            averages: if the step is replayed, the average gradients of several ranks that it used.
 
         Raises:
             RuntimeError: the loss has no second derivative.
         """
-        # Without a pullback the ends of the graph matter for the check on the first step alone.
+        # If there is no pullback, the leaves of the graph matter only for a check in the first step.
         evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
         if differentiable and evaluation.once:
             raise RuntimeError(
@@ -106,18 +106,18 @@ class Unroll:
         return following, Step(point, evaluation, grads, averages, update, by)
 
     def afresh(self) -> "Unroll":
-        """The same call, nothing of it done, for one process alone."""
+        """Return the same call before any of its steps, for this process alone."""
         return replace(self, ranks=OneProcess(), proof=None, d_losses=[], moved=set(), sensitivity=Sensitivity())
 
     def advance(self, point: Point, k: int) -> Point:
-        """θ^k → θ^{k+1} on the step's own batch, never to be differentiated."""
+        """Return θ^{k+1} after a step from θ^k on its own batch, of which nothing is kept for a pullback."""
         return self.step(*self.draw(point, k), differentiable=False)[0]
 
     def draw(self, point: Point, k: int) -> tuple[Point, int, tuple[Any, ...]]:
-        """The batch of inner step k, drawn while D is at θ^k; and the point, whose buffers drawing may move.
+        """Return the arguments of ``step``: the batch is drawn while D is at θ^k, which may change the point's buffers.
 
         Raises:
-            ValueError: the batch depends on θ^k by a graph, which a step cannot differentiate.
+            ValueError: the batch has a graph that leads to θ^k, which a step cannot differentiate.
         """
         if self.inner_batch is None:
             self._note(self.batch)
@@ -140,7 +140,7 @@ class Unroll:
     def evaluate_d(
         self, point: Point, k: int, batch: tuple[Any, ...], params: Sequence[Tensor] | None = None, walk: bool = True
     ) -> Evaluation:
-        """``d_loss`` of inner step k, at the point's parameters or others."""
+        """Run ``d_loss`` of inner step k with ``params``, or with the point's parameters if ``params`` is None."""
         params = point.params() if params is None else params
         name = f"d_loss at inner step {k}"
         evaluation = self.evaluate(name, self.d_loss, params, point.buffers, batch, walk, point.contents)
@@ -152,7 +152,7 @@ class Unroll:
         return evaluation
 
     def _check_frozen(self, evaluation: Evaluation) -> None:
-        """Refuse to freeze what an earlier step has moved: from the first step on frozen, it depends on nothing."""
+        """Raise if the loss has frozen a parameter that has moved, which would lose its dependence on those steps."""
         params = self.evaluate.swap.handles(evaluation.params)
         frozen = [i for i, p in enumerate(params) if not p.requires_grad]
         if wrong := [tuple(params[i].shape) for i in frozen if i in self.moved]:
@@ -169,22 +169,22 @@ class Unroll:
         return gradients(self.evaluate, evaluation, also, by, **options)
 
     def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
-        """The optimizer's part of a step, and where it ends; D is as its loss has left it."""
+        """Return the update by the optimizer, and the next point; D has to be as ``d_loss`` has left it."""
         swap = self.evaluate.swap
         carried = swap.after_loss()
         if self.evaluate.left and any(g is None for g in grads):
             check_left(point.blocks, grads, self.evaluate.left)
         if any(b.rule.joint for b in point.blocks):
-            # The live optimizer is about to step the live parameters.
+            # A traced rule steps the live optimizer, which has to find its own values in the live parameters.
             swap.out()
         transforms = self.transforms and replace(self.transforms, holding=lambda p: swap.holding(p, carried[0]))
         done = update(point.blocks, grads, transforms, differentiable)
         return done, Point(done.following(), *carried)
 
     def pullback(self, step: Step, cotangent: list[Block], first: bool) -> list[Block] | None:
-        """From the cotangent of a step's result to that of its start; adds to ``sensitivity`` on the way.
+        """Pull the cotangent of a step's result back to its start, and add the user's part to ``sensitivity``.
 
-        For the ``first`` step of all there is no cotangent to return: nobody moves the live discriminator.
+        The result is None for the ``first`` step, because the live discriminator depends on no generator.
         """
         evaluation = step.evaluation
         bars, of_old = step.update.pullback(cotangent)
@@ -193,12 +193,13 @@ class Unroll:
             for g, bar in zip(step.grads, bars, strict=True)
             if g is not None and bar is not None and g.requires_grad
         ]
-        # Whatever recomputes a part of D's forward pass during the backward one must find this step's tensors there.
+        # A graph that the formulas cover has no checkpoints, so D need not hold this step's tensors.
         if step.adjoint is not None:
             with causes(evaluation.name):
                 of_params, of_batch = step.adjoint.pullback(bars, inner=not first)
             self.sensitivity.second_term |= self.sensitivity.add(evaluation.users, of_batch)
             return None if first else step.update.cotangent(of_old, of_params)
+        # A checkpoint that recomputes a part of D's forward pass must find this step's tensors in D.
         self.evaluate.put(evaluation.params, step.start.buffers, step.start.contents)
         params = [] if first else self.evaluate.swap.handles(evaluation.params)
         inner = [p for p in params if p.requires_grad]
@@ -226,7 +227,7 @@ class Unroll:
         return step.update.cotangent(of_old, [next(of_params) if p.requires_grad else None for p in params])
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
-        """``weight`` times ``g_loss`` at a point, and the cotangent of the point's tensors."""
+        """Return ``weight`` times ``g_loss`` at a point, without graph, and the cotangent of the point's tensors."""
         self._note()
         with self.evaluate.swap.shielded(), undisturbed() if self.evaluate.swap.rewinds else nullcontext():
             evaluation = self.evaluate(

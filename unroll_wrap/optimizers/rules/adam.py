@@ -13,7 +13,7 @@ _masked = torch.ops.aten.threshold_backward.default
 
 
 class AdamState(NamedTuple):
-    """Updates so far, and the running moments."""
+    """The number of updates so far, the running moments, and under ``amsgrad`` the largest second moment."""
 
     step: float
     exp_avg: Tensor
@@ -22,7 +22,19 @@ class AdamState(NamedTuple):
 
 
 class AdamNumbers(NamedTuple):
-    """The numbers of one update; ``decay`` is the factor of θ in g, ``shrink`` that of θ itself."""
+    """The numbers of one update.
+
+    Attributes:
+        beta1: β₁, the factor of the old m.
+        one_minus_beta1: the factor of g in the new m.
+        beta2: β₂, the factor of the old v.
+        one_minus_beta2: the factor of g² in the new v.
+        step_size: lr / (1 - β₁ᵗ), which includes the bias correction of m.
+        root_correction: √(1 - β₂ᵗ), the bias correction of √v.
+        eps: the constant that is added to √v̂.
+        decay: the factor of θ that weight decay adds to g.
+        shrink: the factor by which decoupled weight decay multiplies θ.
+    """
 
     beta1: Any
     one_minus_beta1: Any
@@ -54,18 +66,18 @@ class Adam(ClosedRule):
     fused: bool | None = None
 
     def init(self, param: Tensor) -> AdamState:
-        """No update yet, zero moments."""
+        """Return the state before the first update, with moments of zero."""
         zeros = torch.zeros_like(param)
         return AdamState(0.0, zeros, zeros, zeros if self.amsgrad else None)
 
     def adopt(self, state: AdamState) -> AdamState:
-        """The largest v counts under ``amsgrad`` alone."""
+        """Return the state without the largest v, unless ``amsgrad`` uses it."""
         return state if self.amsgrad else state._replace(max_exp_avg_sq=None)
 
     def numbers(self, state: AdamState) -> AdamNumbers:
-        """Bias corrections included."""
-        # Tensor hyperparameters keep their own precision in these, as they do in the live optimizer; a fused kernel
-        # reads out the learning rate.
+        """Return the numbers of the next update, with its bias corrections."""
+        # Hyperparameters that are tensors are computed with in their own precision, as in the live optimizer, except
+        # that its fused kernel takes the learning rate as a number.
         (beta1, beta2), lr = self.betas, float(self.lr) if self.fused else self.lr
         step = state.step + 1
         return AdamNumbers(
@@ -81,16 +93,16 @@ class Adam(ClosedRule):
         )
 
     def switches(self) -> tuple[bool, ...]:
-        """The options, but for those that are numbers; amsgrad shows in the state."""
+        """Return the options that choose operations; ``amsgrad`` is left out, because the state shows it."""
         return self.maximize, self.weight_decay != 0, self.decoupled_weight_decay
 
     def following(self, state: AdamState, after: Sequence[Tensor]) -> AdamState:
-        """One step more."""
+        """Return the state after one more update, with the tensors ``after``."""
         m, v, *largest = after
         return AdamState(state.step + 1, m, v, largest[0] if largest else None)
 
     def descend(self, numbers: AdamNumbers, param: Tensor, grad: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        """In the order of operations of ``torch.optim.adam._single_tensor_adam``."""
+        """Return what an update gives, in the order of operations of ``torch.optim.adam._single_tensor_adam``."""
         m, v, *largest = before
         param, grad = self._decayed(numbers, param, grad)
         m = torch.lerp(m, grad, numbers.one_minus_beta1)
@@ -109,10 +121,10 @@ class Adam(ClosedRule):
         after: Sequence[Tensor],
         bars: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """With √s of derivative 0 at 0, see ``rule.sqrt``.
+        """Pull cotangents back through ``descend``; √v has the derivative 0 at 0, as in ``rule.sqrt``.
 
-        With c² the correction of v, the denominator is (√v + c eps) / c. Both are made again: two calls, for two
-        vectors less in every stored step.
+        With c² the bias correction of v, the denominator is (√v + c · eps) / c. The root and the denominator are
+        computed again, which takes two calls and saves two vectors in every stored step.
         """
         _, grad = self._decayed(numbers, param, grad)
         (m, v, *largest), (of_param, of_m, of_v, *of_largest) = after, bars
@@ -121,11 +133,11 @@ class Adam(ClosedRule):
         step = numbers.step_size * numbers.root_correction
         along = of_param / denominator
         of_m = plus(of_m, along, -step)
-        # 0 where the root is; nan stays nan.
+        # The slope is 0 where the root is 0, and nan stays nan.
         slope = _masked(m / (denominator * root), root, 0)
         if largest:
             of_s = plus_product(of_largest[0], along, slope, step / 2)
-            # As torch.maximum has it, which gives each of two equal arguments a half.
+            # The derivative of torch.maximum gives a half to each of two equal arguments.
             share = torch.heaviside(v - before[2], torch.full_like(v, 0.5))
             of_v, of_largest = plus_product(of_v, of_s, share, 1), [of_s * (1 - share)]
         else:
@@ -142,7 +154,7 @@ class Adam(ClosedRule):
         return of_grad, of_param, of_m, old_v, *of_largest
 
     def _decayed(self, numbers: AdamNumbers, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """θ and g as the moments see them."""
+        """Return θ and g after ``maximize`` and weight decay."""
         if self.maximize:
             grad = -grad
         if self.weight_decay != 0:
@@ -154,7 +166,7 @@ class Adam(ClosedRule):
 
 
 def _times(tensors: Sequence[Tensor], factors: Sequence[Any]) -> Sequence[Tensor]:
-    """Each by its factor, in one call where these are numbers."""
+    """Return each tensor times its factor, in one call if the factors are numbers."""
     if any(isinstance(f, Tensor) for f in factors):
         return [t * f for t, f in zip(tensors, factors, strict=True)]
     return torch._foreach_mul(list(tensors), [float(f) for f in factors])  # pyright: ignore[reportPrivateImportUsage]
@@ -162,6 +174,6 @@ def _times(tensors: Sequence[Tensor], factors: Sequence[Any]) -> Sequence[Tensor
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay; since torch 2.7 the optimizer says so itself, before that by its class."""
+    """Adam with decoupled weight decay. Before torch 2.7 only the optimizer's class shows that, and no option."""
 
     decoupled_weight_decay: bool = True

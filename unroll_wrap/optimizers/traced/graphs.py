@@ -11,7 +11,7 @@ from ..rule import sqrt
 
 
 def compiled(graph: fx.GraphModule) -> Callable[..., Any]:
-    """Return the function of a graph. Torch's own way keeps the source of every graph until the process ends."""
+    """Return the function of a graph, without torch's own way, which keeps every source until the process ends."""
     code = graph.graph.python_code("self")
     scope = dict(code.globals)
     exec(compile(code.src, "<a recorded step>", "exec"), scope)
@@ -19,7 +19,7 @@ def compiled(graph: fx.GraphModule) -> Callable[..., Any]:
 
 
 def differentiable(graph: fx.GraphModule) -> fx.GraphModule:
-    """Remove the nodes that cut autograd from a graph, and put in a square root that is safe at 0."""
+    """Remove the nodes that cut autograd from a graph, and replace the square root by one that is safe at 0."""
     aten, profiled = torch.ops.aten, []
     for node in graph.graph.nodes:
         if node.target in (aten.detach.default, aten.alias.default):

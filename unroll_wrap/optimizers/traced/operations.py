@@ -64,7 +64,7 @@ class Asked(TorchFunctionMode):
 
 
 def rename(tensor: Tensor, source: Tensor) -> None:
-    """Let ``tensor`` be from now on what ``source`` is in the graph that is being recorded."""
+    """Let ``tensor`` stand for the same node as ``source`` in the graph that is being recorded."""
     mode = get_innermost_proxy_mode()
     if mode is not None and source in mode.tracer.tensor_tracker:
         mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[source]

@@ -23,7 +23,7 @@ from .perturb import close, same, shifted, varied_by
 from .step_inputs import Seen, look
 from .trace import Depends, State, Trace
 
-# While a step is traced, torch.fx replaces methods of nn.Module for the whole process: one thread at a time.
+# While a step is traced, torch.fx replaces methods of nn.Module for the whole process, so only one thread may trace.
 _TRACING = threading.RLock()
 
 
@@ -65,7 +65,7 @@ class Recorder(NamedTuple):
             start = state if state.snapshot else state._replace(snapshot=live)
             left: list[Any] = []
             asked, random = Asked(), EveryState(self.params, ())
-            # Torch keeps the source of compiled graph modules. Lazy ones are compiled at their first run: never here.
+            # Torch keeps the source of compiled graph modules. Lazy ones are compiled when first run, which is never.
             with use_lazy_graph_module(True):
                 graph = make_fx(lambda *given: self._run(start, given, asked, left))(*inputs)
                 if not random.is_now():

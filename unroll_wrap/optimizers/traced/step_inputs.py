@@ -16,7 +16,7 @@ from .places import Places, named
 
 
 class _Same:
-    """Stands for an object that is not looked into, and is equal only for the same object."""
+    """A stand-in for an object that is compared by identity, and not looked into."""
 
     def __init__(self, one: Any) -> None:
         self.one = one
@@ -45,7 +45,13 @@ class Key:
 
 
 class View(NamedTuple):
-    """A tensor in the memory of another one, and its place there: size, strides and offset."""
+    """A tensor in the memory of another one.
+
+    Attributes:
+        tensor: the view.
+        base: the tensor that covers this memory.
+        place: the size, strides and offset of the view.
+    """
 
     tensor: Tensor
     base: Tensor

@@ -10,7 +10,12 @@ from .step_inputs import Seen
 
 
 class State(NamedTuple):
-    """The state of an optimizer: what was seen of it, and a snapshot to restore; None stands for the live state."""
+    """The state of an optimizer.
+
+    Attributes:
+        seen: the tensors and the key that were found in it.
+        snapshot: restores everything else; None stands for the live state.
+    """
 
     seen: Seen
     snapshot: Snapshot | None
@@ -20,8 +25,9 @@ class Trace(NamedTuple):
     """A step as a function.
 
     Attributes:
-        function: parameters, gradients, holes → parameters and holes after the step, then the tensors it decided by.
-        decisions: the decisions of the step when it was recorded.
+        function: maps parameters, gradients and holes to the parameters and holes after the step, followed by the
+            tensors whose truth values decided the step.
+        decisions: the truth values of these tensors when the step was recorded.
         after: the state after the step.
     """
 
@@ -30,14 +36,14 @@ class Trace(NamedTuple):
     after: State
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
-        """Return what the step has moved, and how it decides with these inputs."""
+        """Return the parameters and holes after the step, and the decisions of the step for these inputs."""
         outputs = list(self.function(*inputs))
         n = len(outputs) - len(self.decisions)
         return outputs[:n], [bool(t) for t in outputs[n:]]
 
 
 class Depends(Exception):
-    """Numbers that a step keeps as tensors depend on gradients, so they are no constants."""
+    """Raised when numbers that a step keeps as tensors depend on gradients, so that they are no constants."""
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__(f"{paths} depend on gradients")

@@ -26,14 +26,24 @@ _KEEP = 64
 
 
 class _At(NamedTuple):
-    """The part of the state that is not differentiated: counts, options, integer tensors."""
+    """The part of the state that is not differentiated.
+
+    Attributes:
+        state: what a step decides by in Python, such as counts and options, with a snapshot of it.
+        carried: the holes that are not floating-point tensors.
+    """
 
     state: State
     carried: tuple[Tensor, ...]
 
 
 class _Memory:
-    """What is known of an optimizer: traces by key, and the paths of numbers that turned out to be no constants."""
+    """What earlier steps have found out about an optimizer.
+
+    Attributes:
+        traces: the traces by key, those used last at the end.
+        promoted: the paths of numbers that turned out not to be constants.
+    """
 
     def __init__(self) -> None:
         self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
@@ -85,7 +95,7 @@ class Traced(UpdateRule):
             ) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
-        # While losses run, a step that can reach the discriminator would find the unroll's tensors in its parameters.
+        # While losses run, D's parameters hold the unroll's tensors, so a step that can reach D needs a snapshot.
         at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
         return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
 
@@ -133,7 +143,7 @@ class Traced(UpdateRule):
     def _promote(
         self, paths: Sequence[str], at: State, holes: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> tuple[State, list[Tensor]]:
-        """Return the same state, in which the numbers at these paths are no constants any more."""
+        """Return the same state, in which the numbers at these paths are no longer constants."""
         self.memory.promoted |= frozenset(paths)
         seen = self._recorder().seen_in(at, [t.detach() for t in inputs])
         values = {id(t): value for t, value in zip(at.seen.holes, holes, strict=True)}
