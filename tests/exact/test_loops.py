@@ -35,7 +35,7 @@ def script(tmp_path):
 
 
 def test_there_are_eight():
-    """One for each row of the issue."""
+    """One for each kind of loop."""
     assert len(NAMES) == 8
     assert sorted(path.stem for path in LOOPS.glob("*.diff")) == NAMES
 

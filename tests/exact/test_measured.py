@@ -1,4 +1,4 @@
-"""The measured warnings of the style guide, each as a test."""
+"""What was once measured to go wrong, each as a test."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""steps, resample, average, stop_gradient and the transforms do what section 2 of the design says."""
+"""steps, resample, average, stop_gradient and the transforms do what their documentation says."""
 
 import numpy
 import pytest

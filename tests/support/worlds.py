@@ -4,7 +4,7 @@ A builder takes an optimizer factory (`optimizers.py`) and returns a World. Ever
 one function with `@problem(gap)`, where `gap` is the least relative distance that the exact gradient must keep from the
 one without the second term (the control that must fail): 1e-2, unless the row says why it is smaller. A row with
 `chain=True` holds something that torch or the net itself computes under no_grad from D or from the fake (a power
-iteration, running statistics); promise 3 of the design honours that cut, differences see through it, so its gradient
+iteration, running statistics); the unroll honours that cut, differences see through it, so its gradient
 is compared with one long graph (`reference.chained`), its value with the real steps as everywhere.
 """
 
