@@ -22,7 +22,7 @@ from ..torch_private import pytree
 
 # The results of these functions are arbitrary, or do not depend on values.
 _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "__set__", "__len__", "__bool__"}
-# These functions update their statistics without an increase of the tensors' versions.
+# These functions update their statistics but leave the versions of these tensors unchanged.
 _WITH_STATISTICS = {"batch_norm", "instance_norm"}
 _DECISION = "a decision"
 

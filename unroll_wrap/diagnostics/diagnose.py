@@ -40,6 +40,7 @@ def diagnose(
 
     Raises:
         ValueError: steps is 0, nothing requires grad, or the losses use another fake than the one passed.
+        RuntimeError: ``torch.no_grad()`` is on.
 
     Examples:
         >>> G, D = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)

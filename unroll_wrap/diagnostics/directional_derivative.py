@@ -22,7 +22,7 @@ class Slope:
     Attributes:
         surrogate: the derivative of the unrolled loss.
         difference: the derivative by differences of real optimizer steps.
-        uncertainty: the absolute error of ``difference``, from rounding and, if searched for, from its spread.
+        uncertainty: the absolute error of ``difference``: rounding and, in ``Line.sharpest``, spread over step lengths.
         allowed: the error relative to ``difference`` that is allowed in addition to three times the uncertainty.
     """
 
@@ -58,7 +58,7 @@ class Line:
     Args:
         inputs: the inputs to move.
         way: the direction, of length 1.
-        real: computes the value of real steps; its arguments give contexts that move the inputs, and for each loss.
+        real: computes the value of real steps, in a context that moves the inputs and another around each loss.
         slope: the derivative of the unrolled loss at the start of the line.
         value: the value at the start of the line.
         unit: the machine epsilon.
@@ -111,8 +111,7 @@ class Line:
         """
         central: dict[float, float] = {}
         tried: list[Slope] = []
-        # A small slope needs longer steps, and a strong curvature shorter ones. The shortest are for Adam's first step,
-        # whose curvature is large where a gradient is about eps.
+        # A small slope needs longer steps; Adam's first step, which bends where |g| is about eps, needs the shortest.
         for n in (4, 8, 16, 32, 2, 1, 1 / 2, 1 / 8, 1 / 64, 1 / 512):
             if tried and self._rounding(n) > min(slope.uncertainty for slope in tried):
                 continue

@@ -1,7 +1,6 @@
 """Put the user's own objects into float64 for a while, where float32 is too coarse for a conclusive difference.
 
-Copies would miss the tensors that closures, hooks and wrappers refer to. So the live tensors get other memory, and
-their own memory is put back afterwards.
+Copies would miss what closures, hooks and wrappers refer to. So the live tensors get other memory in the meantime.
 """
 
 import copy

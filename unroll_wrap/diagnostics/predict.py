@@ -72,6 +72,7 @@ def predict(
 
     Raises:
         ValueError: nothing requires grad.
+        RuntimeError: ``torch.no_grad()`` is on.
 
     Examples:
         >>> G, D = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)

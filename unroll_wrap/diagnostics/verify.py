@@ -32,6 +32,7 @@ def verify(unrolled: UnrolledGeneratorLoss, *batch: Any, wrt: Wrt = None, **opti
 
     Raises:
         ValueError: the loss averages over several processes, or takes batches of one size only.
+        RuntimeError: ``torch.no_grad()`` is on.
 
     Examples:
         >>> G, D = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)

@@ -1,8 +1,7 @@
 """Find optimizers whose next step is their first, where that step has a slope that no later one has.
 
-Adam's first step is lr · g / (|g| + eps), which is close to lr times the sign of g. Its slope is about lr / eps where
-|g| is about eps, and almost 0 elsewhere. The same holds for all optimizers that divide by a mean of g², which is g²
-alone in the first step.
+Adam's first step is lr · g / (|g| + eps), close to lr times the sign of g. Its slope is about lr / eps where |g| is
+about eps, and almost 0 elsewhere. The same holds for every optimizer that divides by a mean of g² which is g² alone.
 """
 
 from collections.abc import Iterable

@@ -10,7 +10,7 @@ from .rule import Scalar, UpdateRule
 
 
 def counts_of(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dict[int, float]:
-    """Return the numbers that an optimizer keeps as tensors, by the tensors' ids; one transfer per device reads them."""
+    """Return the numbers that an optimizer keeps as tensors, by the tensors' ids, with one transfer per device."""
     stored = [
         t for p in params for t in (optimizer.state.get(p) or {}).values() if isinstance(t, Tensor) and not t.dim()
     ]
