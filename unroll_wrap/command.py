@@ -9,13 +9,13 @@ from .diagnostics.doctor import examine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command of the program, and return its exit status.
 
     Args:
-        arguments: of the program; those of the command line if None.
+        arguments: the arguments of the program; None for those of the command line.
 
     Returns:
-        0 if all is well, 1 if the doctor finds that something is not.
+        0 if all is well, 1 if the doctor finds a problem.
     """
     parser = argparse.ArgumentParser(
         prog="unroll_wrap", description="Unrolled GANs for the PyTorch training loop you already have."

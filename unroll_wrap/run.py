@@ -1,4 +1,4 @@
-"""One call of an unrolled loss: the steps, the way back, and the user's objects as they were."""
+"""Run one call of an unrolled loss: take the steps, sweep back over them, and restore the user's objects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Known:
         traces: the recorded steps of optimizers without a rule.
         proven: the doubts that a first call has settled by real steps.
         on_logits: losses that are known to be given logits.
-        hooks: the number of the next hook when parameters were last searched for hooks. Whoever registers a hook
+        hooks: the number of the next hook when parameters were last searched for hooks. Each registration of a hook
             anywhere increases it.
     """
 
@@ -55,12 +55,12 @@ class Known:
 
 
 def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
-    """Return the loss of one call, and ``d_loss`` at each inner step without graph.
+    """Return the loss of one call, and ``d_loss`` at each inner step without a graph.
 
     Args:
         unrolled: the ``UnrolledGeneratorLoss``, for its options and parts.
-        call: what it is called with.
-        ranks: the processes that gradients are averaged with.
+        call: the arguments of the call.
+        ranks: the processes whose gradients are averaged.
 
     Raises:
         ValueError: the losses or the optimizer do something that an unroll cannot reproduce.
@@ -104,7 +104,7 @@ def _unroll(
     undo: Undo,
     fresh: bool,
 ) -> tuple[Tensor, Unroll]:
-    """Take the steps and the way back; once ``undo`` is done, nothing of the user's has moved."""
+    """Take the steps and sweep back; return the value and the unroll. ``undo`` then restores the user's objects."""
     known: Known = unrolled._known
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
@@ -115,7 +115,7 @@ def _unroll(
     doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in known.proven]
     proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
     if traced:
-        # A live step may skip what does not require grad, and most loops switch D off around the generator's step.
+        # A live step may skip parameters that do not require grad, and most loops freeze D for the generator's step.
         keep_flags(owned, undo)
     blocks = read(optimizers, owned, known.traces, rules)
     if autocast.active:

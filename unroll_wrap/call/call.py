@@ -1,4 +1,4 @@
-"""One call of the user's: its losses, its number of steps and its batches."""
+"""Read the arguments of a user's call: its losses, its number of steps and its batches."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ Steps = int | Callable[[], int]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call, with those of the constructor in place of None.
+    """The arguments of a call, where those of the constructor replace None.
 
     Attributes:
         d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
@@ -74,7 +74,7 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
     def checked(k: int) -> Batch:
         try:
             drawn = resample(k) if callable(resample) else following(k)
-        except StopIteration:  # of next() in a callable
+        except StopIteration:  # raised by next() in a callable
             raise dry(k) from None
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
@@ -87,10 +87,10 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
-    """A backward that is one, and transforms that are functions.
+    """Raise unless ``backward`` is an instance of a backward, and every transform is a function or None.
 
     Raises:
-        TypeError: a class, a name, a value.
+        TypeError: ``backward`` or a transform is a class or some other object.
     """
     if isinstance(backward, type) or not all(hasattr(backward, name) for name in ("tape", "second_order", "rewinds")):
         raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")

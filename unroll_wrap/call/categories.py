@@ -1,21 +1,21 @@
-"""The categories of the package's warnings, to be filtered by."""
+"""The categories of the package's warnings, for use in warning filters."""
 
 
 class UnrollWarning(UserWarning):
-    """Any warning of this package."""
+    """The base class of all warnings of this package."""
 
 
 class SecondTermMissing(UnrollWarning):
-    """d_loss does not depend on the generator, or g_loss not on the discriminator that is unrolled."""
+    """``d_loss`` does not depend on the generator, or ``g_loss`` does not depend on the unrolled discriminator."""
 
 
 class PartialDetach(UnrollWarning):
-    """A loss detaches a part of what depends on D or on fake, and the derivative does not pass there."""
+    """A loss detaches a part of what depends on D or on fake, so the derivative does not pass through that part."""
 
 
 class FreshState(UnrollWarning):
-    """The first step of an adaptive optimizer from empty state outweighs all the rest of the gradient."""
+    """The first step of an adaptive optimizer, from empty state, outweighs the rest of the gradient."""
 
 
 class LogitsExpected(UnrollWarning):
-    """The discriminator ends in a Sigmoid, and an objective takes logits."""
+    """The discriminator ends in a Sigmoid or a Softmax, but the objective takes logits."""

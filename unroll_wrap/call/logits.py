@@ -1,6 +1,6 @@
-"""What D's output comes from, seen in the graph of a loss on logits: a Sigmoid there is one too many.
+"""Find a Sigmoid at the end of D in the graph of a loss that takes logits.
 
-The graph is that of an objective of the package's, so it is known which nodes are the objective's own. Those of D begin
+The loss belongs to an objective of the package, so it is known which nodes are the objective's own. Those of D begin
 below them, wherever the Sigmoid is written: as D's last module, or as ``torch.sigmoid`` within its ``forward``.
 """
 
@@ -15,7 +15,7 @@ from ..objectives import hinge, minimax, non_saturating, relativistic
 from .categories import LogitsExpected
 from .messages import users_line
 
-# By loss, which of the objective's own nodes may stand between D's output and softplus or relu.
+# For each loss, the objective's own nodes that may stand between D's output and softplus or relu.
 _BELOW: dict[int, str] = {
     id(minimax.d_loss): "Neg",
     id(minimax.g_loss): "Neg",
@@ -29,14 +29,14 @@ _BOUNDED = "Sigmoid LogSigmoid Hardsigmoid Softmax LogSoftmax".split()
 
 
 def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> None:
-    """Warn if a loss on logits is given what a Sigmoid or a Softmax returned.
+    """Warn if a loss that takes logits is given the output of a Sigmoid or a Softmax.
 
-    Everything runs then, and D and G learn next to nothing.
+    Training runs without an error in this case, but D and G learn next to nothing.
 
     Args:
-        loss: of the user's or of the package's.
-        value: what it returned, with its graph.
-        fine: losses that need no further look; one that is found to be fine is added.
+        loss: a loss of the user's or of the package's.
+        value: the value that the loss returned, with its graph.
+        fine: the losses that need no further check, to which a loss that passes is added.
     """
     below = _BELOW.get(id(loss))
     if below is None or loss in fine or value.grad_fn is None:
@@ -55,14 +55,14 @@ def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> Non
 
 
 def _outputs(node: Any, below: list[str]) -> Iterator[Any]:
-    """The nodes that made D's outputs: below softplus or relu, one node of the objective's own, and views."""
+    """Yield the nodes that made D's outputs, below softplus or relu, one node of the objective's own, and views."""
     name = _name(node)
     if name in ("Add", "Neg", "Mean"):
         for following in _inputs(node):
             yield from _outputs(following, below)
     elif name in ("Softplus", "Relu"):
         for output in map(_past_views, _inputs(node)):
-            # With a number on its other side it is the objective's own; of two tensors only a difference is.
+            # A node on one tensor and a number is the objective's own. Of nodes on two tensors, only a difference is.
             own = _name(output) in below and (len(_inputs(output)) == 1 or "Sub" in below)
             yield from map(_past_views, _inputs(output) if own else [output])
 

@@ -1,4 +1,4 @@
-"""The losses and the batch that a user passes: functions of D, and real before fake."""
+"""Check the losses and the batch that a user passes: losses are functions of D, and real comes before fake."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserst
 
 
 def check_losses(**losses: Any) -> None:
-    """Functions of D and a batch.
+    """Raise unless every loss is a function of D and a batch.
 
     Raises:
-        TypeError: a value, or a class.
+        TypeError: a loss cannot be called, or is a class or a pair of losses.
     """
     for name, value in losses.items():
         if not callable(value) or isinstance(value, type):
@@ -26,12 +26,12 @@ def check_losses(**losses: Any) -> None:
 
 
 def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
-    """Real before fake: the other way round trains the wrong way.
+    """Raise if fake is passed before real, which would train in the wrong direction.
 
     The package's objectives have a known order. A function of the user's may have any, so its arguments' names decide.
 
     Raises:
-        ValueError: the first comes from a generator, and the second does not.
+        ValueError: the first tensor has a graph, as from a generator, and the second does not require grad.
     """
     if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
         return
@@ -48,6 +48,6 @@ def _takes_real_first(d_loss: Callable[..., Tensor]) -> bool:
         return True
     try:
         first, second = list(inspect.signature(d_loss).parameters)[1:3]
-    except (TypeError, ValueError):  # of a builtin nothing is known, or it takes something else
+    except (TypeError, ValueError):  # a builtin without a signature, or fewer than three arguments
         return False
     return "real" in first.lower() or "fake" in second.lower()

@@ -65,7 +65,7 @@ class Steppers:
         self.frozen = [p for p in self.frozen if not p.requires_grad]
         # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
         trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
-        # Where the optimizer keeps none, a gradient that is left says the same.
+        # Some optimizers keep no state. A gradient that is left on a parameter then shows the same.
         trained |= {id(p) for p in self.frozen if p.grad is not None}
         frozen = {id(p) for p in self.frozen} - trained
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
@@ -134,8 +134,8 @@ def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[Any]:
 
 
 def refuse_steps(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> None:
-    """From here on a loss that steps one of torch's own optimizers itself is stopped before anything has moved."""
-    # As register_step_pre_hook does it, at a tenth of its time.
+    """Make torch's own optimizers raise, until ``undo``, if a loss calls their ``step``, before anything has moved."""
+    # This does what register_step_pre_hook does, in a tenth of the time.
     hooks: list[dict[Any, Any]] = [o._optimizer_step_pre_hooks for o in optimizers]
 
     def put_back() -> None:

@@ -32,7 +32,7 @@ def looks_of(tensors: Sequence[Tensor]) -> str:
 
 
 def words_of(value: Any) -> str:
-    """Return a text for a value that processes can compare: it contains no address and no device."""
+    """Return text for a value that processes can compare, because it contains no address and no device."""
     if isinstance(value, Tensor):
         return str(value.tolist())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Why a loss failed, where the batch or the discriminator is of another kind than the loss expects."""
+"""Explain why a loss failed, if the batch or the discriminator is of another kind than the loss expects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from .messages import described
 
 
 def listed(given: Sequence[Any], error: Exception) -> TypeError | None:
-    """A list for a tensor of the batch, as a loader of images and labels yields one.
+    """Return an error if the batch holds a list for a tensor, as a loader of images and labels yields it, or None.
 
     Args:
-        given: what the loss was called with.
-        error: that it raised.
+        given: the arguments of the loss.
+        error: the error that the loss raised.
     """
     wrong = [x for x in given[1:] if isinstance(x, (list, tuple)) and type(x).__name__ in str(error)]
     if not wrong or not any(isinstance(x, Tensor) for x in wrong[0]):
@@ -26,12 +26,12 @@ def listed(given: Sequence[Any], error: Exception) -> TypeError | None:
 
 
 def misplaced(name: str, params: Sequence[Tensor], error: Exception) -> ValueError | None:
-    """A discriminator that is where no batch is meant to follow it.
+    """Return an error if the discriminator is on the meta device or in half precision, or None.
 
     Args:
-        name: of the loss.
-        params: of the discriminator.
-        error: that the loss raised.
+        name: the name of the loss.
+        params: the parameters of the discriminator.
+        error: the error that the loss raised.
     """
     if any(p.is_meta for p in params):
         return ValueError(
@@ -49,11 +49,11 @@ def misplaced(name: str, params: Sequence[Tensor], error: Exception) -> ValueErr
 
 
 def several(discriminator: Any, error: Exception) -> TypeError | None:
-    """A list of discriminators that a loss calls as if it were one.
+    """Return an error if a loss calls a list of discriminators as if it were one, or None.
 
     Args:
-        discriminator: what the loss was called with.
-        error: that it raised.
+        discriminator: the discriminator that the loss was called with.
+        error: the error that the loss raised.
     """
     if isinstance(discriminator, nn.Module) or "object is not callable" not in str(error):
         return None

@@ -1,1 +1,1 @@
-"""What a user can ask about a call: whether it is right, what it does, and what it costs."""
+"""Answer what a user can ask about a call: whether it is right, what it does, and what it costs."""

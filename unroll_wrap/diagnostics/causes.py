@@ -1,4 +1,4 @@
-"""Why a call and real steps do not agree, in the user's terms."""
+"""Find out why a call and real steps disagree, and explain it in the user's terms."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ VALUE = "The value is not that of real steps. Please report this, with optimizer
 
 
 def changed(first: list[tuple[str, float]], again: list[tuple[str, float]], tolerance: float) -> str | None:
-    """Which loss gives another value from the same state."""
+    """Return a message about the first loss that gives another value from the same state, or None."""
     for (name, one), (_, other) in zip(first, again, strict=True):
         if not abs(one - other) <= tolerance:
             return (
@@ -47,11 +47,11 @@ UNMOVED = (
 
 
 def old_graph(real: Callable[..., float], inputs: Sequence[Tensor]) -> str | None:
-    """What the losses use in the place of their arguments, if that has a graph older than the call.
+    """Return a message if the losses use a tensor with a graph older than the call, and None otherwise.
 
     Args:
-        real: the value of real steps, with a context around each loss.
-        inputs: tensors that are not meant.
+        real: computes the value of real steps; its ``around`` maps the name of a loss to a context for it.
+        inputs: the tensors that may have such a graph.
     """
     old = _Old(inputs)
     real(around=lambda loss: old.of(loss))
@@ -64,7 +64,7 @@ def old_graph(real: Callable[..., float], inputs: Sequence[Tensor]) -> str | Non
 
 
 class _Old(TorchFunctionMode):
-    """Notes the first use of a tensor with a graph that is older than this, and is none of the inputs."""
+    """A mode that notes each use of a tensor, other than the inputs, whose graph is older than the mode."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
@@ -88,13 +88,13 @@ class _Old(TorchFunctionMode):
 def cause_of(
     examined: Examined, real: Callable[..., float], ways: Sequence[Sequence[Tensor]], slopes: Sequence[Slope]
 ) -> str:
-    """Why a derivative is not that of real steps, though the value is.
+    """Return the reason why a derivative differs from that of real steps although the value agrees.
 
     Args:
-        examined: the call.
-        real: the value of real steps, with a context around each loss.
-        ways: along which the derivative was compared.
-        slopes: what came of it.
+        examined: the call that was compared.
+        real: computes the value of real steps; its ``around`` maps the name of a loss to a context for it.
+        ways: the directions along which the derivative was compared.
+        slopes: the derivatives along these directions.
     """
     unrolled = examined.unrolled
     if rewritten := _rewritten(modules_of(unrolled), real):
@@ -129,8 +129,8 @@ def cause_of(
 
 
 def _rewritten(modules: Sequence[nn.Module], real: Callable[..., float]) -> str | None:
-    """The module whose tensor one loss saves for its gradient, and then gives other values that autograd cannot see."""
-    # Names as the whole of D has them: it comes first, and so is written last.
+    """Return the name of a tensor that a loss saves for its gradient and overwrites unseen by autograd, or None."""
+    # The whole of D comes first in the list. It is entered last, so that its names for the modules are kept.
     name_of = {id(m): name for root in reversed(modules) for name, m in root.named_modules()}
     found: list[str] = []
     real(around=lambda _: _Saved(modules, name_of, found))
@@ -140,7 +140,7 @@ def _rewritten(modules: Sequence[nn.Module], real: Callable[..., float]) -> str 
 class _Saved(saved_tensors_hooks):
     def __init__(self, modules: Sequence[nn.Module], name_of: dict[int, str], found: list[str]) -> None:
         super().__init__(self._note, lambda tensor: tensor)
-        # Of running statistics no gradient asks while they move.
+        # While a norm updates its running statistics, its gradient does not use them.
         self._modules = [m for m in modules if not isinstance(m, _NORMS)]
         self._name_of, self._found = name_of, found
         self._saved: list[tuple[str, Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""A call beside K real steps of the live objects, and its gradient beside differences of them."""
+"""Compare a call with K real steps of the live objects, and its gradient with differences of such steps."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from .verification import Verification
 
 
 class Comparison:
-    """What real steps come to, from where the call starts.
+    """The comparison of one call with real steps that start from the same state.
 
     Args:
-        examined: the call.
+        examined: the call to compare.
 
     Attributes:
-        examined: as given.
-        gradient: of the call.
-        ways: along which it was compared.
-        differ: whether the value is right and a derivative is not, as far as can be said here.
+        examined: the call to compare.
+        gradient: the gradient of the call, once ``outcome`` has computed it.
+        ways: the directions along which ``outcome`` has compared the gradient.
+        differ: True if ``outcome`` has found that the value agrees and a derivative does not.
     """
 
     def __init__(self, examined: Examined) -> None:
@@ -50,14 +50,14 @@ class Comparison:
         )
 
     def real(self, shifted: Shift = nullcontext, around: Around = nullcontext) -> float:
-        """The value after real steps, see RealSteps."""
+        """Return the value after real steps; ``RealSteps.run`` describes the arguments."""
         with self.examined.state.replayed(), sizes_named(self.examined.inputs.batch):
             return self._taken.run(shifted, around)
 
     def outcome(self) -> Verification:
-        """What there is to say without a cause."""
+        """Return all findings except the cause of a difference between derivatives."""
         inputs = self.examined.inputs
-        # First of all, and unguarded: what fails here fails in the user's training too.
+        # The real steps come first and no error is caught, because it would occur in the user's training too.
         expected = self.real()
         values = self._taken.values
         tolerance = 100 * self._unit * max(1.0, abs(expected)) * max(1, self.examined.steps)
@@ -97,19 +97,19 @@ class Comparison:
         return report(value, slopes=found, problems=problems, cuts=where)
 
     def old_fake(self, gradient: Sequence[Tensor]) -> str | None:
-        """What the losses use in the place of their arguments, as the gradient of a call shows."""
+        """Return a message if a call's gradient shows that the losses use another fake than was passed, or None."""
         inputs = self.examined.inputs
         if inputs.unused(gradient):
             return old_graph(self.real, [])
         return None if inputs.chosen or any(g.any() for g in gradient) else old_graph(self.real, inputs.tensors)
 
     def problems(self, found: Verification) -> list[str]:
-        """Those of an outcome, and the cause if derivatives differ."""
+        """Return the problems of an outcome, and the cause if derivatives differ."""
         cause = [cause_of(self.examined, self.real, self.ways, found.slopes)] if self.differ else []
         return [*found.problems, *cause]
 
     def rounding(self) -> float:
-        """How far the gradient goes, relative to its length, if parameters and inputs differ in their last bits."""
+        """Return how far the gradient moves, relative to its length, if parameters and inputs change by rounding."""
         generator, moved = torch.Generator().manual_seed(0), [0.0]
         tensors = [*self.examined.owned, *self.examined.inputs.tensors]
         for _ in range(3):
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
-    """The places without whose cuts the derivative would be another, with both: what is cut is often never read."""
+    """Return the cuts that change the derivative, with both derivatives. The results of many cuts are never used."""
 
     def slope(*held: str) -> float:
         return line.slope_of(32, lambda: cuts.held(held))
@@ -146,8 +146,8 @@ def _without(place: str, places: Sequence[str]) -> list[str]:
 
 
 def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int, unit: float) -> tuple[list[str], int, float]:
-    """What the user has chosen to leave out: notes, the number of constant steps, the error that is allowed."""
-    # A difference in float64 tells a thousandth, which is what one operator that is off by a hundredth may come to.
+    """Return what the user's options imply: notes, the number of constant steps, and the relative error allowed."""
+    # A difference in float64 resolves an error of 1e-3, and an operator that is off by 1e-2 may cause no more.
     exact = min(1e-3, 10 * unit ** (1 / 3))
     if unrolled.stop_gradient:
         return ["stop_gradient=True: all steps count as constant, in the differences too."], steps, exact

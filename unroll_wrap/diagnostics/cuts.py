@@ -1,8 +1,8 @@
-"""Where a loss turns a tensor that has a graph into one that has none, and what it computes if that is held constant.
+"""Find where a loss turns a tensor with a graph into one without, and run the loss with such tensors held constant.
 
-``detach()``, ``.data``, ``.item()``, whatever runs under ``no_grad``, a buffer that a layer updates: a derivative does
-not pass there, and a difference does. Held at their first values, these tensors no longer tell a difference either.
-Decisions are held with them: comparisons, indices, the pieces of a ReLU. A derivative takes them for constant too.
+``detach()``, ``.data``, ``.item()``, code under ``no_grad`` and a layer's update of a buffer stop a derivative, but not
+a difference. If these tensors are held at their first values, they stop a difference as well. Decisions, which are
+comparisons, indices and the pieces of a ReLU, are held with them, because a derivative takes them for constant too.
 """
 
 import linecache
@@ -20,18 +20,18 @@ from ..call.messages import NOT_THE_USERS
 from ..evaluation.linear_pieces import Diverged, Piece, is_piecewise, piece_of
 from ..torch_private import pytree
 
-# Their result is arbitrary or depends on no value.
+# The results of these functions are arbitrary, or do not depend on values.
 _NO_VALUE = {"empty_like", "new_empty", "new_empty_strided", "requires_grad_", "__set__", "__len__", "__bool__"}
-# They update their statistics without a mark.
+# These functions update their statistics but leave the versions of these tensors unchanged.
 _WITH_STATISTICS = {"batch_norm", "instance_norm"}
 _DECISION = "a decision"
 
 
 class Cuts:
-    """What a first run has cut and decided, in order, and which of it depended on a value.
+    """The cuts and decisions of a first run, in order, and the cuts whose values a later run has changed.
 
     Attributes:
-        found: where, once a held run has shown that another value would have come. Decisions are not meant.
+        found: descriptions of the cuts at which a held run has computed another value. Decisions are left out.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class Cuts:
         self.found: list[str] = []
 
     def watched(self, loss: str) -> TorchFunctionMode:
-        """A context that notes every cut and decision in the named loss."""
+        """Return a context that notes every cut and decision of the named loss."""
         return _Watch(self._first, loss)
 
     def held(self, places: Collection[str] | None = None) -> Callable[[str], TorchFunctionMode]:
-        """The context of each loss in one later run: decisions as they were, and the cuts at some places, or all."""
+        """Return ``loss -> context`` for one later run; it holds all decisions, and the cuts at ``places`` or all."""
         mode = _Held(self._first, self.found, places)
         return lambda loss: mode
 
@@ -95,24 +95,24 @@ class _Held(TorchFunctionMode):
         if self._places is not None and _place(where) not in self._places:
             return out
         for tensor, value in zip(written, values[len(made) :], strict=True):
-            # Through .data: batch_norm saves its statistics, and would take a mark for a change to them.
+            # A write through .data leaves the version unchanged, which batch_norm checks in the statistics it saves.
             tensor.data.copy_(value)
-        # Copies, not in place: what detach() gives has the memory of what it was called on. If it holds what it did,
-        # it stays that memory: a layer may be about to initialise itself through it.
+        # Results are replaced and not overwritten, because that of detach() shares the memory of its argument. An
+        # unchanged result stays as it is, because a layer may initialise itself by writing to that memory.
         following = iter([_held(v, now) for v, now in zip(values[: len(made)], made, strict=True)])
         mine = {id(v) for v in made}
         return pytree.tree_map(lambda v: next(following) if id(v) in mine else v, out)
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor]]:
-    """The result; what of it has no graph although an argument has one; and arguments without graph that it wrote."""
+    """Return the result, its parts without graph if an argument has one, and arguments without graph it wrote to."""
     given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     if not any(t.requires_grad for t in given) or getattr(func, "__name__", "") in _NO_VALUE:
         return func(*args, **kwargs), [], []
     plain = [t for t in given if not t.requires_grad]
     versions = [t._version for t in plain]
     out = func(*args, **kwargs)
-    # What has a graph by now, as `total += loss` leaves it, is cut from nothing.
+    # A tensor that has a graph by now, as after `total += loss`, is not cut off.
     written = [t for t, v in zip(plain, versions, strict=True) if t._version != v and not t.requires_grad]
     if getattr(func, "__name__", "") in _WITH_STATISTICS:
         named = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
@@ -124,7 +124,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], list[Tensor
 
 
 def _in_forward() -> bool:
-    """Whether a torch.autograd.Function is running: it has a derivative of its own for what it does without graph."""
+    """Return whether a torch.autograd.Function is running, whose own backward covers its operations without graph."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -157,12 +157,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _place(where: str) -> str:
-    """One line of a net often cuts several tensors: the first one names it."""
+    """Return the line of code in a description, because one line often cuts several tensors and counts once."""
     return where.partition(", in ")[2]
 
 
 def where(func: Any, args: Any, loss: str) -> str:
-    """In the user's words: what, of which tensor, by which line of theirs."""
+    """Return a description in the user's terms: the function, its tensor, and the line of the user's code."""
     name = getattr(func, "__name__", str(func))
     name = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
     tensor = next((t for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.requires_grad), None)

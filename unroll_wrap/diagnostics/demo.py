@@ -1,4 +1,4 @@
-"""The ring of eight Gaussians of the paper's section 3.1, trained twice: a plain GAN, and an unrolled one."""
+"""Train a plain GAN and an unrolled one on the ring of eight Gaussians of the paper's section 3.1."""
 
 import math
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ MODES, STD, RATE, NOISE = 8, 0.02, 3e-3, 256
 
 
 def demo(steps: int = 5, updates: int = 1000, batch: int = 256, seed: int = 0) -> tuple[int, int]:
-    """Train K = 0 and K = ``steps`` side by side from the same weights, and print the modes that each covers.
+    """Train with K = 0 and K = ``steps`` side by side from the same weights, and print how many modes each covers.
 
     Args:
         steps: K of the unrolled GAN.
-        updates: of each generator.
-        batch: samples in a minibatch.
-        seed: of weights, data and noise.
+        updates: the number of updates of each generator.
+        batch: the number of samples in a minibatch.
+        seed: the seed of weights, data and noise.
 
     Returns:
-        The modes that the plain GAN covers at the end, and those of the unrolled one.
+        The numbers of modes that the plain and the unrolled GAN cover at the end.
     """
     print(f"A ring of {MODES} Gaussians: modes covered by the samples of a generator, of {MODES}\n")
     print(f"{'update':>8}  {'plain GAN':>10}  {f'unrolled, K = {steps}':>16}")
@@ -36,7 +36,7 @@ def demo(steps: int = 5, updates: int = 1000, batch: int = 256, seed: int = 0) -
 
 
 def train(steps: int, updates: int, batch: int, seed: int) -> Iterator[nn.Module]:
-    """The loop of a plain GAN with the unrolled loss in it; yields the generator after each update."""
+    """Run the loop of a plain GAN with the unrolled loss in it, and yield the generator after each update."""
     draws = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def train(steps: int, updates: int, batch: int, seed: int) -> Iterator[nn.Module
 
 
 def networks() -> tuple[nn.Sequential, nn.Sequential]:
-    """G and D of the paper's Appendix A, with weights of the current seed."""
+    """Return G and D of the paper's Appendix A, with weights drawn from torch's default generator."""
     G = nn.Sequential(nn.Linear(NOISE, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
     D = nn.Sequential(nn.Linear(2, 128), nn.ReLU(), nn.Linear(128, 1))
     for layer in (*G, *D):
@@ -74,19 +74,19 @@ def networks() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def centers() -> Tensor:
-    """Of the eight Gaussians, on a circle of radius 2."""
+    """Return the centers of the eight Gaussians on a circle of radius 2, with shape (8, 2)."""
     angles = torch.arange(MODES) * math.pi / 4
     return 2 * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def ring(count: int, generator: torch.Generator) -> Tensor:
-    """Samples of the data."""
+    """Return ``count`` samples of the data, with shape (count, 2)."""
     of = torch.randint(MODES, (count,), generator=generator)
     return centers()[of] + STD * torch.randn(count, 2, generator=generator)
 
 
 def modes(G: nn.Module) -> int:
-    """How many modes have at least 1 % of 2,000 samples within a distance of 0.3."""
+    """Return how many modes have at least 1 % of 2,000 generated samples within a distance of 0.3."""
     with torch.no_grad():
         samples = G(torch.randn(2000, NOISE, generator=torch.Generator().manual_seed(0)))
     near = torch.cdist(samples, centers()) < 0.3

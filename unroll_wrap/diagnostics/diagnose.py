@@ -1,4 +1,4 @@
-"""What unrolling does in the user's own loop, at this moment of training."""
+"""Measure what unrolling does in the user's own loop, at this moment of training."""
 
 import copy
 import random
@@ -22,24 +22,33 @@ from .peak_memory import PeakMemory
 def diagnose(
     unrolled: UnrolledGeneratorLoss, *batch: Any, wrt: Wrt = None, repeats: int = 3, **options: Any
 ) -> Diagnosis:
-    """Calls from the same state: unrolled (twice, for time and for memory), its first term alone, and K = 0.
+    """Measure both terms of the unrolled gradient (Eq. 12), and compare it with the gradient at K = 0.
 
-    One batch says little. So the last three are made again for batches of the same size whose rows are drawn, with
-    replacement, from those of the batch given, and with other random numbers; losses that capture their batch see the
-    other random numbers alone. The report shows how far its numbers scatter.
+    The call is made from the same state with unrolling (once for memory, once for time), with its first term alone,
+    and with K = 0. To show how the results scatter, the last three are repeated with other random numbers and with
+    batches of the same size, drawn with replacement from the given rows; a batch that a loss captures stays the same.
 
     Args:
         unrolled: the loss, with steps >= 1.
-        *batch: as for a call.
-        wrt: as in ``verify``. None takes what has a graph, as a fake has it, where anything has.
-        repeats: how many more batches; 0 for none.
-        **options: as for a call.
+        *batch: the positional arguments of a call, such as real and fake.
+        wrt: as in ``verify``, except that None takes only tensors with a graph, such as fake, if there are any.
+        repeats: the number of further batches; 0 for none.
+        **options: the keyword arguments of a call.
 
     Returns:
-        What was measured; ``print`` it, ``plot`` it, or log its ``scalars``.
+        The measurements, which you can ``print``, ``plot``, or log by their ``scalars``.
 
     Raises:
-        ValueError: steps is 0, or there is nothing to differentiate with respect to, or the losses use another fake.
+        ValueError: steps is 0, nothing requires grad, or the losses use another fake than the one passed.
+        RuntimeError: ``torch.no_grad()`` is on.
+
+    Examples:
+        >>> G, D = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+        >>> opt_D = torch.optim.SGD(D.parameters(), lr=0.1)
+        >>> unrolled = unroll_wrap.UnrolledGeneratorLoss(D, opt_D, *unroll_wrap.non_saturating, steps=3)
+        >>> found = unroll_wrap.diagnose(unrolled, torch.randn(8, 2), G(torch.randn(8, 2)))
+        >>> len(found.d_losses), 0 < found.share < 1
+        (3, True)
     """
     check_examined(unrolled, "diagnose", batch)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0:
@@ -64,7 +73,7 @@ def _scatter(values: list[float]) -> float:
 
 
 def _measured(examined: Examined) -> Diagnosis:
-    """Of one batch, but for its memory."""
+    """Return the measurements of one batch, except for its memory."""
     first_alone = copy.copy(examined.unrolled)
     first_alone.stop_gradient = True
 
@@ -76,7 +85,7 @@ def _measured(examined: Examined) -> Diagnosis:
     try:
         *_, first = gradient(first_alone)
     except ValueError:
-        # Either the whole call fails too, or it is g_loss alone that does not depend on the generator.
+        # The first term is 0 if only g_loss does not depend on the generator. Otherwise the whole call below fails too.
         first = torch.zeros_like(plain)
     began = time.perf_counter()
     value, d_losses, total = gradient()
@@ -100,7 +109,7 @@ def _measured(examined: Examined) -> Diagnosis:
 
 
 def _drawn_again(examined: Examined, seed: int) -> Diagnosis:
-    """The same for rows of the batch drawn with replacement, and other random numbers."""
+    """Measure a batch whose rows are drawn with replacement from the call's own, with other random numbers."""
     batch, wrt, options = examined.given
     rows = [t.shape[0] for t in tensors_in(batch) if t.dim()]
     new: dict[int, Tensor] = {}

@@ -1,31 +1,31 @@
-"""What ``diagnose`` has measured, and what follows from it."""
+"""The measurements of ``diagnose``, and the advice that follows from them."""
 
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# A gradient that is so much longer or shorter than the plain one trains nothing.
+# A gradient that is longer or shorter than the plain one by this factor trains nothing.
 _IMPLAUSIBLE = 100.0
 SPREAD = ("share", "cosine", "ratio")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``diagnose`` measured; norms are of the gradient with respect to ``fake``.
+    """The measurements of ``diagnose``. All norms are of gradients with respect to ``fake``, or to ``wrt`` if given.
 
     Attributes:
-        steps: K.
-        d_losses: along the inner steps.
-        g_loss: after them.
-        first_term: norm of the first term of Eq. 12.
-        second_term: norm of the second.
-        share: of the second term in the sum of both norms.
-        cosine: between the unrolled gradient and the one without unrolling; 0 if one of them is 0.
-        ratio: of their norms.
-        seconds: that the call took.
-        peak_bytes: most memory that tensors of the call held at one time.
-        growths: of ``d_loss`` along the inner steps, for this batch and for those drawn again from its rows.
-        spread: how far share, cosine and ratio scatter over these: a standard deviation of each.
+        steps: K, the number of inner steps.
+        d_losses: ``d_loss`` at each inner step.
+        g_loss: ``g_loss`` after the inner steps.
+        first_term: the norm of the first term of Eq. 12.
+        second_term: the norm of the second term of Eq. 12.
+        share: second_term / (first_term + second_term); 0 if both are 0.
+        cosine: the cosine of the angle between the unrolled gradient and the one at K = 0; 0 if one of them is 0.
+        ratio: the norm of the unrolled gradient divided by that of the one at K = 0.
+        seconds: the duration of the unrolled call with its gradient, in seconds.
+        peak_bytes: the most memory that tensors of the call held at one time, in bytes.
+        growths: the last ``d_loss`` minus the first, for the given batch and for each batch drawn from its rows.
+        spread: the standard deviations of share, cosine and ratio over these batches, by name.
     """
 
     steps: int
@@ -43,13 +43,13 @@ class Diagnosis:
 
     @property
     def advice(self) -> str:
-        """A sentence or two, by direction and by size."""
+        """Return one or two sentences on what the direction and the size of the gradient mean."""
         same, like = self.cosine > 0.99, 0.9 < self.ratio < 1.1
         size = max(abs(self.d_losses[0]), 1e-12) if self.d_losses else 1.0
         growths = self.growths or [self.d_losses[-1] - self.d_losses[0] if self.d_losses else 0.0]
         if self.first_term + self.second_term == 0:
             return "The gradient is 0: D is flat at this fake, or the losses do not use it."
-        # Label noise moves it too, up for one batch and down for another.
+        # All batches have to agree, because label noise makes d_loss grow for one batch and fall for another.
         if min(growths) > 0.02 * size:
             return "d_loss grows along the inner steps: D's learning rate is too high for this batch."
         if math.isfinite(self.ratio) and not 1 / _IMPLAUSIBLE < self.ratio < _IMPLAUSIBLE:
@@ -78,14 +78,14 @@ class Diagnosis:
         )
 
     def scalars(self, prefix: str = "unroll/") -> dict[str, float]:
-        """A flat dict for a logger."""
+        """Return the numbers as a flat dict for a logger, with ``prefix`` before each name."""
         flat = {k: float(v) for k, v in asdict(self).items() if k not in ("d_losses", "growths", "spread")}
         flat |= {"d_loss_first": self.d_losses[0], "d_loss_last": self.d_losses[-1]} if self.d_losses else {}
         flat |= {f"{k}_spread": v for k, v in self.spread.items()}
         return {prefix + k: v for k, v in flat.items()}
 
     def plot(self, ax: Any = None) -> Any:
-        """``d_loss`` along the inner steps, on a matplotlib axis."""
+        """Plot ``d_loss`` at each inner step on a matplotlib axis, a new one if None, and return the axis."""
         if ax is None:
             from matplotlib import pyplot
 
@@ -95,7 +95,7 @@ class Diagnosis:
         return ax
 
     def __str__(self) -> str:
-        """A short report."""
+        """Return a short report."""
         around = {k: f" ± {v:.2g}" for k, v in self.spread.items()}
         return "\n".join([
             f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.peak_bytes / 1e6:.3g} MB at its peak",

@@ -1,4 +1,4 @@
-"""What a derivative is taken with respect to: tensors in the batch, and those that the losses capture."""
+"""Find the tensors to differentiate with respect to: those in the batch, and those that the losses capture."""
 
 import functools
 import types
@@ -19,26 +19,26 @@ NOTHING = (
 
 
 class Inputs:
-    """The tensors to differentiate with respect to, and the arguments with leaves in the place of those among them.
+    """The tensors to differentiate with respect to, and the call's arguments with leaves in place of such tensors.
 
-    A leaf of its own for each: if the batch holds ``fake`` and something computed from it, they move one by one.
+    Each tensor has its own leaf. If the batch holds ``fake`` and a tensor computed from it, each is moved on its own.
 
     Args:
-        wrt: what the user asks for. None takes all that require grad in the arguments and among what the losses
-            capture; if there are none, the parameters of a generator that they capture.
-        losses: of the call.
-        batch: of the call.
-        kwargs: of the call.
+        wrt: the tensors that the user asks for. None takes all that require grad in the arguments and among what the
+            losses capture; if there are none, the parameters of a generator that the losses capture.
+        losses: the losses of the call.
+        batch: the positional arguments of the losses after D.
+        kwargs: the keyword arguments of the losses.
         inner: the batch of each inner step.
-        discriminator: modules whose parameters are not meant.
+        discriminator: the modules of D, whose parameters are left out.
 
     Attributes:
-        tensors: empty if nothing requires grad.
-        batch: as given, with leaves.
-        kwargs: the same.
-        inner: the same.
-        captured: the modules that the losses capture, the discriminator's among them or not.
-        chosen: whether the user asked for them by ``wrt``.
+        tensors: the tensors to differentiate with respect to; empty if nothing requires grad.
+        batch: the batch, with leaves.
+        kwargs: the keyword arguments, with leaves.
+        inner: the batches of the inner steps, with leaves.
+        captured: the modules that the losses capture, which may include those of D.
+        chosen: True if the user passed ``wrt``.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Inputs:
             if not tensor.requires_grad:
                 return tensor
             _, leaf = leaf_of.setdefault(id(tensor), (tensor, tensor.detach().clone().requires_grad_()))
-            # What comes from a generator has a graph, and is told from a batch that merely requires grad by that.
+            # A tensor from a generator keeps a graph, which tells it from one that merely requires grad.
             return leaf if tensor.is_leaf else leaf.view_as(leaf)
 
         self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))
         self._given = list(leaf_of.values())
-        # A loss reaches into an object of the user's own as into a closure.
+        # A loss can reach tensors through an object among its arguments, as it does through a closure.
         opaque = [one for one in pytree.tree_leaves((batch, kwargs, list(inner))) if not isinstance(one, Tensor)]
         tensors, self.captured = _captured([*losses, *opaque])
         self.chosen = wrt is not None
@@ -78,20 +78,20 @@ class Inputs:
             self.tensors = [leaf_of[id(t)][1] if id(t) in leaf_of else t for t in asked]
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
-        """Of a scalar, zeros where it does not depend on one of the tensors."""
+        """Return the gradient of a scalar, with zeros for tensors that it does not depend on."""
         if not loss.requires_grad:
             return [torch.zeros_like(t) for t in self.tensors]
         grads = torch.autograd.grad(loss, self.tensors, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(self.tensors, grads, strict=True)]
 
     def made(self, gradient: Sequence[Tensor]) -> list[Tensor]:
-        """Of a gradient the part by what has a graph, as a fake has it; all of it if nothing has, or if asked for."""
+        """Return the gradient for tensors with a graph, such as fake; all of it if none has one, or if ``chosen``."""
         user = {id(leaf): user for user, leaf in self._given}
         made = [g for t, g in zip(self.tensors, gradient, strict=True) if user.get(id(t), t).grad_fn is not None]
         return list(gradient) if self.chosen or not made else made
 
     def unused(self, gradient: Sequence[Tensor]) -> bool:
-        """Whether the losses reach a graph that is not the batch's, and nothing of the batch that has one."""
+        """Return whether the losses use a graph from outside the batch, and no tensor of the batch that has a graph."""
         of = {id(t): bool(g.any()) for t, g in zip(self.tensors, gradient, strict=True)}
         passed = [(user, leaf) for user, leaf in self._given if user.grad_fn is not None]
         known = {id(t) for pair in self._given for t in pair}
@@ -100,7 +100,7 @@ class Inputs:
 
     @contextmanager
     def shifted(self, direction: Sequence[Tensor], length: float) -> Iterator[None]:
-        """The tensors moved along a direction, and put back to the last bit."""
+        """Move the tensors by ``length`` times ``direction`` within this context, and restore them bit for bit."""
         before = [t.detach().clone() for t in self.tensors]
         try:
             for t, d in zip(self.tensors, direction, strict=True):
@@ -112,7 +112,7 @@ class Inputs:
 
 
 def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
-    """Tensors, not parameters, and modules: in closures, in globals that the code names, three levels into objects."""
+    """Return the tensors, except parameters, and the modules that losses refer to, up to three levels deep."""
     tensors: list[Tensor] = []
     modules: list[nn.Module] = []
     todo, seen = [(loss, 0) for loss in losses], set()
@@ -123,8 +123,8 @@ def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
         seen.add(id(value))
         if isinstance(value, nn.Module):
             modules.append(value)
-            # A trainer that is a module may keep the fake as an attribute. What a layer keeps beside its parameters,
-            # as a legacy norm does, it makes anew.
+            # A trainer that is a module may keep the fake as an attribute. Modules with parameters of their own are
+            # left out: the other tensors that a layer keeps, as a legacy norm does, are computed anew.
             kept = [t for m in value.modules() if not m._parameters for t in vars(m).values()]
             tensors += [t for t in kept if isinstance(t, Tensor) and t.grad_fn is not None]
         elif inside := [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]:
@@ -135,14 +135,14 @@ def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
 
 
 def _referenced(value: Any) -> Iterator[Any]:
-    """What a function, or else an object, holds."""
+    """Yield the objects that a function or any other object refers to."""
     if isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, types.MethodType):
         yield from (value.__self__, value.__func__)
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
-            with suppress(ValueError):  # not filled yet
+            with suppress(ValueError):  # the cell is still empty
                 yield cell.cell_contents
         yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
         yield from value.__defaults__ or ()

@@ -1,4 +1,4 @@
-"""The derivative along a line, by the unrolled loss and by differences of real steps."""
+"""Compute the derivative along a line, by the unrolled loss and by differences of real steps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ Shift = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Slope:
-    """The derivative along one direction.
+    """The derivative along one direction, computed in two ways.
 
     Attributes:
-        surrogate: by the unrolled loss.
-        difference: by differences of real optimizer steps.
-        uncertainty: of the difference, from rounding and, unless it agrees at once, from the spread over step lengths.
-        allowed: how far the two may be apart, relative to the difference, beside three times its uncertainty.
+        surrogate: the derivative of the unrolled loss.
+        difference: the derivative by differences of real optimizer steps.
+        uncertainty: the absolute error of ``difference``: rounding and, in ``Line.sharpest``, spread over step lengths.
+        allowed: the error relative to ``difference`` that is allowed in addition to three times the uncertainty.
     """
 
     surrogate: float
@@ -33,34 +33,34 @@ class Slope:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the difference is sharp enough to say anything."""
+        """Return whether ``difference`` is precise enough for a comparison."""
         return 3 * self.uncertainty <= 0.1 * max(abs(self.difference), abs(self.surrogate))
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are the same as far as one can say."""
+        """Return whether the comparison is conclusive and the two derivatives agree within the tolerance."""
         return self.conclusive and self.apart <= self.tolerance
 
     @property
     def apart(self) -> float:
-        """How far they are from one another."""
+        """Return how far apart the two derivatives are."""
         return abs(self.surrogate - self.difference)
 
     @property
     def tolerance(self) -> float:
-        """How far they may be."""
+        """Return how far apart they may be: 3 · uncertainty + allowed · |difference|."""
         return 3 * self.uncertainty + self.allowed * abs(self.difference)
 
 
 class Line:
-    """The inputs moved in one direction.
+    """A line along which the inputs are moved.
 
     Args:
-        inputs: what is moved.
+        inputs: the inputs to move.
         way: the direction, of length 1.
-        real: the value of real steps; its first argument moves the inputs, its second surrounds each loss.
-        slope: by the unrolled loss, where the line starts.
-        value: there.
+        real: computes the value of real steps, in a context that moves the inputs and another around each loss.
+        slope: the derivative of the unrolled loss at the start of the line.
+        value: the value at the start of the line.
         unit: the machine epsilon.
     """
 
@@ -77,42 +77,41 @@ class Line:
         self._inputs = inputs
         self._way = way
         self._real = real
-        # The cube root balances rounding and curvature in a central difference: what it is good for at best.
+        # The best relative precision of a central difference, where rounding and curvature contribute alike.
         self._best = unit ** (1 / 3)
         self._noise = 2 * unit * max(abs(value), 1.0)
-        # A small part of the inputs, and one that moves the value by a small part of itself.
+        # A step is small relative to the inputs, and changes the value by a small part of itself.
         size = min(max(length(inputs.tensors), 1.0), max(abs(value), 1.0) / max(abs(slope), 1e-12))
         self._step = size * self._best
 
     def value(self, steps: float, around: Around = nullcontext) -> float:
-        """Of real steps, so many step lengths along."""
+        """Return the value of real steps with the inputs moved by ``steps`` step lengths."""
         return self._real(lambda: self._inputs.shifted(self._way, steps * self._step), around)
 
     def slope_of(self, steps: float, around: Callable[[], Around]) -> float:
-        """A central difference, each run of it in a context of its own."""
+        """Return a central difference over ``steps`` step lengths; ``around`` makes the contexts of each run."""
         return (self.value(steps, around()) - self.value(-steps, around())) / (2 * steps * self._step)
 
     def at_once(self) -> Slope:
-        """A central difference as it comes."""
-        # K steps round more than once, so not the length that is best for one.
+        """Return the derivative by one central difference, without a search for the best step length."""
+        # K steps round more often than one evaluation, so the length is greater than the best one for that.
         near = (self.value(4) - self.value(-4)) / (8 * self._step)
         return Slope(self.slope, near, self._uncertainty(near, 4), allowed=0.0)
 
     def settled(self, found: Slope) -> bool:
-        """Whether it agrees and nothing sharper need be known: a coarse difference agrees with too much."""
+        """Return whether the derivatives agree and the difference is precise; a coarse one agrees with too much."""
         return found.agrees and found.uncertainty <= 2 * self._best * abs(found.difference)
 
     def sharpest(self, allowed: float, around: Callable[[], Around]) -> Slope:
-        """The best of some step lengths; no more of them than it takes to settle it.
+        """Return the most precise difference over several step lengths, or the first that is settled.
 
         Args:
-            allowed: see Slope.
-            around: what surrounds the losses of one run.
+            allowed: the relative error that is allowed, as in Slope.
+            around: makes the contexts of the losses in one run.
         """
         central: dict[float, float] = {}
         tried: list[Slope] = []
-        # A small slope asks for longer steps, what bends soon for shorter ones: the shortest are for Adam's first step,
-        # which bends where a gradient is about eps.
+        # A small slope needs longer steps; Adam's first step, which bends where |g| is about eps, needs the shortest.
         for n in (4, 8, 16, 32, 2, 1, 1 / 2, 1 / 8, 1 / 64, 1 / 512):
             if tried and self._rounding(n) > min(slope.uncertainty for slope in tried):
                 continue
@@ -128,7 +127,7 @@ class Line:
     def _uncertainty(self, difference: float, steps: float, spread: float = 0.0) -> float:
         if not math.isfinite(difference):
             return math.inf
-        # Two noisy numbers may be close by chance.
+        # The spread alone is not enough, because two noisy numbers may be close by chance.
         return max(spread, self._best * abs(difference)) + self._rounding(steps)
 
     def _rounding(self, steps: float) -> float:
@@ -136,7 +135,7 @@ class Line:
 
 
 def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
-    """The gradient's own direction, and that of a random half of it: both have slopes well above the rounding."""
+    """Return the direction of the gradient and that of a random half of it, whose slopes are well above rounding."""
     generators = [torch.Generator().manual_seed(0) for _ in gradient]
     half = [
         torch.rand(g.shape, generator=one, dtype=torch.float32).to(g.device) < 0.5
@@ -148,5 +147,5 @@ def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
 
 
 def along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
-    """The derivative in a direction."""
+    """Return the derivative along ``way``, which is its dot product with the gradient."""
     return sum((g * d).sum().item() for g, d in zip(gradient, way, strict=True))

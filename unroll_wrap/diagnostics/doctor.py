@@ -1,4 +1,4 @@
-"""What works on this machine, in a few seconds: for a first look, and for bug reports."""
+"""Examine in a few seconds what works on this machine, for a first look and for bug reports."""
 
 import platform
 import sys
@@ -19,7 +19,7 @@ from ..optimizers.read import rule_of
 from .verification import Verification
 from .verify import verify
 
-# Compiled is left out: its first call takes a compiler and half a minute.
+# Compiled is left out, because its first call needs a compiler and half a minute.
 BACKWARDS: dict[str, dict[str, Any]] = {
     "Store()": {"backward": Store()},
     "Recompute()": {"backward": Recompute()},
@@ -31,14 +31,14 @@ BACKWARDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor found.
+    """The findings of the doctor.
 
     Attributes:
-        versions: of what matters, by name.
-        optimizers: what becomes of each of torch's, by name.
-        backwards: for each, what ``verify`` says on a small net: empty if it passes.
-        verification: with the default backward.
-        seconds: that the examination took.
+        versions: the versions of the package, torch and Python, and the device and threads, by name.
+        optimizers: how each of torch's optimizers is handled, by name: by an exact rule, traced, or refused.
+        backwards: the problems that ``verify`` finds on a small net with each backward, by name; empty if none.
+        verification: the result of ``verify`` with the default backward.
+        seconds: the duration of the examination, in seconds.
     """
 
     versions: dict[str, str]
@@ -49,11 +49,11 @@ class Report:
 
     @property
     def well(self) -> bool:
-        """Whether every backward passes."""
+        """Return whether ``verify`` passes with every backward."""
         return not any(self.backwards.values())
 
     def __str__(self) -> str:
-        """For a terminal."""
+        """Return the report as text for a terminal."""
         exact = [name for name, how in self.optimizers.items() if how == _EXACT]
         others = [f"{name} ({how})" for name, how in self.optimizers.items() if how != _EXACT]
         lines = [f"{name:12}{version}" for name, version in self.versions.items()]
@@ -73,7 +73,7 @@ _EXACT = "exact rule"
 
 
 def examine() -> Report:
-    """Versions, optimizers, and ``verify`` of a small net with every backward, on the device at hand."""
+    """Return a report on versions, optimizers, and ``verify`` of a small net with every backward on this device."""
     began = time.perf_counter()
     device = _device()
     found = {name: _verify(device, options) for name, options in BACKWARDS.items()}
@@ -98,7 +98,7 @@ def _optimizers() -> dict[str, str]:
 
 
 def _verdict(kind: Callable[..., torch.optim.Optimizer]) -> str:
-    """What becomes of an optimizer of one matrix, which all of them take."""
+    """Return how an optimizer class is handled, from an instance for one matrix, which every class accepts."""
     try:
         rule = rule_of(kind([nn.Parameter(torch.zeros(2, 2))]))
     except TypeError as refusal:
@@ -107,7 +107,7 @@ def _verdict(kind: Callable[..., torch.optim.Optimizer]) -> str:
 
 
 def _verify(device: torch.device, options: dict[str, Any]) -> Verification:
-    """In float64 where there is any, from an optimizer that has taken a step."""
+    """Verify a small net in float64, if the device has it, with an optimizer that has taken a step."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     generator = torch.Generator().manual_seed(0)
 

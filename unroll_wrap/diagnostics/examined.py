@@ -1,4 +1,4 @@
-"""The call that is looked at: its arguments resolved once, and run as often as need be from the same state."""
+"""Resolve the arguments of the examined call once, and run it as often as needed from the same state."""
 
 import copy
 import warnings
@@ -22,24 +22,24 @@ Wrt = Sequence[Tensor] | Tensor | None
 
 
 class Examined:
-    """One call of an unrolled loss, for ``verify``, ``diagnose`` and ``predict``.
+    """One call of an unrolled loss, as ``verify``, ``diagnose`` and ``predict`` examine it.
 
     Args:
         unrolled: the loss.
-        batch: as for a call.
-        wrt: what to differentiate with respect to, see Inputs.
-        options: as for a call.
-        steps: in the place of the loss's own, and of those among the options.
+        batch: the positional arguments of the call.
+        wrt: the tensors to differentiate with respect to, as in Inputs.
+        options: the keyword arguments of the call.
+        steps: K; None for that of ``options`` or of the loss.
 
     Attributes:
-        unrolled: as given.
-        d_loss: of this call.
-        g_loss: the same.
+        unrolled: the loss.
+        d_loss: the discriminator's loss in the call.
+        g_loss: the generator's loss in the call.
         steps: K.
-        inputs: what is differentiated, and the batches with leaves in its place.
-        owned: the parameters that move.
-        state: of random numbers and of a generator's buffers, where every run begins.
-        given: what has been passed, to be resolved anew.
+        inputs: the tensors to differentiate with respect to, and the batches with leaves in their place.
+        owned: the parameters that the inner steps move.
+        state: the random states and the generator's buffers from which every run begins.
+        given: the batch, wrt and options, from which another object like this one can be made.
 
     Raises:
         ValueError: the optimizer does not fit the discriminator.
@@ -58,7 +58,7 @@ class Examined:
         self.d_loss, self.g_loss = unrolled.losses(options.get("d_loss"), options.get("g_loss"))
         steps = options.get("steps") if steps is None else steps
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
-        # Drawn once: a loader gives other batches the next time.
+        # Batches are drawn only once, because a loader gives other batches the next time.
         drawn = [batches(k) for k in range(self.steps)] if batches else []
         self.given = batch, wrt, {**options, "resample": drawn or None}
         modules, _, self.owned = unrolled.parts()
@@ -66,10 +66,10 @@ class Examined:
         self.state = EveryState([*self.inputs.tensors, *self.owned], self.inputs.captured)
 
     def required(self) -> "Examined":
-        """The same.
+        """Return this object if there is something to differentiate with respect to.
 
         Raises:
-            ValueError: there is nothing to differentiate with respect to.
+            ValueError: nothing requires grad.
         """
         if not self.inputs.tensors:
             raise ValueError(NOTHING)
@@ -81,23 +81,23 @@ class Examined:
         steps: int | None = None,
         within: AbstractContextManager[object] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The value of a call, ``d_loss`` at its inner steps, and its gradient by the inputs.
+        """Return the value of the call, ``d_loss`` at its inner steps, and its gradient with respect to the inputs.
 
         Args:
-            unrolled: another loss with the same parts.
-            steps: fewer of them.
-            within: a context for it all.
+            unrolled: another loss with the same parts to call instead; None for the call's own.
+            steps: a smaller K; None for the call's own.
+            within: a context for the whole run.
         """
         steps = self.steps if steps is None else steps
         inputs = self.inputs
-        # What the losses keep of their own is put back too.
+        # The snapshot restores what the losses keep in themselves.
         with (
             self.state.replayed(),
             Snapshot([self.d_loss, self.g_loss]),
             sizes_named(inputs.batch),
             within or nullcontext(),
         ):
-            # A copy: what a first call says is still to be said by the user's own.
+            # This calls a copy of the loss, so that the user's own first call still does what only a first call does.
             loss, d_losses = copy.copy(unrolled or self.unrolled).watched(
                 *inputs.batch,
                 d_loss=self.d_loss,
@@ -109,20 +109,20 @@ class Examined:
             return loss.detach(), d_losses, inputs.gradient(loss)
 
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The same, without the warnings that a call of its own would give."""
+        """Return the result of ``run`` without the warnings of this package."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnrollWarning)
             return self.run(*given, **options)
 
 
 def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
-    """The loss itself, not what it returns, with gradients, and a batch in order.
+    """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order.
 
     Raises:
-        TypeError: something else.
-        RuntimeError: under ``torch.no_grad()``.
+        TypeError: ``unrolled`` is something else, such as the tensor that the loss returns.
+        RuntimeError: ``torch.no_grad()`` is on.
     """
-    # Not isinstance of UnrolledGeneratorLoss, which imports this.
+    # The test is for a method and not for the class, so that an object in place of the loss is accepted.
     if not hasattr(unrolled, "plan") or isinstance(unrolled, type):
         raise TypeError(
             f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "

@@ -1,7 +1,6 @@
-"""The user's own objects in float64 for a while, where float32 is too coarse for a difference to say anything.
+"""Put the user's own objects into float64 for a while, where float32 is too coarse for a conclusive difference.
 
-Copies would leave out what closures, hooks and wrappers lead to. These are the live tensors with other memory, and all
-of it is put back.
+Copies would miss what closures, hooks and wrappers refer to. So the live tensors get other memory in the meantime.
 """
 
 import copy
@@ -19,7 +18,7 @@ from ..run import Known
 
 
 def may_be_double(tensors: list[Tensor]) -> bool:
-    """Whether these are of less than 64 bits, and could be of 64: nothing casts them down again."""
+    """Return whether some tensors have less than 64 bits, and both their devices and autocast allow 64."""
     devices = {t.device.type for t in tensors}
     coarse = any(t.is_floating_point() and t.itemsize < 8 for t in tensors)
     return coarse and "mps" not in devices and not autocast_dtypes(devices)
@@ -27,7 +26,7 @@ def may_be_double(tensors: list[Tensor]) -> bool:
 
 @contextmanager
 def in_double(unrolled: UnrolledGeneratorLoss, *others: Any) -> Iterator[UnrolledGeneratorLoss]:
-    """Every tensor that can be reached from a loss and others in float64, what is made new as well."""
+    """Yield a twin of the loss while all tensors within reach of the arguments, and all new ones, are in float64."""
     before = torch.get_default_dtype()
     with Snapshot([unrolled, *others], names=True) as snapshot:
         try:
@@ -36,7 +35,7 @@ def in_double(unrolled: UnrolledGeneratorLoss, *others: Any) -> Iterator[Unrolle
                 if isinstance(one, Tensor) and one.is_floating_point() and one.itemsize < 8:
                     one.data = one.data.double()
             twin = copy.copy(unrolled)
-            # What it remembers of its parts holds for them as they were.
+            # What the loss has found out about its parts holds only for their former tensors.
             twin._known = Known(None)
             yield twin
         finally:

@@ -1,4 +1,4 @@
-"""How many bytes of tensors a piece of code holds at one time, on any device."""
+"""Count how many bytes of tensors a piece of code holds at one time, on any device."""
 
 import weakref
 from typing import Any
@@ -9,13 +9,13 @@ from ..torch_private import TorchDispatchMode, pytree
 
 
 class PeakMemory(TorchDispatchMode):
-    """A context that counts the memory of the tensors made inside, from their making to their end.
+    """A context that counts the memory of the tensors made inside it, from their creation to their end.
 
-    The process's own peak would not do: it never falls, and an allocator keeps what it once had. Every operator is
-    seen, those of a backward pass too; what a kernel needs while it runs is not.
+    The peak memory of the process is no substitute, because it never falls and an allocator keeps memory that is free.
+    All operators count, including those of a backward pass, but not the memory that a kernel needs while it runs.
 
     Attributes:
-        peak: most bytes alive at one time.
+        peak: the most bytes alive at one time.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class PeakMemory(TorchDispatchMode):
         self._total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, and note the memory that is new."""
+        """Run the operator, and count the memory that is new."""
         out = func(*args, **(kwargs or {}))
         known = {_memory(t)._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in pytree.tree_leaves(out):
             if not isinstance(tensor, Tensor):
                 continue
             memory = _memory(tensor)
-            # Two look-ups: to join both sets would be to copy the larger one for every tensor.
+            # There are two look-ups, because a union of both sets would copy the larger one for every tensor.
             if memory._cdata not in self._alive and memory._cdata not in known:
                 self._alive[memory._cdata] = memory.nbytes()
                 self._total += memory.nbytes()

@@ -1,4 +1,4 @@
-"""What K steps will cost on this machine, from two short calls."""
+"""Predict from two short calls what K steps will cost on this machine."""
 
 import copy
 import time
@@ -13,21 +13,21 @@ from ..loss import UnrolledGeneratorLoss
 from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
 
-# Seconds; what takes longer is timed once.
+# Calls that together take longer than this, in seconds, are timed only once.
 _SHORT = 0.5
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """T(K) = T(a) + (K - a) · dT and M(K) = M(a) + (K - a) · dM, one gradient of the unrolled loss.
+    """Time T(K) = T(a) + (K - a) · dT and memory M(K) = M(a) + (K - a) · dM of one gradient of the unrolled loss.
 
     Attributes:
         steps: K.
-        seconds: T(K).
-        bytes: M(K), the most that tensors take at once beyond what is there before the call.
-        seconds_per_step: dT.
-        bytes_per_step: dM.
-        measured: the two K that were measured, a and b.
+        seconds: T(K), in seconds.
+        bytes: M(K), the most bytes that tensors take at one time in addition to those before the call.
+        seconds_per_step: dT, in seconds.
+        bytes_per_step: dM, in bytes.
+        measured: a and b, the two values of K that were measured.
     """
 
     steps: int
@@ -38,7 +38,7 @@ class Prediction:
     measured: tuple[int, int]
 
     def __str__(self) -> str:
-        """A short report."""
+        """Return a short report."""
         a, b = self.measured
         return "\n".join([
             f"unroll_wrap.predict: K = {self.steps}, {self.seconds:.3g} s and {self.bytes / 1e6:.4g} MB a gradient",
@@ -54,24 +54,33 @@ def predict(
     wrt: Wrt = None,
     **options: Any,
 ) -> Prediction:
-    """Time and peak memory of ``unrolled(*batch, steps=steps)`` with its gradient, without running K steps.
+    """Extrapolate T(K) = T(a) + (K - a) · dT, the time of a call with its gradient, and likewise its peak memory.
 
-    Both grow linearly in K, so two short calls tell: K = 2 and 3, or the multiples of n for ``Recompute(every=n)``, or
-    past n for ``Truncate(n)``. Each runs once to be counted, and once or, if that is short, twice to be timed. What is
-    counted is tensors, not the scratch inside an operator.
+    Two short calls are enough, because both grow linearly in K: with K = 2 and 3, with 2n and 3n for
+    ``Recompute(every=n)``, or with n + 1 and n + 2 for ``Truncate(n)``. Each runs once to count the memory of tensors,
+    without that inside an operator, and once or, if it is short, twice for the time.
 
     Args:
         unrolled: the loss.
-        *batch: as for a call.
+        *batch: the positional arguments of a call, such as real and fake.
         steps: K; None for the loss's own.
         wrt: as in ``verify``.
-        **options: as for a call.
+        **options: the keyword arguments of a call.
 
     Returns:
-        What was extrapolated; ``print`` it.
+        The extrapolated costs, in seconds and bytes, which you can ``print``.
 
     Raises:
-        ValueError: there is nothing to differentiate with respect to.
+        ValueError: nothing requires grad.
+        RuntimeError: ``torch.no_grad()`` is on.
+
+    Examples:
+        >>> G, D = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+        >>> opt_D = torch.optim.SGD(D.parameters(), lr=0.1)
+        >>> unrolled = unroll_wrap.UnrolledGeneratorLoss(D, opt_D, *unroll_wrap.non_saturating)
+        >>> found = unroll_wrap.predict(unrolled, torch.randn(8, 2), G(torch.randn(8, 2)), steps=100)
+        >>> found.steps, found.measured, found.seconds > 0
+        (100, (2, 3), True)
     """
     check_examined(unrolled, "predict", batch)
     count, _ = unrolled.plan(steps, None)
@@ -87,26 +96,26 @@ def predict(
         return memory.peak
 
     device = examined.owned[0].device
-    # Compiled kernels allocate where nobody sees it; they hold what Recompute does, and less while they run.
+    # Allocations in compiled kernels cannot be seen. They hold as much as Recompute does, and less while they run.
     seen = copy.copy(unrolled)
     seen.backward = _seen(unrolled.backward)
-    # Counted first: the first calls of all pay for what later ones find ready.
+    # Memory is counted before time is taken, because the first calls pay for what later ones find ready.
     peaks = [peak(k) for k in short]
     if seen.backward is not unrolled.backward:
         gradient(short[0])
     rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short]]
     if sum(rounds[0]) < _SHORT:
-        # Interleaved, and the faster of two: whatever else runs only ever adds.
+        # The rounds are interleaved and the faster counts, because other processes can only add to a time.
         rounds.append([_seconds(lambda k=k: gradient(k), device) for k in short])
     times = [min(times) for times in zip(*rounds, strict=True)]
     a, b = short
     size, per_step = peaks[1] - peaks[0], (times[1] - times[0]) / (b - a)
     if not 0 < per_step <= times[0] / a:
-        # Whatever else ran meanwhile took longer than a step does: then all of a call is shared out.
+        # Other processes took longer than a step does. The time of a whole call is then divided among its steps.
         per_step = min(times[0] / a, times[1] / b)
     return Prediction(
         steps=count,
-        # At K = 0 and 1 no less than the share of these in the shortest call.
+        # Below a, the extrapolated line must not fall below the share of K steps in the shortest call.
         seconds=max(times[0] + (count - a) * per_step, times[0] * count / a if count < a else 0.0),
         bytes=max(0, round(peaks[0] + (count - a) * size / (b - a))),
         seconds_per_step=per_step,
@@ -122,11 +131,11 @@ def _seen(backward: Any) -> Any:
 
 
 def _short(backward: Any) -> tuple[int, int]:
-    """Two small K between which one more period of the backward lies, and nothing else."""
+    """Return two small values of K that differ by one period of the backward, and by nothing else."""
     if isinstance(backward, Truncate):
         return backward.steps + 1, backward.steps + 2
     every = backward.every if isinstance(backward, Recompute) else 1
-    # Not 1: the first step needs no cotangent of its start, so its pullback holds less than the others.
+    # K = 1 is too small: the first step needs no cotangent of its start, so its pullback holds less than the others.
     return 2 * every, 3 * every if every > 1 else 3
 
 

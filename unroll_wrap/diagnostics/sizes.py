@@ -1,4 +1,4 @@
-"""A loss that takes batches of one size only, and is given a few samples of one."""
+"""Explain the failure of a loss that takes batches of one size only, and is given a batch of another size."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from ..call.batch import tensors_in
 
 @contextmanager
 def sizes_named(batch: tuple[Any, ...]) -> Iterator[None]:
-    """Say so in the error, where torch compares two sizes of which one is the batch's.
+    """Name the size that a loss takes, if torch complains within this context about two sizes and one is the batch's.
 
     Raises:
-        ValueError: in the place of such an error.
-        RuntimeError: any other, as it is.
+        ValueError: the loss takes batches of another size; this replaces torch's error.
+        RuntimeError: any other error of torch's passes through unchanged.
     """
     try:
         yield
@@ -30,10 +30,10 @@ def sizes_named(batch: tuple[Any, ...]) -> Iterator[None]:
 
 
 def _other_size(text: str, rows: set[int]) -> int | None:
-    """The number beside the batch's own in a complaint about two sizes."""
+    """Return the number beside the batch's own in an error about two sizes, or None for any other error."""
     if "size" not in text or len(rows) != 1:
         return None
-    # In shapes the first number counts: Size([64, 1]).
+    # In a shape such as Size([64, 1]), the first number is the size of the batch.
     leading = [int(n) for n in re.findall(r"Size\(\[(\d+)", text)]
     found = leading or [int(n) for n in re.findall(r"\((\d+)\)", text)]
     others = set(found) - rows

@@ -1,4 +1,4 @@
-"""What ``verify`` has found."""
+"""The result of ``verify``."""
 
 from dataclasses import dataclass, field
 
@@ -7,16 +7,16 @@ from .directional_derivative import Slope
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` found.
+    """The result of ``verify``, which is true if value and derivative agree.
 
     Attributes:
-        value: of the unrolled loss.
+        value: the value of the unrolled loss.
         real_value: ``g_loss`` after K real steps of the real optimizer.
-        tolerance: how far apart rounding may take the two.
-        slopes: the derivative along two directions.
-        problems: what is wrong, in sentences; empty when all agrees.
-        cuts: where a loss of the user's detaches what depends on D or on fake. The derivative does not pass there, as
-            asked; these tensors are then held constant in the differences too.
+        tolerance: how far apart rounding may take the two values.
+        slopes: the derivatives along two directions.
+        problems: what is wrong, in sentences; empty if all agrees.
+        cuts: where a loss of the user's detaches what depends on D or on fake. The derivative stops there, as the user
+            intends, so these tensors are held constant in the differences too.
         notes: what else a reader of the numbers should know.
     """
 
@@ -30,15 +30,15 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether value and derivative agree."""
+        """Return whether value and derivative agree."""
         return not self.problems
 
     def __bool__(self) -> bool:
-        """The same, for ``assert verify(...)``."""
+        """Return ``passed``, for ``assert verify(...)``."""
         return self.passed
 
     def __str__(self) -> str:
-        """A short report."""
+        """Return a short report."""
         lines = [
             f"unroll_wrap.verify: {'passed' if self.passed else 'FAILED'}",
             f"  value       {self.value:.9g}, after real steps {self.real_value:.9g} "

@@ -1,4 +1,4 @@
-"""Proof in the user's own loop: the unrolled loss against real optimizer steps and differences of them."""
+"""Check the unrolled loss in the user's own loop against real optimizer steps and differences of them."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,26 +13,33 @@ from .verification import Verification
 
 
 def verify(unrolled: UnrolledGeneratorLoss, *batch: Any, wrt: Wrt = None, **options: Any) -> Verification:
-    """Compare a call with K real optimizer steps, and its gradient with differences of them.
+    """Compare a call with the value L of K real steps, and its gradient g with ⟨g, d⟩ = (L(x + hd) - L(x - hd)) / 2h.
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
-    Takes one call and 5 times K real steps if plain differences agree, some 15 times K where a ReLU makes real steps
-    jump, up to 90 times K where something is wrong or the derivative is tiny, and as much again in float64, on the
-    same objects, where float32 cannot tell: pass a few samples. What a hook of yours does beyond tensors, such as to
-    print or to send, happens as often.
+    This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU makes real steps jump,
+    and up to 90·K where something is wrong or the derivative is tiny. Where float32 is too coarse, all of this is
+    repeated in float64. Pass only a few samples. Side effects of your hooks, such as printing, occur as often.
 
     Args:
         unrolled: the loss.
-        *batch: as for a call.
-        wrt: what to differentiate with respect to. None takes the tensors that require grad in the batch, or among
-            what the given losses capture.
-        **options: as for a call.
+        *batch: the positional arguments of a call, such as real and fake.
+        wrt: the tensors x to differentiate with respect to. None takes those that require grad in the batch, or among
+            what the losses capture.
+        **options: the keyword arguments of a call.
 
     Returns:
-        What was found. It is true if all agrees, and ``print`` shows it.
+        The findings, which are true if all agrees, and which you can ``print``.
 
     Raises:
         ValueError: the loss averages over several processes, or takes batches of one size only.
+        RuntimeError: ``torch.no_grad()`` is on.
+
+    Examples:
+        >>> G, D = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+        >>> opt_D = torch.optim.SGD(D.parameters(), lr=0.1)
+        >>> unrolled = unroll_wrap.UnrolledGeneratorLoss(D, opt_D, *unroll_wrap.non_saturating, steps=3)
+        >>> unroll_wrap.verify(unrolled, torch.randn(8, 2), G(torch.randn(8, 2))).passed
+        True
     """
     check_examined(unrolled, "verify", batch)
     if unrolled.average_gradients is not False:
@@ -56,7 +63,7 @@ _NAN = float("nan")
 
 
 def _sharper(coarse: Comparison, found: Verification) -> Verification:
-    """The same on the same objects in float64, where rounding takes the differences apart and nothing else may."""
+    """Repeat a comparison on the same objects in float64, which tells rounding from a wrong derivative."""
     batch, wrt, options = coarse.examined.given
     try:
         with in_double(coarse.examined.unrolled, batch, wrt, options) as twin:

@@ -1,4 +1,4 @@
-"""Gradient clipping for ``grad_transform``: what a loop does between ``backward()`` and ``step()``, differentiably."""
+"""Differentiable gradient clipping for ``grad_transform``, as a loop does it between ``backward()`` and ``step()``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from torch import Tensor
 class clip_grad_norm:  # noqa: N801
     """g ← g · min(1, max_norm / (‖all g‖ + 1e-6)), for a loop that calls ``torch.nn.utils.clip_grad_norm_``.
 
-    It is for D's parameters together, in each inner step:
+    The norm is that of all gradients of D together, in each inner step:
 
         UnrolledGeneratorLoss(D, opt_D, *hinge, grad_transform=clip_grad_norm(1.0))
 
     Args:
-        max_norm: the same as in the loop.
-        norm_type: of the norm; ``float("inf")`` for the largest entry.
+        max_norm: the bound on the norm, the same as in the loop.
+        norm_type: p of the p-norm; ``float("inf")`` for the largest entry.
 
     Raises:
-        ValueError: a bound that is not a positive number.
+        ValueError: ``max_norm`` or ``norm_type`` is not a positive number.
     """
 
     max_norm: float
@@ -32,7 +32,7 @@ class clip_grad_norm:  # noqa: N801
         _check("norm_type", self.norm_type)
 
     def __call__(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients, shortened together if they are too long."""
+        """Return the gradients, all multiplied by the same factor if their norm exceeds ``max_norm``."""
         if not grads:
             return []
         norms = [torch.linalg.vector_norm(g, self.norm_type).to(grads[0].device) for g in grads]
@@ -45,10 +45,10 @@ class clip_grad_value:  # noqa: N801
     """g ← min(max(g, -clip_value), clip_value), for a loop that calls ``torch.nn.utils.clip_grad_value_``.
 
     Args:
-        clip_value: the same as in the loop.
+        clip_value: the bound on the absolute value of each entry, the same as in the loop.
 
     Raises:
-        ValueError: a bound that is not a positive number.
+        ValueError: ``clip_value`` is not a positive number.
     """
 
     clip_value: float
@@ -57,7 +57,7 @@ class clip_grad_value:  # noqa: N801
         _check("clip_value", self.clip_value)
 
     def __call__(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients, each of their entries within the bound."""
+        """Return the gradients with each entry clamped to the bound."""
         return [g.clamp(-self.clip_value, self.clip_value) for g in grads]
 
 

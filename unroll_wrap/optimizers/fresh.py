@@ -1,7 +1,7 @@
-"""Optimizers whose next step is their first, where that step has a slope that no later one has.
+"""Find optimizers whose next step is their first, where that step has a slope that no later one has.
 
-Adam's first step is lr · g / (|g| + eps): the sign of g, whose slope is lr / eps where |g| is about eps and next to
-nothing elsewhere. The same holds for all that divide by a mean of g² which is g² alone.
+Adam's first step is lr · g / (|g| + eps), close to lr times the sign of g. Its slope is about lr / eps where |g| is
+about eps, and almost 0 elsewhere. The same holds for every optimizer that divides by a mean of g² which is g² alone.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ FRESH = (
 
 
 def adaptive_and_fresh(optimizers: Iterable[Any]) -> list[str]:
-    """The names of those among some optimizers and wrappers."""
+    """Return the class names of those among ``optimizers`` that divide by a mean of g² and have no state yet."""
     found = [o for one in optimizers for o in family(one) if _divides(o) and not any(getattr(o, "state", {}).values())]
     return list(dict.fromkeys(type(o).__name__ for o in found))
 
 
 def _divides(optimizer: Any) -> bool:
-    """What divides by a mean of g² has an eps to keep it from 0."""
+    """Return whether an optimizer has an eps, which it adds to a denominator to keep it from 0."""
     return any("eps" in group for group in groups_of(optimizer))

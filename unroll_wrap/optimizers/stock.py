@@ -19,7 +19,7 @@ Optimizer = torch.optim.Optimizer
 
 
 class _Known(NamedTuple):
-    """The path of a class's rule, and the functions of the class for which this was found out."""
+    """The path of the rule for a class, and the functions of the class that this result depends on."""
 
     rule: Any
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class _Known(NamedTuple):
     helpers: Mapping[str, Any]
 
     def holds(self, kind: type) -> bool:
-        """Return whether all of these functions are what they were."""
+        """Return whether none of these functions has been replaced since."""
         if not all(map(is_, map(self.scope.get, self.helpers), self.helpers.values())):
             return False
         return all(getattr(kind, n, None) is f for n, f in zip(self.names, self.functions, strict=True))
@@ -71,7 +71,7 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     helpers = _helpers(home, names)
     functions = tuple(getattr(kind, n, None) for n in names)
     untouched = all(inspect.getattr_static(kind, n, None) is inspect.getattr_static(home, n, None) for n in names)
-    # The helpers of others may come from any file of theirs.
+    # Helpers are checked for torch's classes only, because another library's may come from any of its files.
     known = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
     allowed = all(_is_ours(f, home) for f in known if callable(f))
     calls = frozenset(n for n, f in zip(names, functions, strict=True) if callable(f))
@@ -105,7 +105,7 @@ def _called(home: Any) -> set[str]:
         for function in _chain(getattr(home, name, None)):
             names = function.__code__.co_names
             todo += [n for n in names if n not in found and isinstance(getattr(home, n, None), types.FunctionType)]
-    # A subclass may replace these by properties.
+    # A subclass may replace these attributes by properties.
     return found | {"param_groups", "state"}
 
 

@@ -1,4 +1,4 @@
-"""The state that a live optimizer keeps for a parameter, as a rule has it."""
+"""Read the state that a live optimizer keeps for a parameter, in the form that a rule uses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .rule import Scalar, UpdateRule
 
 
 def counts_of(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dict[int, float]:
-    """The numbers that the optimizer keeps as tensors, by the ids of these, read in one transfer from each device."""
+    """Return the numbers that an optimizer keeps as tensors, by the tensors' ids, with one transfer per device."""
     stored = [
         t for p in params for t in (optimizer.state.get(p) or {}).values() if isinstance(t, Tensor) and not t.dim()
     ]
@@ -22,7 +22,7 @@ def counts_of(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dic
 
 
 def state_of(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor, counts: dict[int, float]) -> Any:
-    """Return the state for one parameter; ``counts`` are the numbers that were read from tensors already."""
+    """Return the state for one parameter; ``counts`` are the numbers that ``counts_of`` has read."""
     fresh = rule.init(param.detach())
     stored = optimizer.state.get(param)
     if not stored:
@@ -37,7 +37,7 @@ def state_of(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor, 
 def _adopt(
     name: str, value: Any, initial: Any, param: Tensor, optimizer: torch.optim.Optimizer, counts: dict[int, float]
 ) -> Any:
-    """Return the optimizer's own entry, checked against what the rule expects."""
+    """Return an entry of the optimizer's own state, after a check against the rule's initial entry."""
     if initial is None and value is None:
         return None
     if isinstance(initial, float):

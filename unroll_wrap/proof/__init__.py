@@ -1,1 +1,1 @@
-"""K real steps of the user's own objects, and the comparison of a first call with them."""
+"""Take K real steps of the user's own objects, and compare a first call with them."""

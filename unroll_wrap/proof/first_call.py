@@ -1,4 +1,4 @@
-"""The first call's value beside K real steps, wherever the package has to guess what an object of the user's does."""
+"""Compare the first call's value with K real steps, wherever the package has to guess what a user's object does."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -19,12 +19,12 @@ logger = logging.getLogger("unroll_wrap")
 
 
 def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterable[Tensor], swap: Swap) -> list[str]:
-    """What of the user's the package does not know, in words; ``traced`` are optimizers without a rule of their own."""
+    """Return in words what the package does not know about the user's objects; ``traced`` optimizers have no rule."""
     found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
     for p in params:
         if type(p) is not nn.Parameter:
             found.append(f"a parameter of D is a {type(p).__name__}")
-        # torch.compile leaves some of its own.
+        # The attributes that torch.compile leaves on a parameter do not count.
         if vars(p) and (names := sorted(n for n in vars(p) if not n.startswith("_dynamo"))):
             found.append(f"a parameter of D has the attributes {names}")
         if p._backward_hooks:
@@ -37,18 +37,18 @@ def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterabl
 
 
 class Proof:
-    """K real steps of the live objects from where a call started, and what they come to.
+    """A comparison of a call with K real steps of the live objects from the same state.
 
     Args:
         unrolled: the loss.
-        call: what it is called with.
-        owned: the parameters that move.
-        doubts: what the package does not know.
+        call: the arguments of the call.
+        owned: the parameters that the inner steps move.
+        doubts: what the package does not know, in words.
 
     Attributes:
-        batches: those of the inner steps, to be noted while the call runs.
-        doubts: as given.
-        random: torch's generators before each evaluation of a loss, the same way.
+        batches: the batches of the inner steps, noted while the call runs.
+        doubts: what the package does not know, in words.
+        random: the states of torch's generators before each evaluation of a loss, noted while the call runs.
     """
 
     def __init__(self, unrolled: Any, call: Call, owned: Sequence[Tensor], doubts: Sequence[str]) -> None:
@@ -62,16 +62,16 @@ class Proof:
         self._real = RealSteps(unrolled, call.d_loss, call.g_loss, call.batch, self.batches, call.kwargs)
 
     def note(self, batch: tuple[Any, ...] | None = None) -> None:
-        """A loss is about to run."""
+        """Note the random state before a loss runs, and the batch if the loss is that of an inner step."""
         self.random.append(RandomState(self._owned))
         if batch is not None:
             self.batches.append(batch)
 
     def check(self, value: Tensor, d_losses: Sequence[Tensor]) -> None:
-        """Whether a call has come to what real steps come to.
+        """Raise if a call and real steps give different values, or log a warning if ``d_loss`` does not repeat itself.
 
         Raises:
-            ValueError: it has not.
+            ValueError: the values differ by more than rounding.
         """
         found = value.item()
         after = Snapshot(self._losses)
@@ -114,7 +114,7 @@ class Proof:
             return self._real.run(around=drawn)
 
     def _rounding(self, right: float, unit: float) -> float:
-        """How far real steps come from parameters that differ in the last bit or two."""
+        """Return how far the value of real steps moves if parameters differ in the last bit or two."""
         generator = torch.Generator().manual_seed(0)
         moved = []
         for _ in range(2):

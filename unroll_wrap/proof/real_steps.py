@@ -1,4 +1,4 @@
-"""K real steps: the user's own discriminator, stepped by their own optimizer, and everything put back."""
+"""Take K real steps of the user's own discriminator by their own optimizer, and put everything back."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,21 +17,21 @@ from .training import modules_of, moved_by, steppers_of
 
 
 class RealSteps:
-    """``g_loss`` after K steps of the live optimizers on the live parameters.
+    """A computation of ``g_loss`` after K steps of the live optimizers on the live parameters.
 
-    No tensor, optimizer or module here is a copy: hooks, wrappers and attributes do what they do in training.
+    No tensor, optimizer or module is copied, so that hooks, wrappers and attributes do what they do in training.
 
     Args:
         unrolled: the loss, for D, its optimizers and transforms.
-        d_loss: of this call.
-        g_loss: the same.
-        batch: of this call, for ``g_loss``.
+        d_loss: the discriminator's loss.
+        g_loss: the generator's loss.
+        batch: the batch of the call, for ``g_loss``.
         inner: the batch of each inner step.
-        kwargs: for both losses.
-        constant: how many of the first steps count as constant in a derivative, by choice.
+        kwargs: the keyword arguments of both losses.
+        constant: how many of the first steps count as constant in a derivative, by the user's choice.
 
     Attributes:
-        values: of the losses in the last run, each with its name.
+        values: the name and the value of each evaluation of a loss in the last run.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class RealSteps:
         shifted: Callable[[], AbstractContextManager[object]] = nullcontext,
         around: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> float:
-        """The value.
+        """Return ``g_loss`` after the last step, or its mean over all steps if the loss averages.
 
         Args:
-            shifted: moves what is differentiated with respect to.
-            around: a context for each evaluation of a loss, which is named.
+            shifted: makes a context that moves the tensors to differentiate with respect to.
+            around: maps the name of a loss to a context for one evaluation.
         """
         self.values, values = [], []
-        # What a checkpoint runs again has to be in that context too.
+        # What a checkpoint runs again has to run in the context of its loss too.
         again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []))
         steppers = steppers_of(self._unrolled)
         moved = moved_by(steppers, self._unrolled)
         roots = [*self.modules, *steppers, self._d_loss, self._g_loss, self._batch, self._inner, self._kwargs]
         with Snapshot(roots), guards.unrolling(), again:
-            # A gradient of zeros is what zero_grad(set_to_none=False) leaves, and what it will leave again.
+            # Gradients of zeros come from zero_grad(set_to_none=False), which leaves zeros before every step.
             zeros = [p.grad is not None and not p.grad.any() for p in moved.values()]
             for p in moved.values():
                 p.requires_grad_(True)
@@ -88,21 +88,21 @@ class RealSteps:
             return sum(values) / len(values) if values else self._g(shifted, around)
 
     def _g(self, shifted: Any, around: Any) -> float:
-        # What g_loss leaves in D is not there in the next step, where the mean asks in between.
+        # For the mean, g_loss runs between the steps. What it leaves in D must not reach the next step.
         aside = Snapshot(self.modules) if self._unrolled.average else nullcontext()
         with aside, shifted():
             return self._evaluate("g_loss", self._g_loss, self._batch, around("g_loss")).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
         batch, kwargs = _without_the_generator(batch, self._kwargs)
-        # Not under no_grad: a loss may take gradients inside.
+        # Gradients are on even for g_loss, because a loss may differentiate inside.
         with torch.enable_grad(), around:
             value = loss(self._unrolled.discriminator, *batch, **kwargs)
         self.values.append((name, value.item()))
         return value
 
     def _step(self, steppers: list[Any], moved: dict[str, Tensor]) -> None:
-        """What a loop does after ``backward()``: its transforms around the optimizers' own steps."""
+        """Do what a loop does after ``backward()``: take the optimizers' own steps, with the transforms around them."""
         of_gradients, of_parameter = self._unrolled.grad_transform, self._unrolled.param_transform
         if of_gradients:
             found = {name: p for name, p in moved.items() if p.grad is not None}
@@ -119,14 +119,14 @@ class RealSteps:
 
 
 def _without_the_generator(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of one evaluation: what came from a generator requires grad still, and leads to it no more."""
+    """Return the arguments of one evaluation, where tensors still require grad but no longer lead to a generator."""
     known: dict[int, Tensor] = {}
 
     def alone(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         if id(tensor) not in known:
-            # A penalty may switch requires_grad on; and a copy, because D may begin with an operation in place.
+            # detach() keeps a penalty's requires_grad_() off the user's tensor, and clone() lets D begin in place.
             known[id(tensor)] = tensor.detach().requires_grad_().clone() if tensor.requires_grad else tensor.detach()
         return known[id(tensor)]
 

@@ -1,6 +1,6 @@
-"""What a training step of the user's moves, read off their own objects.
+"""Read off the user's own objects what their training step moves.
 
-Nothing here is shared with the code that a call goes by: whoever checks a call may not take its word for what it steps.
+Nothing here is shared with the code of a call, because a check of a call must not rely on what the call itself found.
 """
 
 import inspect
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from ..live.snapshot import Snapshot
 
-# The wrappers of these step the optimizer inside, and do nothing else to an update.
+# The wrappers of these libraries step the optimizer inside, and do not change an update.
 _HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")
 
 
 def modules_of(unrolled: Any) -> list[nn.Module]:
-    """Every module of the discriminator, each once."""
+    """Return every module of the discriminator, each once."""
     roots = [root for _, root in _named_roots(unrolled.discriminator)]
     return list({id(m): m for root in roots for m in root.modules()}.values())
 
 
 def steppers_of(unrolled: Any) -> list[Any]:
-    """What has the ``step`` that training calls; made anew where a function of the parameters was given."""
+    """Return the objects whose ``step`` training calls, built anew if the user passed a function of the parameters."""
     given: Any = unrolled.optimizer
     if callable(given) and not hasattr(given, "step"):
         frozen = set(map(id, unrolled.frozen))
@@ -38,7 +38,7 @@ def steppers_of(unrolled: Any) -> list[Any]:
 
 
 def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
-    """The parameters of the discriminator that these step, by name; not what is frozen and was never stepped."""
+    """Return D's parameters that these objects step, by name, except frozen ones that were never stepped."""
     optimizers = [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
@@ -47,7 +47,7 @@ def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
 
 
 def named_parameters(unrolled: Any) -> list[tuple[str, Tensor]]:
-    """The discriminator's, each once."""
+    """Return the discriminator's parameters with their names, each once."""
     found: dict[int, tuple[str, Tensor]] = {}
     for prefix, root in _named_roots(unrolled.discriminator):
         for name, p in root.named_parameters():
@@ -65,10 +65,10 @@ def _named_roots(discriminator: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _steps_itself(wrapper: Any) -> bool:
-    """Whether its ``step`` is more than a way to that of the optimizer inside."""
+    """Return whether a wrapper's ``step`` does more than call that of the optimizer inside."""
     try:
         step = inspect.unwrap(inspect.getattr_static(wrapper, "step"))
     except AttributeError:
-        return False  # passed on by __getattr__
+        return False  # __getattr__ passes the inner step on
     home = str(getattr(step, "__module__", "")).split(".")[0]
     return home not in _HOSTS and (home != "torch" or isinstance(wrapper, torch.optim.Optimizer))
