@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unroll_wrap import FiniteDifference, Recompute, Store
 from unroll_wrap.loss import SecondTermMissing
-from unroll_wrap.unrolling import unroll
+from unroll_wrap.unrolling import step_gradients
 
 # Their eps is large, so that twice three digits of differences are left after dividing by a variance of six points.
 NORMS = {
@@ -117,7 +117,7 @@ def test_statistics_after_a_penalty():
 @pytest.mark.parametrize("name", ["layer", "instance"])
 def test_torchs_own_would_not_do(name, monkeypatch):
     """The control: with torch's own nodes the one is wrong, the other raises."""
-    monkeypatch.setattr(unroll, "repair", lambda nodes: [])
+    monkeypatch.setattr(step_gradients, "repair", lambda nodes: [])
     world = world_with(name)
     with pytest.raises((AssertionError, RuntimeError), match=r"gradient is off|3rd\+ order"):
         assert_exact_in(MODES[:1], world, unrolled_of(world, steps=3), expect(world, steps=3), gap=1e-3)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unroll_wrap import Compiled, Recompute
-from unroll_wrap.unrolling import unroll
+from unroll_wrap.unrolling import step_gradients
 
 
 def over_pairs(norm):
@@ -82,7 +82,7 @@ def test_recomputed_and_compiled(caplog):
 @pytest.mark.parametrize("name", sorted(set(FEATURES) - SMOOTH - {"cdist"}))
 def test_without_the_repair_no_nan_is_returned(name, mode, monkeypatch):
     """The control: torch's own gives NaN there, which is told with the step and the operator, where they are known."""
-    monkeypatch.setattr(unroll, "repair", lambda nodes: [])
+    monkeypatch.setattr(step_gradients, "repair", lambda nodes: [])
     world = world_with(name)
     before = [p.clone() for p in world.discriminator.parameters()]
     with pytest.raises(ValueError, match=r"at inner step \d.*Backward\d|that it captures is not"):

@@ -113,7 +113,7 @@ def test_steps_are_counted_together(benchmarks, monkeypatch):
     setup.optimizer.state[setup.params()[2]]["step"] += 5
     found = {i: b.state.step for b in read_of.read([setup.optimizer], setup.params()) for i in b.index}
     assert [found[i] for i in range(4)] == [float(setup.optimizer.state[p]["step"]) for p in setup.params()]
-    monkeypatch.setattr(read_of, "_counts", lambda *_: {})
+    monkeypatch.setattr(read_of, "counts_of", lambda *_: {})
     assert launches.count(unrolled_by()(setup, 2)).reads == 1 + 4
 
 
