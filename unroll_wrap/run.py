@@ -21,6 +21,7 @@ from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
 from .live.exclusive import exclude_others
+from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
 from .optimizers.family import keep_entries, keep_flags, keep_options, stepped
 from .optimizers.fresh import adaptive_and_fresh
@@ -77,6 +78,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         known.memory = check_memory(swap.holders, known.memory)
         swap.shared = known.memory.shared
         keep_modes(undo)
+        keep_turn(undo)
         if call.steps == 0:
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)

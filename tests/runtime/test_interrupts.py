@@ -14,6 +14,7 @@ import unroll_wrap
 from unroll_wrap import Recompute, Store, is_unrolling
 from unroll_wrap.live import undo
 from unroll_wrap.live.exclusive import _thread_of
+from unroll_wrap.live.random_state import _drawing
 
 PACKAGE = os.path.dirname(unroll_wrap.__file__)
 INIT, RUN, STEPS = RemovableHandle.__init__, torch.autograd._engine_run_backward, 1
@@ -75,6 +76,7 @@ def marks():
         torch.get_autocast_dtype("cpu"),
         torch.is_autocast_cache_enabled(),
         dict(_thread_of),
+        undo.owned(_drawing),
         RemovableHandle.__init__ is INIT,
         torch.autograd._engine_run_backward is RUN,
         torch.backends.cuda.flash_sdp_enabled(),

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .undo import Undo, owned
+
 _drawing = threading.RLock()
 
 
@@ -26,6 +28,19 @@ def undisturbed() -> Iterator[None]:
     finally:
         if mine:
             _drawing.release()
+
+
+def keep_turn(undo: Undo) -> None:
+    """Give up this thread's turn when that is undone: an interrupt right after it was taken leaves it taken."""
+    if owned(_drawing):
+        # An unroll around this one has it.
+        return
+
+    def give_up() -> None:
+        while owned(_drawing):
+            _drawing.release()
+
+    undo.later(give_up)
 
 
 class RandomState:
