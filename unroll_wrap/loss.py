@@ -155,7 +155,7 @@ class UnrolledGeneratorLoss:
             ValueError: the losses depend on no generator; a loss is not finite or not a scalar; or objects that have
                 changed since construction are no longer what it accepts.
         """
-        return self.watched(*batch, d_loss=d_loss, g_loss=g_loss, resample=resample, steps=steps, **kwargs)[0]
+        return self._called(batch, d_loss, g_loss, resample, steps, kwargs)[0]
 
     @disable_dynamo
     def watched(
@@ -168,6 +168,17 @@ class UnrolledGeneratorLoss:
         **kwargs: Any,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the result of a call, and ``d_loss`` at each inner step, without graph."""
+        return self._called(batch, d_loss, g_loss, resample, steps, kwargs)
+
+    def _called(
+        self,
+        batch: tuple[Any, ...],
+        d_loss: Loss | None,
+        g_loss: Loss | None,
+        resample: Resample | None,
+        steps: Steps | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, list[Tensor]]:
         refuse_inference_mode()
         d_loss, g_loss = self.losses(d_loss, g_loss)
         check_order(d_loss, batch)
