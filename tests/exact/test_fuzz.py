@@ -16,7 +16,7 @@ KINDS = ["store", "recompute", "truncate", "difference"]
 BOUNDS = {"exact": (1e-9, 1e-6), "difference": (1e-9, 1e-4), "single": (1e-4, 2e-2)}
 
 
-def expected(world, case):
+def expected(world, case, first=0.004):
     """Value and a slope along a random direction; the steps that count as constant take the fake as it is now."""
     fixed = reference.detached(world.batches(case.steps) or [world.batch()] * case.steps)
     constant = case.constant()
@@ -29,7 +29,7 @@ def expected(world, case):
         return oracle(reference.value, world, **case.oracle_options(), resample=batches(case.steps))
 
     way = reference.directions(world.inputs, 1, seed=case.seed)[0]
-    return value(), way, reference.central_difference(value, world.inputs, way, first=0.004, rows=3)
+    return value(), way, reference.central_difference(value, world.inputs, way, first=first, rows=3)
 
 
 def check(case, seen):
@@ -56,6 +56,16 @@ def check(case, seen):
         seen["unsure"] += 1  # a kink between, or chaos: the differences themselves say so
         return
     error = abs(reference.along(gradient, way) - difference.slope)
+    if error > bounds[1] * size + 1e-8 and not isinstance(case.backward, FiniteDifference):
+        # A bend narrower than the shifts: shorter ones tell, to what rounding leaves of them.
+        again = case.world()
+        case.unrolled(again)
+        _, _, difference = expected(again, case, first=1e-7)
+        error = abs(reference.along(gradient, way) - difference.slope)
+        assert difference.error <= bounds[1] * size, (
+            f"{difference} by shorter shifts, of a gradient of length {size:.1e}"
+        )
+        seen["narrow"] += 1
     if error > bounds[1] * size + 1e-8 and isinstance(case.backward, FiniteDifference):
         # On a strongly curved loss the quotient is further off. Then its error falls with eps by the order it promises.
         errors = []
@@ -104,6 +114,7 @@ def test_random_users(kind, pytestconfig):
     assert not failed
     assert seen["told apart"] > 0.3 * seen["examples"]
     assert seen["unsure"] < 0.2 * seen["examples"]
+    assert seen["narrow"] < 0.02 * seen["examples"]
     assert seen["truncated"] < 0.05 * seen["examples"]
 
 
