@@ -1,15 +1,14 @@
 """The tables in docs/compatibility.md, from `compatibility_rows.py`.
 
-python docs/tools/compatibility_table.py            # print them
+python docs/tools/compatibility_table.py            # print the page
 python docs/tools/compatibility_table.py --write    # put them into docs/compatibility.md
 """
 
-import argparse
-from pathlib import Path
-
+import pages
 from compatibility_rows import SECTIONS
+from pages import between, command, put_between
 
-DOCS = Path(__file__).parents[2] / "docs" / "compatibility.md"
+DOCS = pages.DOCS / "compatibility.md"
 BEGIN = "<!-- tables: written by docs/tools/compatibility_table.py -->"
 END = "<!-- tables: end -->"
 
@@ -32,24 +31,14 @@ def tables() -> str:
 
 
 def documented(text: str) -> str:
-    """What stands between the two marks."""
-    return text.split(BEGIN)[1].split(END)[0].strip()
+    """What the page says now."""
+    return between(text, BEGIN, END)
 
 
 def written(text: str) -> str:
-    """The text with the tables as they are now."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"put them into {DOCS.name}")
-    if parser.parse_args().write:
-        DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        print(tables())
+    """The page as it should be now."""
+    return put_between(text, BEGIN, END, f"\n{tables()}\n")
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, DOCS, written)

@@ -1,18 +1,18 @@
 """The table in docs/optimizers.md: what becomes of every optimizer of torch and of torch_optimizer.
 
-    python docs/tools/optimizer_table.py            # print it
+    python docs/tools/optimizer_table.py            # print the page
     python docs/tools/optimizer_table.py --write    # put it into docs/optimizers.md
 
 The package is asked, class by class; the rows of pytorch_optimizer are those that `test_pytorch_optimizer.py` tries.
 """
 
-import argparse
 import inspect
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import pages
 import torch
+from pages import between, command, put_between
 from torch import nn
 
 with warnings.catch_warnings():
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 from unroll_wrap.optimizers.read import rule_of
 
-DOCS = Path(__file__).parents[2] / "docs" / "optimizers.md"
+DOCS = pages.DOCS / "optimizers.md"
 BEGIN = "<!-- table: written by docs/tools/optimizer_table.py -->"
 END = "<!-- table: end -->"
 Optimizer = torch.optim.Optimizer
@@ -95,24 +95,14 @@ def table() -> str:
 
 
 def documented(text: str) -> str:
-    """What stands between the two marks."""
-    return text.split(BEGIN)[1].split(END)[0].strip()
+    """What the page says now."""
+    return between(text, BEGIN, END)
 
 
 def written(text: str) -> str:
-    """The text with the table as it is now."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"put it into {DOCS.name}")
-    if parser.parse_args().write:
-        DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        print(table())
+    """The page as it should be now."""
+    return put_between(text, BEGIN, END, table())
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, DOCS, written)

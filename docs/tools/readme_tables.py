@@ -4,9 +4,8 @@ python docs/tools/readme_tables.py --write
 """
 
 import re
-import sys
 
-from pages import ROOT
+from pages import ROOT, command
 
 PAGE = ROOT / "examples" / "README.md"
 PLACE = re.compile(r"<!-- (results/\S+\.md) -->\n.*?<!-- end -->", re.DOTALL)
@@ -24,8 +23,4 @@ def written(text, root=ROOT):
 
 
 if __name__ == "__main__":
-    text = written(PAGE.read_text(encoding="utf-8"))
-    if sys.argv[1:] == ["--write"]:
-        PAGE.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    command(__doc__, PAGE, written)
