@@ -4,6 +4,7 @@ A dispatch mode sees every call below autograd. Views, allocations and questions
 are not counted. What begins and ends a call is left out, by the difference of two numbers of steps.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -74,14 +75,21 @@ def per_step(make: Callable[[Setup, int], Callable[[], Any]], setup: Setup) -> t
     return (many.work.total() - few.work.total()) / (MANY - FEW), (many.reads - few.reads) / (MANY - FEW)
 
 
-def of_all(contenders: dict[str, Any], made: Callable[[], Setup], compiled: str) -> dict[str, int | None]:
-    """Launches of each; None of what is not done by torch, or in compiled functions, where none is seen."""
+def of_all(
+    contenders: dict[str, Any], others: dict[str, Any], made: Callable[[], Setup], compiled: str
+) -> dict[str, int | None]:
+    """Launches of each; None of what is not done by torch, or in compiled functions, where none is seen.
+
+    An error of another library, which may not stand a mode of torch's, is printed; one of ours is raised.
+    """
     found: dict[str, int | None] = {}
-    for name, make in contenders.items():
+    for name, make in (contenders | others).items():
         try:
             found[name] = None if compiled in name else round(per_step(make, made())[0]) or None
-        # Other libraries may not stand a mode of torch's.
-        except Exception:  # noqa: BLE001
+        except Exception as error:
+            if name not in others:
+                raise
+            print(f"{name}: launches not counted, {type(error).__name__}: {error}", file=sys.stderr)
             found[name] = None
     return found
 
