@@ -132,12 +132,19 @@ def _unroll(
             "D would get gradients, and the tensor is of D before its steps. Compute it in the losses, or detach it."
         )
     detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
-    unrolled._watched = True
+    unrolled._watched |= differentiate
     evaluate = Evaluator(
-        unrolled.discriminator, owned, swap, call.kwargs, autocast, second_order, settings, known.on_logits, detached
+        unrolled.discriminator,
+        owned,
+        swap,
+        call.kwargs,
+        autocast,
+        second_order,
+        settings,
+        known.on_logits,
+        detached,
+        _held(swap.frozen, optimizers),
     )
-    if swap.holders.carried:
-        evaluate.held = {id(p) for o in optimizers for p in stepped(o)}
     with autocast.outside(), torch.enable_grad():
         unroll = Unroll(
             evaluate,
@@ -166,6 +173,12 @@ def _unroll(
     check_options_kept()
     swap.check_unwritten()
     return value, unroll
+
+
+def _held(frozen: Sequence[Tensor], optimizers: Sequence[Any]) -> list[Tensor]:
+    """Return the frozen parameters that an optimizer holds, so that a real step would move them without the flag."""
+    held = {id(p) for o in optimizers for p in stepped(o)} if frozen else set[int]()
+    return [p for p in frozen if id(p) in held]
 
 
 def _facts(unrolled: Any, call: Call, optimizers: Sequence[Any]) -> dict[str, Any]:

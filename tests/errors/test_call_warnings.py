@@ -137,6 +137,17 @@ def test_only_the_first_term_is_asked_for():
     assert warned(world, unrolled_of(world, steps=STEPS, stop_gradient=True)) == []
 
 
+def test_a_call_for_the_value_alone_leaves_the_warning_to_the_next():
+    """Without gradients nothing is cut; the call after it is the first that can tell."""
+    world = warm_world()
+    world.g_loss = matching
+    unrolled = unrolled_of(world, steps=STEPS)
+    with torch.no_grad():
+        assert warned(world, unrolled) == []
+    assert [w.category for w in warned(world, unrolled)] == [PartialDetach]
+    assert warned(world, unrolled) == []
+
+
 def test_verify_says_it_and_leaves_the_warning_to_the_call():
     """With the size of what is cut: the derivative with the cut, and without."""
     world = warm_world()

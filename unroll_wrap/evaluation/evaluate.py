@@ -81,9 +81,9 @@ class Evaluator:
         settings: the settings of torch that are in force whenever a loss runs.
         on_logits: the losses that are known to be given logits.
         detached: notes what the losses detach, in a first call; None in later ones.
+        frozen: parameters that did not require grad at the call and that an optimizer holds.
         leaf: makes the leaf for a parameter while a compiler traces; None outside a compiler.
         hooks: the gradient hooks of ``owned``, each with the position of its parameter.
-        held: the ids of all parameters that the optimizers hold, including frozen ones.
         left: the gradients that the loop has left in ``.grad``, each with the position of its parameter.
         rewrote: whether a parameter was set while the last loss ran, as by a layer that initialises itself.
     """
@@ -97,6 +97,7 @@ class Evaluator:
     settings: Sequence[Setting] = ()
     on_logits: set[Any] = field(default_factory=set)
     detached: Detached | None = None
+    frozen: Sequence[Tensor] = ()
     leaf: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +105,6 @@ class Evaluator:
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
         self.rewrote = False
-        self.held: set[int] = set()
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
 
     def __call__(
@@ -137,7 +137,7 @@ class Evaluator:
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
-        if on := [tuple(p.shape) for p in self.swap.switched_on() if id(p) in self.held]:
+        if on := [tuple(p.shape) for p in self.frozen if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad on for parameters of shapes {on[:4]} that D's optimizer holds and that "
                 "have been frozen so far: a real step would move them from here on. Switch them on before the call and "

@@ -45,8 +45,8 @@ class Swap:
         self.holders = holders = Holders(modules, params)
         self._params, self._carried = holders.params, holders.carried
         self._places, self._slots = holders.places, holders.slots
-        self._frozen = [t for t in holders.carried if isinstance(t, nn.Parameter)]
-        self._looks = Looks(modules, holders.hidden, holders.belongings, [*holders.live, *self._frozen])
+        self.frozen = [t for t in holders.carried if isinstance(t, nn.Parameter)]
+        self._looks = Looks(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._learned = False
@@ -215,10 +215,6 @@ class Swap:
             swap_tensors(self._carried[i], pairs[i])
         self._copied = [i for i in pairs if i not in unwritten]
         self._clones = [pairs[i] for i in self._copied]
-
-    def switched_on(self) -> list[Tensor]:
-        """Return the frozen parameters that now require grad, by what a loss has done."""
-        return [p for p in self._frozen if p.requires_grad]
 
     def check_unwritten(self) -> None:
         """Raise ValueError if a later loss has written to frozen parameters, and restore these."""
