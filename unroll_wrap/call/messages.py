@@ -1,15 +1,17 @@
 """Helpers for messages: describe what the user passed in one line, and find the user's line that a warning shows."""
 
+import linecache
 import os
 import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
-NOT_THE_USERS = tuple(os.path.abspath(folder) + os.sep for folder in (os.path.dirname(torch.__file__), _PACKAGE))
+_NOT_THE_USERS = tuple(os.path.abspath(folder) + os.sep for folder in (os.path.dirname(torch.__file__), _PACKAGE))
 
 
 def described(value: Any) -> str:
@@ -31,6 +33,17 @@ def described(value: Any) -> str:
 def users_line() -> int:
     """Return the ``stacklevel`` of the nearest caller outside of this package and of torch."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+    while frame.f_back is not None and not is_users(frame):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def is_users(frame: FrameType) -> bool:
+    """Return whether a frame runs code from outside of this package and of torch."""
+    return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
+
+
+def line_of(frame: FrameType) -> str:
+    """Return the line that a frame is at, as ``file:number: source``."""
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return f"{os.path.basename(file)}:{number}: {linecache.getline(file, number, frame.f_globals).strip()}"

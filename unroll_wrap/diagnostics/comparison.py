@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..backward import FiniteDifference, Truncate
 from ..call.categories import SecondTermMissing
-from ..evaluation.precision import length, precision
-from ..live.snapshot import Snapshot
+from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledGeneratorLoss
 from ..proof.real_steps import RealSteps
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
@@ -113,10 +112,7 @@ class Comparison:
         generator, moved = torch.Generator().manual_seed(0), [0.0]
         tensors = [*self.examined.owned, *self.examined.inputs.tensors]
         for _ in range(3):
-            with Snapshot(tensors):
-                for t in tensors:
-                    noise = torch.rand(t.shape, generator=generator).to(t) - 0.5
-                    t.data.mul_(1 + 4 * self._unit * noise)
+            with rounded(tensors, self._unit, generator):
                 _, _, gradient = self.examined.quietly()
                 moved.append(length([a - b for a, b in zip(gradient, self.gradient, strict=True)]))
         return max(moved) / max(length(self.gradient), 1e-300)

@@ -5,7 +5,6 @@ a difference. If these tensors are held at their first values, they stop a diffe
 comparisons, indices and the pieces of a ReLU, are held with them, because a derivative takes them for constant too.
 """
 
-import linecache
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
-from ..call.messages import NOT_THE_USERS
+from ..call.messages import is_users, line_of
 from ..evaluation.linear_pieces import Diverged, Piece, is_piecewise, piece_of
 from ..torch_private import pytree
 
@@ -170,14 +169,12 @@ def where(func: Any, args: Any, loss: str) -> str:
     made = f" that {tensor.grad_fn.name()} made" if tensor is not None and tensor.grad_fn is not None else ""
     caller: Any = sys._getframe(2)
     frame: Any = caller
-    while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+    while frame is not None and not is_users(frame):
         frame = frame.f_back
     if frame is None:
         return f"{name} of {shape}{made}, in {loss}"
     if frame is not caller and caller.f_code.co_name != "handle_torch_function":
         name = f"{caller.f_code.co_name} ({os.path.basename(caller.f_code.co_filename)})"
         made = ""
-    file, line = frame.f_code.co_filename, frame.f_lineno
-    source = linecache.getline(file, line, frame.f_globals).strip()
     under = "" if torch.is_grad_enabled() else ", under no_grad"
-    return f"{name} of {shape}{made}{under}, in {loss} at {os.path.basename(file)}:{line}: {source}".rstrip(": ")
+    return f"{name} of {shape}{made}{under}, in {loss} at {line_of(frame)}".rstrip(": ")

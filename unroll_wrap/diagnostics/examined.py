@@ -122,8 +122,7 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
         TypeError: ``unrolled`` is something else, such as the tensor that the loss returns.
         RuntimeError: ``torch.no_grad()`` is on.
     """
-    # The test is for a method and not for the class, so that an object in place of the loss is accepted.
-    if not hasattr(unrolled, "plan") or isinstance(unrolled, type):
+    if not isinstance(unrolled, UnrolledGeneratorLoss):
         raise TypeError(
             f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "
             f"{function}(unrolled, real, fake)."

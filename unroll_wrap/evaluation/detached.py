@@ -1,7 +1,5 @@
 """Find the line where a loss itself detaches a part of what it returns, in the first call of an unrolled loss."""
 
-import linecache
-import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..call.messages import NOT_THE_USERS
+from ..call.messages import is_users, line_of
 from ..torch_private import pytree
 
 _DETACH = {"detach", "detach_"}
@@ -98,8 +96,7 @@ class _Mode(TorchFunctionMode):
         while frame is not None and frame.f_code is not Detached.run.__code__:
             if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in self._modules:
                 return None
-            if place is None and not frame.f_code.co_filename.startswith(NOT_THE_USERS):
-                file, number = frame.f_code.co_filename, frame.f_lineno
-                place = f"{os.path.basename(file)}:{number}: {linecache.getline(file, number).strip()}"
+            if place is None and is_users(frame):
+                place = line_of(frame)
             frame = frame.f_back
         return place

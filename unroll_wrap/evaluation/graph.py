@@ -1,6 +1,6 @@
 """Walk the graph of a loss to leaves that the unroll did not make, and to nodes without a second derivative."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -93,14 +93,18 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
 def is_made_by(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at some of the parameters, and nowhere else."""
     own = set(map(id, params))
-    ends = [reach(t, set(), 0).leaves for t in tensors if t.grad_fn is not None]
-    return any(leaves and all(id(leaf) in own for leaf in leaves) for leaves in ends)
+    return any(leaves and leaves <= own for leaves in _leaves_of(tensors))
 
 
 def leads_to(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at one of the parameters."""
     own = set(map(id, params))
-    return any(id(leaf) in own for t in tensors if t.grad_fn is not None for leaf in reach(t, set(), 0).leaves)
+    return any(leaves & own for leaves in _leaves_of(tensors))
+
+
+def _leaves_of(tensors: Iterable[Tensor]) -> Iterator[set[int]]:
+    """Yield the ids of the leaves of each tensor that has a graph."""
+    yield from ({id(leaf) for leaf in reach(t, set(), 0).leaves} for t in tensors if t.grad_fn is not None)
 
 
 def edge(loss: Tensor, since: int) -> list[Node]:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
-from ..call.unfit import listed, several
-from ..call.unfit import misplaced as unsuitable
 from ..torch_private import is_criterion
 
 
@@ -21,7 +19,7 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
     own = list(dict.fromkeys((p.device.type, p.dtype) for p in owned))
     if set(given) <= set(own):
         return None
-    if told := unsuitable(name, list(owned), error):
+    if told := _unusable(name, list(owned), error):
         return told
     return ValueError(
         f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
@@ -54,7 +52,7 @@ def misfit(
             f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
             f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
-    if told := several(given[0], error) or listed(given, error):
+    if told := _several(given[0], error) or _listed(given, error):
         return told
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:
@@ -74,6 +72,60 @@ def one_element(name: str, value: Any) -> Tensor:
             f"{name} returned a tensor of shape {tuple(value.shape)}, not a scalar. Reduce it, with .mean() say."
         )
     return value
+
+
+def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
+    """Return an error if the batch holds a list for a tensor, as a loader of images and labels yields it, or None.
+
+    Args:
+        given: the arguments of the loss.
+        error: the error that the loss raised.
+    """
+    wrong = [x for x in given[1:] if isinstance(x, (list, tuple)) and type(x).__name__ in str(error)]
+    if not wrong or not any(isinstance(x, Tensor) for x in wrong[0]):
+        return None
+    return TypeError(
+        f"A loss got {described(wrong[0])}, for a tensor of the batch, and failed: {error}. A loader of images and "
+        "labels yields both: take them apart, as in `for real, labels in loader`, and pass unrolled(real, fake)."
+    )
+
+
+def _unusable(name: str, params: Sequence[Tensor], error: Exception) -> ValueError | None:
+    """Return an error if the discriminator is on the meta device or in half precision, or None.
+
+    Args:
+        name: the name of the loss.
+        params: the parameters of the discriminator.
+        error: the error that the loss raised.
+    """
+    if any(p.is_meta for p in params):
+        return ValueError(
+            f"{name} failed, and the discriminator is on the meta device, where tensors have shapes and no numbers. "
+            "Build it on a real device, or call D.to_empty(device=...) and load its weights, and make its optimizer "
+            f"after that. The loss said: {error}"
+        )
+    half = next((p.dtype for p in params if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        return ValueError(
+            f"{name} failed, and the discriminator's parameters are in {half}, its batch is not. Keep D and its "
+            f"optimizer in float32 (D.float()), and run the losses under torch.autocast. The loss said: {error}"
+        )
+    return None
+
+
+def _several(discriminator: Any, error: Exception) -> TypeError | None:
+    """Return an error if a loss calls a list of discriminators as if it were one, or None.
+
+    Args:
+        discriminator: the discriminator that the loss was called with.
+        error: the error that the loss raised.
+    """
+    if isinstance(discriminator, nn.Module) or "object is not callable" not in str(error):
+        return None
+    return TypeError(
+        f"A loss calls D(x), and the discriminator is {described(discriminator)}: {error}. Pass losses of your own "
+        "(d_loss=..., g_loss=...) that say which of them is asked, such as an objective's sum over D[0] and D[1]."
+    )
 
 
 def _places(places: Sequence[tuple[str, torch.dtype]]) -> str:

@@ -1,11 +1,13 @@
-"""The precision that a loss is computed in, and the length of a gradient."""
+"""The precision that a loss is computed in, what rounding does to tensors, and the length of a gradient."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from ..live.snapshot import Snapshot
 from .autocast import autocast_dtypes
 
 
@@ -25,3 +27,13 @@ def length(tensors: Iterable[Tensor | None]) -> float:
         if t is not None
     ]
     return math.hypot(*torch.stack([n.to(norms[0]) for n in norms]).tolist()) if norms else 0.0
+
+
+@contextmanager
+def rounded(tensors: Sequence[Tensor], unit: float, generator: torch.Generator) -> Iterator[None]:
+    """Change the tensors in their last bit or two for a while, as rounding to the precision ``unit`` might."""
+    with Snapshot(tensors):
+        for t in tensors:
+            noise = torch.rand(t.shape, generator=generator).to(t) - 0.5
+            t.data.mul_(1 + 4 * unit * noise)
+        yield

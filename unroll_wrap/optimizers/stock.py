@@ -68,22 +68,21 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     if home is None:
         return _Known(None, (), (), frozenset(), {}, {})
     names = tuple(sorted(_called(home)))
-    helpers = _helpers(home, names)
+    scope = vars(sys.modules[home.__module__])
+    helpers = _helpers([getattr(home, name, None) for name in names], scope)
     functions = tuple(getattr(kind, n, None) for n in names)
     untouched = all(inspect.getattr_static(kind, n, None) is inspect.getattr_static(home, n, None) for n in names)
     # Helpers are checked for torch's classes only, because another library's may come from any of its files.
-    known = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
-    allowed = all(_is_ours(f, home) for f in known if callable(f))
+    checked = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
+    allowed = all(_is_ours(f, home) for f in checked if callable(f))
     calls = frozenset(n for n, f in zip(names, functions, strict=True) if callable(f))
-    scope = vars(sys.modules[home.__module__])
     return _Known(path(home) if untouched and allowed else None, names, functions, calls, scope, helpers)
 
 
-def _helpers(home: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return the functions of the class's own file that its methods call, directly or through one another."""
-    scope = vars(sys.modules[home.__module__])
+def _helpers(methods: Iterable[Any], scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the functions in the scope of a class's file that its methods call, directly or through one another."""
     found: dict[str, Any] = {}
-    todo = [getattr(home, name, None) for name in names]
+    todo = list(methods)
     while todo:
         for function in _chain(todo.pop()):
             for name in function.__code__.co_names:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.call import Call
-from ..evaluation.precision import precision
+from ..evaluation.precision import precision, rounded
 from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
 from ..live.snapshot import Snapshot
@@ -118,9 +118,6 @@ class Proof:
         generator = torch.Generator().manual_seed(0)
         moved = []
         for _ in range(2):
-            with Snapshot(self._owned):
-                for p in self._owned:
-                    noise = torch.rand(p.shape, generator=generator).to(p) - 0.5
-                    p.data.mul_(1 + 4 * unit * noise)
+            with rounded(self._owned, unit, generator):
                 moved.append(abs(self._run() - right))
         return max(moved)

@@ -44,7 +44,7 @@ class RealSteps:
         kwargs: dict[str, Any],
         constant: int = 0,
     ) -> None:
-        self.modules = modules_of(unrolled)
+        self._modules = modules_of(unrolled)
         self.values: list[tuple[str, float]] = []
         self._unrolled = unrolled
         self._d_loss = d_loss
@@ -67,10 +67,10 @@ class RealSteps:
         """
         self.values, values = [], []
         # What a checkpoint runs again has to run in the context of its loss too.
-        again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []))
+        again = nullcontext() if around is nullcontext else in_place(Swap(self._modules, []))
         steppers = steppers_of(self._unrolled)
         moved = moved_by(steppers, self._unrolled)
-        roots = [*self.modules, *steppers, self._d_loss, self._g_loss, self._batch, self._inner, self._kwargs]
+        roots = [*self._modules, *steppers, self._d_loss, self._g_loss, self._batch, self._inner, self._kwargs]
         with Snapshot(roots), guards.unrolling(), again:
             # Gradients of zeros come from zero_grad(set_to_none=False), which leaves zeros before every step.
             zeros = [p.grad is not None and not p.grad.any() for p in moved.values()]
@@ -89,7 +89,7 @@ class RealSteps:
 
     def _g(self, shifted: Any, around: Any) -> float:
         # For the mean, g_loss runs between the steps. What it leaves in D must not reach the next step.
-        aside = Snapshot(self.modules) if self._unrolled.average else nullcontext()
+        aside = Snapshot(self._modules) if self._unrolled.average else nullcontext()
         with aside, shifted():
             return self._evaluate("g_loss", self._g_loss, self._batch, around("g_loss")).item()
 
