@@ -38,8 +38,8 @@ def with_adam(
 ) -> Players:
     """Both networks on the device, each with its Adam.
 
-    Convolutions keep their weights in NHWC, which takes a third from a plain update on CIFAR-10 on a CPU, and a tenth on
-    stacked digits.
+    Convolutions keep their weights in NHWC, which takes a third from a plain update on CIFAR-10 on a CPU, and a tenth
+    on stacked digits.
     """
     G, D = (net.to(device, memory_format=torch.channels_last) for net in (G, D))
     opt_G = torch.optim.Adam(G.parameters(), lr=g_lr, betas=betas)
