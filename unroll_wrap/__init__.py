@@ -1,22 +1,26 @@
 """Unrolled GANs (Metz et al. 2016) as a drop-in for existing PyTorch training loops."""
 
 from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
+from .call.average import Extrapolate
 from .call.categories import FreshState, LogitsExpected, PartialDetach, SecondTermMissing, UnrollWarning
 from .diagnostics.diagnose import diagnose
 from .diagnostics.diagnosis import Diagnosis
 from .diagnostics.predict import Prediction, predict
 from .diagnostics.verification import Verification
 from .diagnostics.verify import verify
+from .gan import UnrolledDiscriminatorLoss, UnrolledGeneratorLoss
 from .guards import detach, is_unrolling, no_grad
-from .loss import UnrolledGeneratorLoss
+from .loss import UnrolledLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from .optimizers import UpdateRule, clip_grad_norm, clip_grad_value, register_rule
+from .sequence import UnrolledSequence
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Compiled",
     "Diagnosis",
+    "Extrapolate",
     "FiniteDifference",
     "FreshState",
     "LogitsExpected",
@@ -28,7 +32,10 @@ __all__ = [
     "Store",
     "Truncate",
     "UnrollWarning",
+    "UnrolledDiscriminatorLoss",
     "UnrolledGeneratorLoss",
+    "UnrolledLoss",
+    "UnrolledSequence",
     "UpdateRule",
     "Verification",
     "clip_grad_norm",

@@ -1,6 +1,6 @@
-"""``UnrolledGeneratorLoss``: the generator's loss after the discriminator has taken K more optimizer steps."""
+"""``UnrolledLoss``: a loss after another player has taken K more optimizer steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,98 +8,103 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backward import Backward, Store
+from .call.average import Average, check_average
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
-from .call.categories import SecondTermMissing
 from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
 from .call.losses import check_losses, check_order
 from .call.messages import described
+from .call.names import Names
 from .call.optimizer import Steppers
 from .call.processes import check_group
 from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
 from .evaluation.runtime import refuse_inference_mode
 from .evaluation.shared_memory import check_memory
-from .objectives import minimax
 from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
 from .run import Known, run
 from .torch_private import disable_dynamo
 from .unrolling.ranks import ranks_of
+from .unrolling.unroll import Unroll
 
-__all__ = ["SecondTermMissing", "UnrolledGeneratorLoss"]
 
+class UnrolledLoss:
+    """L_K(φ, θ) = loss(φ, θ^K(φ, θ)): a loss once another player, with parameters θ, has taken K more optimizer steps.
 
-class UnrolledGeneratorLoss:
-    """f_K(θ_G, θ_D) = g_loss(θ_G, θ_D^K(θ_G, θ_D)): the generator's loss once D has taken K more optimizer steps.
-
-    Its gradient is the total derivative, both terms of Eq. 12 of Metz et al. 2016, through the optimizer's state too.
-    The discriminator, its optimizer and their state are left as they were. Pass ``fake`` as an argument if you can: a
-    closure that captures it gives the same gradient, at the cost of a second pass per step.
+    Its gradient by φ, whatever tensors outside the player these are, is the total derivative, both terms of Eq. 12 of
+    Metz et al. 2016, through the optimizer's state too. The player, its optimizer and their state are left as they
+    were. ``UnrolledGeneratorLoss`` and ``UnrolledDiscriminatorLoss`` are this class with the names of a GAN.
 
     Args:
-        discriminator: a module, or a list, tuple or dict of modules; DataParallel and similar wrappers included.
+        player: a module, or a list, tuple or dict of modules; DataParallel and similar wrappers included.
         optimizer: the live optimizer that steps it, read afresh at every call; a wrapper that exposes ``.optimizer``;
             a list of optimizers; or a callable ``params -> Optimizer`` such as ``partial(torch.optim.Adam, lr=1e-4)``,
             which starts every call from fresh state. The steps move the parameters that the optimizer owns, whatever
             their ``requires_grad`` is at the call. Parameters that did not require grad at construction, while others
             did, count as frozen until a call finds that they require grad or have optimizer state.
-        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps; D is the object passed above. The
-            default is ``minimax``, the paper's loss on logits.
-        g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
+        player_loss: ``(player, *batch, **kwargs) -> scalar``, minimised by the inner steps; its first argument is the
+            object passed above.
+        loss: ``(player, *batch, **kwargs) -> scalar``, which a call returns the value of after the steps.
         steps: K >= 0, or a callable that returns it (a schedule).
         resample: None uses the call's batch in every inner step, as the paper does. A callable ``k -> batch`` or an
-            iterable of K batches gives each inner step a batch of its own; ``g_loss`` still takes the call's batch.
+            iterable of K batches gives each inner step a batch of its own; ``loss`` still takes the call's batch.
         stop_gradient: whether to compute the first term of Eq. 12 only.
-        average: whether to return the mean of ``g_loss`` over θ^1..θ^K instead of its value at θ^K (Appendix B.2).
+        average: True returns the mean of ``loss`` over θ^1..θ^K instead of its value at θ^K (Appendix B.2), and
+            ``Extrapolate(factor)`` a point on the line from its value at θ^0 to that at θ^K.
         backward: how the second term is computed.
         grad_transform: a differentiable function ``list of gradients -> list of gradients``, applied before each inner
             update, for loops that clip gradients. If it has an argument ``names``, it receives the names of their
-            parameters. While it runs, D holds the parameters of the step.
+            parameters. While it runs, the player holds the parameters of the step.
         param_transform: a differentiable function ``parameter -> parameter``, applied after each inner update, for
             loops that clip weights. If it has an argument ``name``, it receives the parameter's name.
         average_gradients: False lets every process look ahead on its own. Over a process group, inner gradients are
             averaged, so that N ranks unroll what one process would on their joined batch, and each returns its share
-            of the value. G's own averaging (DDP) completes the gradient. See ``docs/distributed.md``.
+            of the value. See ``docs/distributed.md``.
 
     Attributes:
         prove: whether the first call is compared with K real steps of the live objects where the package has to guess:
             the optimizer has no rule of its own, or there are hooks, classes or attributes of parameters, or objects in
-            D, of a kind that it does not know. That costs these K steps once; False switches it off.
+            the player, of a kind that it does not know. That costs these K steps once; False switches it off.
 
     Raises:
         TypeError: an argument is of a wrong type, or the optimizer cannot be unrolled.
-        ValueError: the optimizer owns none of the discriminator's parameters, or also others.
+        ValueError: the optimizer owns none of the player's parameters, or also others.
 
     Examples:
-        >>> G, D = torch.nn.Linear(4, 2), torch.nn.Linear(2, 1)
-        >>> opt_D = torch.optim.Adam(D.parameters(), lr=1e-3)
-        >>> unrolled = unroll_wrap.UnrolledGeneratorLoss(D, opt_D, *unroll_wrap.non_saturating, steps=5)  # once
-        >>> loss_G = unrolled(torch.randn(8, 2), G(torch.randn(8, 4)))  # instead of bce(D(fake), ones)
-        >>> loss_G.backward()  # followed by opt_G.step()
-        >>> G.weight.grad.shape, D.weight.grad
-        (torch.Size([2, 4]), None)
+        >>> buyer, seller = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        >>> opt = torch.optim.SGD(seller.parameters(), lr=0.1)
+        >>> def of_seller(seller, x):
+        ...     return (seller(x) - buyer(x)).square().mean()
+        >>> def of_buyer(seller, x):
+        ...     return (seller(x) * buyer(x)).mean()
+        >>> unrolled = unroll_wrap.UnrolledLoss(seller, opt, of_seller, of_buyer, steps=3)
+        >>> unrolled(torch.randn(8, 1)).backward()
+        >>> buyer.weight.grad.shape, seller.weight.grad
+        (torch.Size([1, 1]), None)
     """
+
+    names = Names()
 
     def __init__(
         self,
-        discriminator: Any,
+        player: Any,
         optimizer: Any,
-        d_loss: Loss = minimax.d_loss,
-        g_loss: Loss = minimax.g_loss,
+        player_loss: Loss,
+        loss: Loss,
         *,
         steps: Steps = 5,
         resample: Resample | None = None,
         stop_gradient: bool = False,
-        average: bool = False,
+        average: Average = False,
         backward: Backward = Store(),  # noqa: B008
         grad_transform: Callable[..., Sequence[Tensor]] | None = None,
         param_transform: Callable[..., Tensor] | None = None,
         average_gradients: "dist.ProcessGroup | bool" = False,
     ) -> None:
-        self.discriminator = discriminator
+        self.player = player
         self.optimizer = optimizer
-        self.d_loss = d_loss
-        self.g_loss = g_loss
+        self.player_loss = player_loss
+        self.loss = loss
         self.steps = steps
         self.resample = resample
         self.stop_gradient = stop_gradient
@@ -111,11 +116,12 @@ class UnrolledGeneratorLoss:
         self.prove = True
 
         check_group(average_gradients)
-        check_losses(d_loss=d_loss, g_loss=g_loss)
+        check_losses(**{self.names.player_loss: player_loss, self.names.loss: loss})
         if not callable(steps):
             count_of(steps)
+        check_average(average)
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
-        modules = modules_of(discriminator)
+        modules = modules_of(player)
         params = all_parameters(modules)
         check_modules(modules)
         check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
@@ -130,73 +136,56 @@ class UnrolledGeneratorLoss:
     # When a user compiles a whole training step, this call stays uncompiled, as torch's optimizers do.
     @disable_dynamo
     def __call__(
-        self,
-        *batch: Any,
-        d_loss: Loss | None = None,
-        g_loss: Loss | None = None,
-        resample: Resample | None = None,
-        steps: Steps | None = None,
-        **kwargs: Any,
+        self, *batch: Any, resample: Resample | None = None, steps: Steps | None = None, **kwargs: Any
     ) -> Tensor:
         """Return the loss of this batch, an ordinary scalar that can be differentiated once.
 
         Args:
-            *batch: the positional arguments of both losses after D, such as ``real, fake``.
-            d_loss: replaces the constructor's in this call, by a closure over the loop's variables for instance.
-            g_loss: replaces the constructor's in this call.
+            *batch: the positional arguments of both losses after the player.
             resample: replaces the constructor's in this call.
             steps: replaces the constructor's in this call.
-            **kwargs: the keyword arguments of both losses, such as labels.
+            **kwargs: ``player_loss`` and ``loss``, which replace the constructor's in this call; the others are the
+                keyword arguments of both losses.
 
         Returns:
-            ``g_loss`` after the steps; under ``torch.no_grad()``, its value without graph.
+            ``loss`` after the steps; under ``torch.no_grad()``, its value without graph.
 
         Raises:
-            ValueError: the losses depend on no generator; a loss is not finite or not a scalar; or objects that have
-                changed since construction are no longer what it accepts.
+            ValueError: the losses depend on nothing that requires grad; a loss is not finite or not a scalar; or
+                objects that have changed since construction are no longer what it accepts.
         """
-        return self._called(batch, d_loss, g_loss, resample, steps, kwargs)[0]
+        return self.watched(*batch, resample=resample, steps=steps, **kwargs)[0]
 
     @disable_dynamo
     def watched(
-        self,
-        *batch: Any,
-        d_loss: Loss | None = None,
-        g_loss: Loss | None = None,
-        resample: Resample | None = None,
-        steps: Steps | None = None,
-        **kwargs: Any,
+        self, *batch: Any, resample: Resample | None = None, steps: Steps | None = None, **kwargs: Any
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the result of a call, and ``d_loss`` at each inner step, without graph."""
-        return self._called(batch, d_loss, g_loss, resample, steps, kwargs)
-
-    def _called(
-        self,
-        batch: tuple[Any, ...],
-        d_loss: Loss | None,
-        g_loss: Loss | None,
-        resample: Resample | None,
-        steps: Steps | None,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the result of a call, and the player's loss at each inner step, without graph."""
         refuse_inference_mode()
-        d_loss, g_loss = self.losses(d_loss, g_loss)
-        check_order(d_loss, batch)
-        with ranks_of(self.average_gradients, given_modules(self.discriminator)) as ranks:
+        player_loss, loss = self.losses(kwargs)
+        kwargs = self.keywords(kwargs)
+        check_order(player_loss, batch)
+        with ranks_of(self.average_gradients, given_modules(self.player)) as ranks:
             count, inner = self.plan(steps, resample)
-            return run(self, Call(d_loss, g_loss, count, batch, kwargs, inner), ranks)
+            return run(self, Call(player_loss, loss, count, batch, kwargs, inner), ranks)
 
     def __repr__(self) -> str:
-        """Show the discriminator, the optimizer, K and the backward."""
+        """Show the player, the optimizer, K and the backward."""
         return (
-            f"UnrolledGeneratorLoss({described(self.discriminator)}, {described(self.optimizer)}, "
+            f"{type(self).__name__}({described(self.player)}, {described(self.optimizer)}, "
             f"steps={self.steps!r}, backward={self.backward!r})"
         )
 
-    def losses(self, d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Loss]:
-        """Return the losses of a call; None stands for the constructor's."""
+    def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
+        """Return the losses of a call with these keyword arguments, in which None stands for the constructor's."""
+        given = options.get(self.names.player_loss), options.get(self.names.loss)
         # Not `or`: a loss that is an empty nn.ModuleList is falsy.
-        return self.d_loss if d_loss is None else d_loss, self.g_loss if g_loss is None else g_loss
+        return self.player_loss if given[0] is None else given[0], self.loss if given[1] is None else given[1]
+
+    def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of a call that its losses receive."""
+        own = (self.names.player_loss, self.names.loss, "steps", "resample")
+        return {name: value for name, value in options.items() if name not in own}
 
     def plan(
         self, steps: Steps | None, resample: Resample | None
@@ -208,8 +197,19 @@ class UnrolledGeneratorLoss:
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
         """Return the user's modules, plain optimizers, and the parameters that these move, as they are now."""
-        modules, optimizers = modules_of(self.discriminator), self._steppers.plain(self.optimizer)
+        modules, optimizers = modules_of(self.player), self._steppers.plain(self.optimizer)
         return modules, optimizers, self._steppers.owned(modules, optimizers)
+
+    def others(self) -> list[nn.Module]:
+        """Return the modules whose parameters the gradient is not asked for: those of the player."""
+        return modules_of(self.player)
+
+    def unroll(self, owned: list[Tensor], **fields: Any) -> Unroll:  # noqa: ARG002
+        """Return the unroll of one call, before its first step."""
+        return Unroll(**fields)
+
+    # The inner steps that one of the K steps consists of, and whether the steps move whoever minimises the loss.
+    round, moves_asker = 1, False
 
     @property
     def frozen(self) -> list[Tensor]:
@@ -221,5 +221,5 @@ class UnrolledGeneratorLoss:
         transforms = Transforms(self.grad_transform, self.param_transform)
         if not transforms:
             return transforms
-        name_of = {id(p): name for name, p in named_parameters(self.discriminator)}
+        name_of = {id(p): name for name, p in named_parameters(self.player)}
         return replace(transforms, names=[name_of[id(p)] for p in owned])

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .backward import Store, sweep
+from .call.average import weights_of
 from .call.batch import tensors_in
-from .call.call import Call, Loss
+from .call.call import Call, Loss, once_a_round
 from .call.discriminator import check_gradient_hooks
 from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
@@ -74,22 +75,23 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     with (undo := Undo()), undo:
         exclude_others(modules, undo)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
-        swap = Swap(modules, owned, unrolled.average or unrolled.backward.rewinds)
+        swap = Swap(modules, owned, bool(unrolled.average) or unrolled.backward.rewinds)
         known.memory = check_memory(swap.holders, known.memory)
         swap.shared = known.memory.shared
         keep_modes(undo)
         keep_turn(undo)
-        if call.steps == 0:
+        if call.steps == 0 and not unrolled.moves_asker:
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
-            return evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), []
+            return evaluate_plainly(call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits), []
         fresh = [] if getattr(unrolled.backward, "steps", call.steps) < call.steps else adaptive_and_fresh(optimizers)
         value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
     if proof := unroll.proof:
         proof.check(value, unroll.d_losses)
         known.proven.update(proof.doubts)
     if unroll.differentiate:
-        check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), unrolled.stop_gradient)
+        first_only = unrolled.stop_gradient or not call.steps
+        check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), first_only, unrolled.names)
         detached = unroll.evaluate.detached if unroll.evaluate.second_order and unroll.sensitivity.second_term else None
         warn_of(detached.found if detached else (), fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
@@ -134,7 +136,7 @@ def _unroll(
     detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
     unrolled._watched |= differentiate
     evaluate = Evaluator(
-        unrolled.discriminator,
+        unrolled.player,
         owned,
         swap,
         call.kwargs,
@@ -146,29 +148,34 @@ def _unroll(
         _held(swap.frozen, optimizers),
     )
     with autocast.outside(), torch.enable_grad():
-        unroll = Unroll(
-            evaluate,
-            call.d_loss,
-            call.g_loss,
-            call.inner and autocast.within(call.inner),
-            call.batch,
-            unrolled.transforms(owned),
-            differentiate,
-            unrolled.stop_gradient,
-            ranks,
-            proof,
-            fresh,
+        unroll = unrolled.unroll(
+            owned,
+            evaluate=evaluate,
+            d_loss=call.d_loss,
+            g_loss=call.g_loss,
+            inner_batch=call.inner and autocast.within(once_a_round(call.inner, unrolled.round)),
+            batch=call.batch,
+            transforms=unrolled.transforms(owned),
+            differentiate=differentiate,
+            stop_gradient=unrolled.stop_gradient,
+            ranks=ranks,
+            proof=proof,
+            fresh=fresh,
+            names=unrolled.names,
             sensitivity=Sensitivity(detached.switched_on if detached else None),
         )
         start = Point(blocks, swap.originals(), swap.contents())
-        value = sweep(unroll, start, call.steps, unrolled.average, unrolled.backward)
+        weights = {k * unrolled.round: w for k, w in weights_of(unrolled.average, call.steps).items()}
+        steps = call.steps * unrolled.round
+        value = sweep(unroll, start, steps, weights, unrolled.backward)
         slow = Store() if second_order else unrolled.backward
         check_finite(
             unroll.d_losses,
             value,
             {"batch": tensors_in(call.batch, call.kwargs), "discriminator": owned},
             unroll.sensitivity.tensors(),
-            lambda: sweep(unroll.afresh(), start, call.steps, unrolled.average, slow),
+            lambda: sweep(unroll.afresh(), start, steps, weights, slow),
+            (unroll.name_of, unrolled.names.loss),
         )
     check_options_kept()
     swap.check_unwritten()

@@ -14,6 +14,7 @@ WARNING = "a category of warnings"
 API = {
     "Compiled": "",
     "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread",
+    "Extrapolate": "factor",
     "FiniteDifference": "eps central",
     "FreshState": WARNING,
     "LogitsExpected": WARNING,
@@ -25,10 +26,16 @@ API = {
     "Store": "",
     "Truncate": "steps backward",
     "UnrollWarning": WARNING,
+    "UnrolledDiscriminatorLoss": "generator optimizer g_loss d_loss options",
     "UnrolledGeneratorLoss": (
         "discriminator optimizer d_loss g_loss steps resample stop_gradient average backward "
         "grad_transform param_transform average_gradients"
     ),
+    "UnrolledLoss": (
+        "player optimizer player_loss loss steps resample stop_gradient average backward "
+        "grad_transform param_transform average_gradients"
+    ),
+    "UnrolledSequence": "updates loss asker order options",
     "UpdateRule": "",
     "Verification": "value real_value tolerance slopes problems cuts notes",
     "clip_grad_norm": "max_norm norm_type",

@@ -14,12 +14,12 @@ from unroll_wrap import (
     Compiled,
     FiniteDifference,
     Recompute,
+    SecondTermMissing,
     Store,
     Truncate,
     UnrolledGeneratorLoss,
     verify,
 )
-from unroll_wrap.loss import SecondTermMissing
 
 
 def build(world, optimizer, **options):

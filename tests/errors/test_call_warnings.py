@@ -124,7 +124,7 @@ def test_a_penalty_does_not_hide_that_the_generator_is_missing(steps):
         unrolled = unrolled_of(world, steps=steps)
         return unrolled(d_loss=lambda D: d_loss(D, fake), g_loss=lambda D: softplus(-D(fake)).mean())
 
-    with pytest.raises(ValueError, match="Neither loss depends on a generator"):
+    with pytest.raises(ValueError, match="Neither loss depends on the generator"):
         call(fake.detach())
     real = real.detach()
     call(fake).backward()  # the control: with its graph

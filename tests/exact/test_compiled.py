@@ -11,8 +11,16 @@ import reference
 import torch
 from torch import nn
 
-from unroll_wrap import Compiled, Store, Truncate, UnrolledGeneratorLoss, diagnose, minimax, non_saturating
-from unroll_wrap.loss import SecondTermMissing
+from unroll_wrap import (
+    Compiled,
+    SecondTermMissing,
+    Store,
+    Truncate,
+    UnrolledGeneratorLoss,
+    diagnose,
+    minimax,
+    non_saturating,
+)
 
 
 def mlp():

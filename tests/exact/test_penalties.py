@@ -11,8 +11,7 @@ from problems import plain, softplus
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unroll_wrap import FiniteDifference, Recompute, Store
-from unroll_wrap.loss import SecondTermMissing
+from unroll_wrap import FiniteDifference, Recompute, SecondTermMissing, Store
 from unroll_wrap.unrolling import step_gradients
 
 # Their eps is large, so that twice three digits of differences are left after dividing by a variance of six points.

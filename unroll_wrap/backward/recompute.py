@@ -76,7 +76,7 @@ class _Segments(Tape):
         with undisturbed():
             random = RandomState(self._unroll.evaluate.owned)
             point, step = self._unroll.step(point, k, batch, differentiable=False)
-        self._segments[-1][1].append(_Recorded(k, batch, random, step.evaluation.loss.detach(), step.averages))
+        self._segments[-1][1].append(_Recorded(k, batch, random, step.loss, step.averages))
         return point
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
@@ -93,7 +93,7 @@ class _Segments(Tape):
             with undisturbed(), random.replayed():
                 point, step = self._unroll.step(point, k, batch, differentiable=True, averages=averages)
             self._replayed.append(step)
-            again = step.evaluation.loss.detach()
+            again = step.loss
             # The first step of a segment starts from kept parameters. Later ones start from replayed parameters, which
             # were computed by other kernels, for a graph; these round differently, and Adam magnifies the difference.
             rounding = 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5

@@ -1,6 +1,7 @@
 """Take K steps, then pull the cotangent back through them, in one loop that every backward shares."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -58,29 +59,31 @@ class Backward(ABC):
         """Return a new tape for K = ``steps`` inner steps, of which those from number ``first`` are differentiated."""
 
 
-def sweep(unroll: Unroll, start: Point, steps: int, average: bool, backward: Backward) -> Tensor:
-    """Return ``g_loss`` after ``steps`` inner steps, and leave its derivative in ``unroll.sensitivity``.
+def sweep(unroll: Unroll, start: Point, steps: int, weights: Mapping[int, float], backward: Backward) -> Tensor:
+    """Return the weighted sum of ``g_loss`` along the steps, and leave its derivative in ``unroll.sensitivity``.
 
     Args:
         unroll: the losses of the call and their arguments.
         start: θ^0, the point where the discriminator and its optimizer are now.
-        steps: K >= 1.
-        average: whether to return the mean of ``g_loss`` over θ^1..θ^K in place of its value at θ^K.
+        steps: K.
+        weights: the weight of ``g_loss`` at each θ^k that counts, by k; the last one is K.
         backward: the way to differentiate the steps.
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
     tape = backward.tape(unroll, 0 if reverse else steps, steps)
     unroll.ranks.expect(steps + steps - tape.first)
     point, values, terms = start, [], {}
-    for k in range(steps):
-        point = tape.step(point, k)
-        if average or k == steps - 1:
-            value, terms[k] = unroll.generator_term(point, 1 / steps if average else 1.0)
+    for k in range(steps + 1):
+        if k in weights:
+            value, terms[k] = unroll.generator_term(point, weights[k])
             values.append(value)
-    cotangent = terms.pop(steps - 1)
+        if k < steps:
+            point = tape.step(point, k)
+    cotangent = terms.pop(steps)
     for k in reversed(range(tape.first, steps)):
         found = tape.pullback(k, unroll.ranks.cotangent(cotangent))
         if found is None:
             break
-        cotangent = plus(found, terms.pop(k - 1)) if k - 1 in terms else found
+        cotangent = plus(found, terms.pop(k)) if k in terms else found
+    unroll.finish([cotangent, *terms.values()])
     return sum(values[1:], values[0])

@@ -86,6 +86,19 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
     return checked
 
 
+def once_a_round(batch: Callable[[int], Batch], steps: int) -> Callable[[int], Batch]:
+    """Return ``k -> batch`` for inner steps of which ``steps`` make up a round and share its batch."""
+    drawn: dict[int, Batch] = {}
+
+    def of_step(k: int) -> Batch:
+        if k // steps not in drawn:
+            drawn.clear()
+            drawn[k // steps] = batch(k // steps)
+        return drawn[k // steps]
+
+    return batch if steps == 1 else of_step
+
+
 def check_options(backward: Any, **transforms: Any) -> None:
     """Raise unless ``backward`` is an instance of a backward, and every transform is a function or None.
 

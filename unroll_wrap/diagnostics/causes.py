@@ -15,6 +15,7 @@ from ..backward import FiniteDifference, Truncate
 from ..evaluation.graph import now
 from ..optimizers.fresh import FRESH, adaptive_and_fresh
 from ..proof.training import modules_of
+from ..sequence import UnrolledSequence
 from ..torch_private import pytree
 from .cuts import where
 from .directional_derivative import Slope, along
@@ -108,7 +109,7 @@ def cause_of(
         dtypes = {t.dtype for t in (*examined.owned, *examined.inputs.tensors)}
         remedy = "" if dtypes == {torch.float64} else "Verify in float64, without autocast: D.double(), G.double()."
         return " ".join(filter(None, ["The differences are too coarse to say anything.", *fresh, remedy]))
-    if not isinstance(unrolled.backward, FiniteDifference):
+    if not isinstance(unrolled, UnrolledSequence) and not isinstance(unrolled.backward, FiniteDifference):
         one, backward = copy.copy(unrolled), unrolled.backward
         quotient = FiniteDifference(central=True)
         one.backward = Truncate(backward.steps, quotient) if isinstance(backward, Truncate) else quotient

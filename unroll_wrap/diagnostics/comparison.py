@@ -11,8 +11,8 @@ from torch import Tensor
 from ..backward import FiniteDifference, Truncate
 from ..call.categories import SecondTermMissing
 from ..evaluation.precision import length, precision, rounded
-from ..loss import UnrolledGeneratorLoss
-from ..proof.real_steps import RealSteps
+from ..loss import UnrolledLoss
+from ..proof.real_rounds import real_steps
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
 from .cuts import Cuts, Diverged
 from .differentiated import NOTHING
@@ -44,7 +44,7 @@ class Comparison:
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
         inputs = examined.inputs
         inner = inputs.inner or [inputs.batch] * examined.steps
-        self._taken = RealSteps(
+        self._taken = real_steps(
             examined.unrolled, examined.d_loss, examined.g_loss, inputs.batch, inner, inputs.kwargs, constant
         )
 
@@ -141,7 +141,7 @@ def _without(place: str, places: Sequence[str]) -> list[str]:
     return [p for p in places if p != place]
 
 
-def _by_choice(unrolled: UnrolledGeneratorLoss, steps: int, unit: float) -> tuple[list[str], int, float]:
+def _by_choice(unrolled: UnrolledLoss, steps: int, unit: float) -> tuple[list[str], int, float]:
     """Return what the user's options imply: notes, the number of constant steps, and the relative error allowed."""
     # A difference in float64 resolves an error of 1e-3, and an operator that is off by 1e-2 may cause no more.
     exact = min(1e-3, 10 * unit ** (1 / 3))

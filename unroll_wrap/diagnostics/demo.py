@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..loss import UnrolledGeneratorLoss
+from ..gan import UnrolledGeneratorLoss
 from ..objectives import minimax
 
 MODES, STD, RATE, NOISE = 8, 0.02, 3e-3, 256

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..backward import FiniteDifference, Recompute, Store, Truncate
-from ..loss import UnrolledGeneratorLoss
+from ..gan import UnrolledGeneratorLoss
 from ..objectives import non_saturating
 from ..optimizers.read import rule_of
 from .verification import Verification

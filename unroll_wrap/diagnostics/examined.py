@@ -14,7 +14,7 @@ from ..call.losses import check_order
 from ..call.messages import described
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
-from ..loss import UnrolledGeneratorLoss
+from ..loss import UnrolledLoss
 from .differentiated import NOTHING, Inputs
 from .sizes import sizes_named
 
@@ -47,22 +47,22 @@ class Examined:
 
     def __init__(
         self,
-        unrolled: UnrolledGeneratorLoss,
+        unrolled: UnrolledLoss,
         batch: tuple[Any, ...],
         wrt: Wrt,
         options: dict[str, Any],
         steps: int | None = None,
     ) -> None:
         self.unrolled = unrolled
-        kwargs = {k: v for k, v in options.items() if k not in ("d_loss", "g_loss", "steps", "resample")}
-        self.d_loss, self.g_loss = unrolled.losses(options.get("d_loss"), options.get("g_loss"))
+        kwargs = unrolled.keywords(options)
+        self.d_loss, self.g_loss = unrolled.losses(options)
         steps = options.get("steps") if steps is None else steps
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         # Batches are drawn only once, because a loader gives other batches the next time.
         drawn = [batches(k) for k in range(self.steps)] if batches else []
         self.given = batch, wrt, {**options, "resample": drawn or None}
-        modules, _, self.owned = unrolled.parts()
-        self.inputs = Inputs(wrt, (self.d_loss, self.g_loss), batch, kwargs, drawn, modules)
+        _, _, self.owned = unrolled.parts()
+        self.inputs = Inputs(wrt, (self.d_loss, self.g_loss), batch, kwargs, drawn, unrolled.others())
         self.state = EveryState([*self.inputs.tensors, *self.owned], self.inputs.captured)
 
     def required(self) -> "Examined":
@@ -77,7 +77,7 @@ class Examined:
 
     def run(
         self,
-        unrolled: UnrolledGeneratorLoss | None = None,
+        unrolled: UnrolledLoss | None = None,
         steps: int | None = None,
         within: AbstractContextManager[object] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -98,13 +98,10 @@ class Examined:
             within or nullcontext(),
         ):
             # This calls a copy of the loss, so that the user's own first call still does what only a first call does.
-            loss, d_losses = copy.copy(unrolled or self.unrolled).watched(
-                *inputs.batch,
-                d_loss=self.d_loss,
-                g_loss=self.g_loss,
-                steps=steps,
-                resample=inputs.inner[:steps] or None,
-                **inputs.kwargs,
+            one = copy.copy(unrolled or self.unrolled)
+            one.player_loss, one.loss = self.d_loss, self.g_loss
+            loss, d_losses = one.watched(
+                *inputs.batch, steps=steps, resample=inputs.inner[:steps] or None, **inputs.kwargs
             )
             return loss.detach(), d_losses, inputs.gradient(loss)
 
@@ -122,11 +119,11 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
         TypeError: ``unrolled`` is something else, such as the tensor that the loss returns.
         RuntimeError: ``torch.no_grad()`` is on.
     """
-    if not isinstance(unrolled, UnrolledGeneratorLoss):
+    if not isinstance(unrolled, UnrolledLoss):
         raise TypeError(
             f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "
             f"{function}(unrolled, real, fake)."
         )
     if not torch.is_grad_enabled():
         raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
-    check_order(unrolled.d_loss, batch)
+    check_order(unrolled.player_loss, batch)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..evaluation.autocast import autocast_dtypes
 from ..live.snapshot import Snapshot
-from ..loss import UnrolledGeneratorLoss
+from ..loss import UnrolledLoss
 from ..run import Known
 
 
@@ -25,7 +25,7 @@ def may_be_double(tensors: list[Tensor]) -> bool:
 
 
 @contextmanager
-def in_double(unrolled: UnrolledGeneratorLoss, *others: Any) -> Iterator[UnrolledGeneratorLoss]:
+def in_double(unrolled: UnrolledLoss, *others: Any) -> Iterator[UnrolledLoss]:
     """Yield a twin of the loss while all tensors within reach of the arguments, and all new ones, are in float64."""
     before = torch.get_default_dtype()
     with Snapshot([unrolled, *others], names=True) as snapshot:

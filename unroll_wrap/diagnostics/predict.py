@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..backward import Compiled, Recompute, Truncate
-from ..loss import UnrolledGeneratorLoss
+from ..loss import UnrolledLoss
 from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
 
@@ -48,7 +48,7 @@ class Prediction:
 
 
 def predict(
-    unrolled: UnrolledGeneratorLoss,
+    unrolled: UnrolledLoss,
     *batch: Any,
     steps: int | None = None,
     wrt: Wrt = None,

@@ -209,16 +209,16 @@ class Evaluator:
 
 
 def evaluate_plainly(
-    call: Call, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
+    call: Call, name: str, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
 ) -> Tensor:
-    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D's values, gradients and buffers as is."""
+    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is; messages call it ``name``."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
     try:
         with swap.shielded():
             value = call.g_loss(discriminator, *call.batch, **call.kwargs)
     except (TypeError, AttributeError) as error:
-        if told := misfit("g_loss", call.g_loss, (discriminator, *call.batch), call.kwargs, error):
+        if told := misfit(name, call.g_loss, (discriminator, *call.batch), call.kwargs, error):
             raise told from error
         raise
-    check_logits(call.g_loss, value := one_element("g_loss", value), on_logits)
+    check_logits(call.g_loss, value := one_element(name, value), on_logits)
     return value

@@ -13,7 +13,7 @@ from ..evaluation.precision import precision, rounded
 from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
 from ..live.snapshot import Snapshot
-from .real_steps import RealSteps
+from .real_rounds import real_steps
 
 logger = logging.getLogger("unroll_wrap")
 
@@ -59,7 +59,7 @@ class Proof:
         self._losses = call.d_loss, call.g_loss
         self._before = Snapshot(self._losses)
         self._state = EveryState(owned, ())
-        self._real = RealSteps(unrolled, call.d_loss, call.g_loss, call.batch, self.batches, call.kwargs)
+        self._real = real_steps(unrolled, call.d_loss, call.g_loss, call.batch, self.batches, call.kwargs)
 
     def note(self, batch: tuple[Any, ...] | None = None) -> None:
         """Note the random state before a loss runs, and the batch if the loss is that of an inner step."""

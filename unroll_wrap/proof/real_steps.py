@@ -15,6 +15,9 @@ from ..live.snapshot import Snapshot
 from ..optimizers.transforms import takes
 from .training import modules_of, moved_by, steppers_of
 
+Shift = Callable[[], AbstractContextManager[object]]
+Around = Callable[[str], AbstractContextManager[object]]
+
 
 class RealSteps:
     """A computation of ``g_loss`` after K steps of the live optimizers on the live parameters.
@@ -56,16 +59,17 @@ class RealSteps:
 
     def run(
         self,
-        shifted: Callable[[], AbstractContextManager[object]] = nullcontext,
-        around: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        shifted: Shift = nullcontext,
+        around: Around = nullcontext,
     ) -> float:
-        """Return ``g_loss`` after the last step, or its mean over all steps if the loss averages.
+        """Return ``g_loss`` after the last step, or the mean or the point on a line that the loss asks for.
 
         Args:
             shifted: makes a context that moves the tensors to differentiate with respect to.
             around: maps the name of a loss to a context for one evaluation.
         """
-        self.values, values = [], []
+        self.values, total = [], 0.0
+        weights = self.weights(len(self._inner))
         # What a checkpoint runs again has to run in the context of its loss too.
         again = nullcontext() if around is nullcontext else in_place(Swap(self._modules, []))
         steppers = steppers_of(self._unrolled)
@@ -76,6 +80,8 @@ class RealSteps:
             zeros = [p.grad is not None and not p.grad.any() for p in moved.values()]
             for p in moved.values():
                 p.requires_grad_(True)
+            if 0 in weights:
+                total += weights[0] * self._g(shifted, around)
             for k, batch in enumerate(self._inner):
                 for p, zero in zip(moved.values(), zeros, strict=True):
                     p.grad = torch.zeros_like(p) if zero else None
@@ -83,9 +89,18 @@ class RealSteps:
                     loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
                     loss.backward(inputs=[p for p in moved.values() if p.requires_grad])
                     self._step(steppers, moved)
-                if self._unrolled.average or k == len(self._inner) - 1:
-                    values.append(self._g(shifted, around))
-            return sum(values) / len(values) if values else self._g(shifted, around)
+                if k + 1 in weights:
+                    total += weights[k + 1] * self._g(shifted, around)
+            return total
+
+    def weights(self, steps: int) -> dict[int, float]:
+        """Return the weight of ``g_loss`` after each number of steps, as the user's option asks for it."""
+        factor = getattr(self._unrolled.average, "factor", None)
+        if factor is not None:
+            return {0: 1 - factor, steps: factor} if steps else {0: 1.0}
+        if self._unrolled.average and steps:
+            return {k: 1 / steps for k in range(1, steps + 1)}
+        return {steps: 1.0}
 
     def _g(self, shifted: Any, around: Any) -> float:
         # For the mean, g_loss runs between the steps. What it leaves in D must not reach the next step.
@@ -97,7 +112,7 @@ class RealSteps:
         batch, kwargs = _without_the_generator(batch, self._kwargs)
         # Gradients are on even for g_loss, because a loss may differentiate inside.
         with torch.enable_grad(), around:
-            value = loss(self._unrolled.discriminator, *batch, **kwargs)
+            value = loss(self._unrolled.player, *batch, **kwargs)
         self.values.append((name, value.item()))
         return value
 

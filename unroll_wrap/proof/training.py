@@ -18,7 +18,7 @@ _HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_ligh
 
 def modules_of(unrolled: Any) -> list[nn.Module]:
     """Return every module of the discriminator, each once."""
-    roots = [root for _, root in _named_roots(unrolled.discriminator)]
+    roots = [root for _, root in _named_roots(unrolled.player)]
     return list({id(m): m for root in roots for m in root.modules()}.values())
 
 
@@ -28,6 +28,11 @@ def steppers_of(unrolled: Any) -> list[Any]:
     if callable(given) and not hasattr(given, "step"):
         frozen = set(map(id, unrolled.frozen))
         given = given([p for _, p in named_parameters(unrolled) if id(p) not in frozen])
+    return stepping(given)
+
+
+def stepping(given: Any) -> list[Any]:
+    """Return the objects whose ``step`` training calls, inside the wrappers of known libraries."""
     found: list[Any] = []
     one: Any
     for one in given if isinstance(given, (list, tuple)) else [given]:
@@ -49,7 +54,7 @@ def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
 def named_parameters(unrolled: Any) -> list[tuple[str, Tensor]]:
     """Return the discriminator's parameters with their names, each once."""
     found: dict[int, tuple[str, Tensor]] = {}
-    for prefix, root in _named_roots(unrolled.discriminator):
+    for prefix, root in _named_roots(unrolled.player):
         for name, p in root.named_parameters():
             found.setdefault(id(p), (prefix + name, p))
     return list(found.values())

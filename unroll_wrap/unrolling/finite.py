@@ -14,6 +14,7 @@ def check_finite(
     given: dict[str, list[Tensor]],
     gradient: Sequence[Tensor] = (),
     again: Callable[[], object] | None = None,
+    names: tuple[Callable[[int], str], str] = (lambda k: f"d_loss at inner step {k}", "g_loss"),
 ) -> None:
     """Raise unless the losses and the gradient are finite.
 
@@ -23,6 +24,7 @@ def check_finite(
         given: the tensors that the call was given, which may be the cause, by their origin.
         gradient: the gradient of the result.
         again: repeats the call, to find the operator whose gradient is NaN.
+        names: the name of the k-th of ``d_losses``, and that of ``g_loss``.
 
     Raises:
         ValueError: a loss or the gradient is not finite.
@@ -50,7 +52,7 @@ def check_finite(
                 "Eq. 12."
             )
         return
-    name = "g_loss after the inner steps" if wrong[0] == len(d_losses) else f"d_loss at inner step {wrong[0]}"
+    name = f"{names[1]} after the inner steps" if wrong[0] == len(d_losses) else names[0](wrong[0])
     for place, tensors in given.items():
         for t in tensors:
             if t.is_floating_point() and not (t.numel() and t.isfinite().all()):

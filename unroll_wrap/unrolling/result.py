@@ -9,30 +9,23 @@ from torch import Tensor
 
 from ..call.categories import FreshState, PartialDetach, SecondTermMissing
 from ..call.messages import users_line
+from ..call.names import GENERATOR, Names
 from ..evaluation.gradients import GIVEN_BACK
 from ..optimizers.fresh import FRESH
 from ..torch_private import after_backward
 from .sensitivity import Sensitivity
 
 _OUTSIZED = 2.0
-_NO_SECOND_TERM = (
-    "d_loss does not depend on the generator, so the second term of Eq. 12 is missing. Is fake detached inside it? Use "
-    "unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you want."
-)
-_NOT_THROUGH_D = (
-    "g_loss does not depend on the discriminator that is unrolled, so no derivative passes through its steps, and the "
-    "second term of Eq. 12 is missing. Does g_loss ask another network, or detach what D returns? Let it use the D "
-    "that it is given, or pass steps=0 if the other network is meant."
-)
 
 
-def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool) -> None:
+def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool, names: Names = GENERATOR) -> None:
     """Raise for a result that depends on no generator, and warn of one that lacks the second term of Eq. 12.
 
     Args:
         found: the derivative of the result.
         given: the tensors of the batch.
         stop_gradient: whether only the first term is wanted.
+        names: what messages call the players and their losses.
 
     Raises:
         ValueError: the result depends on no generator.
@@ -40,11 +33,22 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
     if not (found.first_term or found.second_term):
         batch = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in given)
         raise ValueError(
-            f"Neither loss depends on a generator: the batch is [{batch}]. Pass fake = G(z) with its graph, "
-            "without detach() or no_grad(); for the value alone, call under torch.no_grad()."
+            f"Neither loss depends on {names.asker}: the batch is [{batch}]. {names.remedy}, without "
+            "detach() or no_grad(); for the value alone, call under torch.no_grad()."
         )
     if not (found.second_term or stop_gradient):
-        cause = _NO_SECOND_TERM if found.through_d else _NOT_THROUGH_D
+        cause = (
+            f"{names.player_loss} does not depend on {names.asker}, so the second term of Eq. 12 is missing. Is fake "
+            "detached inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you "
+            "want."
+        )
+        if not found.through_d:
+            cause = (
+                f"{names.loss} does not depend on {names.player} that is unrolled, so no derivative passes through its "
+                f"steps, and the second term of Eq. 12 is missing. Does {names.loss} ask another network, or detach "
+                f"what {names.player} returns? Let it use {names.player} that it is given, or pass steps=0 if the "
+                "other network is meant."
+            )
         warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
 
 

@@ -47,3 +47,8 @@ class Step(NamedTuple):
     averages: Grads | None
     update: Update
     adjoint: Adjoint | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        """The value of ``d_loss``, without graph."""
+        return self.evaluation.loss.detach()

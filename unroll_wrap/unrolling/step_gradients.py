@@ -19,6 +19,7 @@ def gradients(
     evaluation: Evaluation,
     also: Sequence[Tensor] = (),
     by: Adjoint | None = None,
+    mine: frozenset[int] | None = None,
     **options: Any,
 ) -> tuple[Grads, list[Tensor | None]]:
     """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves.
@@ -28,6 +29,7 @@ def gradients(
         evaluation: the result of that run.
         also: the other leaves.
         by: computes the gradients by formulas; None if autograd computes them.
+        mine: positions of the parameters to compute gradients of; None for all.
         options: keyword arguments of ``torch.autograd.grad``.
 
     Raises:
@@ -41,7 +43,7 @@ def gradients(
         with causes(name):
             return _checked(evaluate, name, params, by.gradients()), []
     # A loss may freeze layers itself, and then the optimizer finds no gradient for their parameters.
-    moving = [i for i, p in enumerate(params) if p.requires_grad]
+    moving = [i for i, p in enumerate(params) if p.requires_grad and (mine is None or i in mine)]
     # The operators recognise parameters by their class, which the leaves of a tracer do not have.
     skip = not also and evaluate.leaf is None
     hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
@@ -54,10 +56,12 @@ def gradients(
     grads: list[Tensor | None] = [None] * len(params)
     for i, g in zip(moving, found, strict=False):
         grads[i] = g
-    return _checked(evaluate, name, params, grads), found[len(moving) :]
+    return _checked(evaluate, name, params, grads, mine), found[len(moving) :]
 
 
-def _checked(evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads) -> Grads:
+def _checked(
+    evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads, mine: frozenset[int] | None = None
+) -> Grads:
     """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros.
 
     Raises:
@@ -83,6 +87,6 @@ def _checked(evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Gr
             changed = hook(g)
             grads[i] = g if changed is None else changed
     if any(g is None for g in grads):
-        for i in evaluate.zeroed:
+        for i in evaluate.zeroed if mine is None else mine.intersection(evaluate.zeroed):
             grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
     return grads

@@ -13,21 +13,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..call.batch import tensors_in
 from ..call.logits import check_logits
+from ..call.names import GENERATOR, Names
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
 from ..evaluation.graph import leads_to
-from ..evaluation.precision import length
 from ..live.random_state import undisturbed
 from ..operators import Adjoint, adjoint
 from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
 from .one_process import Grads, OneProcess
+from .pull import pull
 from .sensitivity import Sensitivity
 from .step import Point, Step
 from .step_gradients import gradients
@@ -49,6 +49,7 @@ class Unroll:
         ranks: the processes over which gradients are averaged.
         proof: if this call will be compared with real steps, is told of every loss before it runs.
         fresh: whether the optimizer starts from empty state.
+        names: what messages call the losses.
         d_losses: the values of ``d_loss`` in the inner steps so far, without graph.
         moved: positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
         sensitivity: the derivative that the sweep has accumulated so far.
@@ -66,10 +67,13 @@ class Unroll:
     ranks: OneProcess = field(default_factory=OneProcess)
     proof: Any = None
     fresh: bool = False
+    names: Names = GENERATOR
     d_losses: list[Tensor] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
     outsized: float = 0.0
+
+    through_start = False
 
     def step(
         self, point: Point, k: int, batch: tuple[Any, ...], differentiable: bool, averages: Grads | None = None
@@ -142,8 +146,7 @@ class Unroll:
     ) -> Evaluation:
         """Run ``d_loss`` of inner step k with ``params``, or with the point's parameters if ``params`` is None."""
         params = point.params() if params is None else params
-        name = f"d_loss at inner step {k}"
-        evaluation = self.evaluate(name, self.d_loss, params, point.buffers, batch, walk, point.contents)
+        evaluation = self.evaluate(self.name_of(k), self.d_loss, params, point.buffers, batch, walk, point.contents)
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
             self._check_frozen(evaluation)
@@ -151,7 +154,7 @@ class Unroll:
             check_logits(self.d_loss, evaluation.loss, self.evaluate.on_logits)
         return evaluation
 
-    def _check_frozen(self, evaluation: Evaluation) -> None:
+    def _check_frozen(self, evaluation: Evaluation, mine: frozenset[int] | None = None) -> None:
         """Raise if the loss has frozen a parameter that has moved, which would lose its dependence on those steps."""
         params = self.evaluate.swap.handles(evaluation.params)
         frozen = [i for i, p in enumerate(params) if not p.requires_grad]
@@ -160,7 +163,7 @@ class Unroll:
                 f"{evaluation.name} switches requires_grad off for parameters of shapes {wrong[:4]}, which an earlier "
                 "inner step has moved. Freeze the same parameters in every step, or with stop_gradient=True."
             )
-        self.moved.update(set(range(len(params))) - set(frozen))
+        self.moved.update((set(range(len(params))) if mine is None else mine) - set(frozen))
 
     def gradients(
         self, evaluation: Evaluation, also: Sequence[Tensor] = (), by: Adjoint | None = None, **options: Any
@@ -168,12 +171,19 @@ class Unroll:
         """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
         return gradients(self.evaluate, evaluation, also, by, **options)
 
-    def update(self, point: Point, grads: Sequence[Tensor | None], differentiable: bool) -> tuple[Update, Point]:
+    def update(
+        self,
+        point: Point,
+        grads: Sequence[Tensor | None],
+        differentiable: bool,
+        mine: frozenset[int] | None = None,
+    ) -> tuple[Update, Point]:
         """Return the update by the optimizer, and the next point; D has to be as ``d_loss`` has left it."""
         swap = self.evaluate.swap
         carried = swap.after_loss()
         if self.evaluate.left and any(g is None for g in grads):
-            check_left(point.blocks, grads, self.evaluate.left)
+            left = [(i, g) for i, g in self.evaluate.left if mine is None or i in mine]
+            check_left(point.blocks, grads, left)
         if any(b.rule.joint for b in point.blocks):
             # A traced rule steps the live optimizer, which has to find its own values in the live parameters.
             swap.out()
@@ -188,59 +198,37 @@ class Unroll:
         """
         evaluation = step.evaluation
         bars, of_old = step.update.pullback(cotangent)
-        pairs = [
-            (g, bar)
-            for g, bar in zip(step.grads, bars, strict=True)
-            if g is not None and bar is not None and g.requires_grad
-        ]
         # A graph that the formulas cover has no checkpoints, so D need not hold this step's tensors.
         if step.adjoint is not None:
             with causes(evaluation.name):
                 of_params, of_batch = step.adjoint.pullback(bars, inner=not first)
             self.sensitivity.second_term |= self.sensitivity.add(evaluation.users, of_batch)
-            return None if first else step.update.cotangent(of_old, of_params)
-        # A checkpoint that recomputes a part of D's forward pass must find this step's tensors in D.
-        self.evaluate.put(evaluation.params, step.start.buffers, step.start.contents)
-        params = [] if first else self.evaluate.swap.handles(evaluation.params)
-        inner = [p for p in params if p.requires_grad]
-        found = differentiate(
-            evaluation.name,
-            [g for g, _ in pairs],
-            [*inner, *evaluation.outer],
-            [bar for _, bar in pairs],
-            factor=self.evaluate.autocast.second,
-            retain_graph=evaluation.captured or bool(evaluation.outside),
-        )
-        if first and self.fresh:
-            rest = length(g for _, g in self.sensitivity.pairs())
-            self.outsized = length(found[len(inner) :]) / rest if rest else 0.0
-        reached = self.sensitivity.add(evaluation.users, found[len(inner) :])
-        self.sensitivity.second_term |= reached or evaluation.captured
-        if evaluation.captured and pairs:
-            where = pairs[0][0].device
-            surrogate = torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum()
-            self.sensitivity.through(surrogate, evaluation)
-            self.sensitivity.edge += self.evaluate.edge(evaluation)
-        if first:
-            return None
-        of_params = iter(found)
-        return step.update.cotangent(of_old, [next(of_params) if p.requires_grad else None for p in params])
+        else:
+            of_params = pull(self, evaluation, step.start, step.grads, bars, first)
+        return None if first else step.update.cotangent(of_old, of_params)
+
+    def name_of(self, k: int) -> str:
+        """Return what messages call the loss that is the k-th of ``d_losses``."""
+        return f"{self.names.player_loss} at inner step {k}"
+
+    def finish(self, cotangents: Sequence[list[Block]]) -> None:
+        """Take what the sweep has found of the derivative by the start, which the live discriminator has no use for."""
 
     def generator_term(self, point: Point, weight: float) -> tuple[Tensor, list[Block]]:
         """Return ``weight`` times ``g_loss`` at a point, without graph, and the cotangent of the point's tensors."""
         self._note()
         with self.evaluate.swap.shielded(), undisturbed() if self.evaluate.swap.rewinds else nullcontext():
             evaluation = self.evaluate(
-                "g_loss", self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents
+                self.names.loss, self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents
             )
         value = evaluation.loss * weight if weight != 1 else evaluation.loss
         cotangent = zero_cotangent(point.blocks)
         if not (self.differentiate and value.requires_grad):
             return value.detach(), cotangent
-        params = [] if self.stop_gradient else self.evaluate.swap.handles(evaluation.params)
+        params = self.evaluate.swap.handles(evaluation.params) if self.through_start or not self.stop_gradient else []
         keep = evaluation.captured or bool(evaluation.outside)
         factor = self.evaluate.autocast.first
-        found = differentiate("g_loss", [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)
+        found = differentiate(self.names.loss, [value], [*params, *evaluation.outer], factor=factor, retain_graph=keep)
         n = len(params)
         self.sensitivity.add(evaluation.users, found[n:])
         self.sensitivity.through_d |= any(g is not None for g in found[:n])

@@ -1,0 +1,129 @@
+"""A sequence of updates: which player moves when, by which loss, and which parameters it moves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from .call import Loss
+from .discriminator import all_modules, all_parameters, given_modules
+from .losses import check_losses
+from .messages import described
+from .optimizer import Steppers
+
+Order = Literal["alternating", "simultaneous", "level-k"]
+ORDERS = ("alternating", "simultaneous", "level-k")
+
+
+@dataclass(frozen=True)
+class Of:
+    """A loss that receives its own player first, whatever it is called with."""
+
+    player: Any
+    loss: Callable[..., Tensor]
+
+    def __call__(self, _: Any, *batch: Any, **kwargs: Any) -> Tensor:
+        """Return ``loss(player, *batch, **kwargs)``."""
+        return self.loss(self.player, *batch, **kwargs)
+
+
+class Move(NamedTuple):
+    """One update of a look-ahead.
+
+    Attributes:
+        name: what messages call the loss.
+        loss: a function that is called as ``d_loss`` is, and passes its own player on.
+        mine: positions of the parameters that the update moves.
+    """
+
+    name: str
+    loss: Loss
+    mine: frozenset[int]
+
+
+class Updated(NamedTuple):
+    """One entry of the user's list, with the modules of its player and the reader of its optimizer."""
+
+    player: Any
+    optimizer: Any
+    loss: Of
+    modules: list[nn.Module]
+    steppers: Steppers
+
+    def owned(self) -> list[Tensor]:
+        """Return the parameters that this update moves, as they are now."""
+        return self.steppers.owned(self.modules, self.steppers.plain(self.optimizer))
+
+
+def updates_of(updates: Any) -> list[Updated]:
+    """Return the user's updates, resolved.
+
+    Raises:
+        TypeError: something is no list of (player, optimizer, loss), or an optimizer is missing.
+        ValueError: two players share parameters, or an optimizer does not fit its player.
+    """
+    if not isinstance(updates, (list, tuple)) or not updates:
+        raise TypeError(
+            f"updates is {described(updates)}. Pass a list such as [(D, opt_D, d_loss), (G, opt_G, g_loss)]."
+        )
+    found = [_update_of(i, one) for i, one in enumerate(updates)]
+    _check_apart(found)
+    return found
+
+
+def _update_of(i: int, one: Any) -> Updated:
+    if not isinstance(one, (list, tuple)) or len(one) != 3:
+        raise TypeError(
+            f"updates[{i}] is {described(one)}. Pass (player, optimizer, loss), such as (D, opt_D, d_loss)."
+        )
+    player, optimizer, loss = one
+    check_losses(**{f"updates[{i}].loss": loss})
+    modules = all_modules(given_modules(player))
+    if optimizer is None or (callable(optimizer) and not hasattr(optimizer, "step")):
+        raise TypeError(
+            f"updates[{i}] has {described(optimizer)} for an optimizer. Every player of a sequence needs the live "
+            "optimizer that steps it."
+        )
+    found = Updated(player, optimizer, Of(player, loss), modules, Steppers(optimizer, all_parameters(modules)))
+    found.owned()
+    return found
+
+
+def _check_apart(updates: Sequence[Updated]) -> None:
+    players = players_of(updates)
+    seen: dict[int, Any] = {}
+    for modules in players.values():
+        for p in all_parameters(modules):
+            if id(p) in seen and seen[id(p)] is not modules:
+                raise ValueError(
+                    f"Two players share a parameter of shape {tuple(p.shape)}: it is unclear whose update moves it. "
+                    "Give each player modules of its own."
+                )
+            seen[id(p)] = modules
+
+
+@dataclass(frozen=True)
+class Together:
+    """The losses of all updates as one object, for whoever looks at what the losses of a call refer to."""
+
+    losses: tuple[Of, ...]
+
+    def __call__(self, *_: Any, **__: Any) -> Tensor:
+        """Raise, because each loss is called alone."""
+        raise TypeError("The losses of a sequence are called one by one.")
+
+
+def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.Module]]:
+    """Return the modules of every player, once even if it moves several times in a round."""
+    return {tuple(id(m) for m in update.modules): update.modules for update in updates}
+
+
+def moves_of(updates: Sequence[Updated], order: Order, owned: Sequence[Tensor]) -> list[list[Move]]:
+    """Return, for each inner step of one round, the moves that are made at the same point."""
+    position = {id(p): i for i, p in enumerate(owned)}
+    moves = [
+        Move(f"updates[{i}].loss", update.loss, frozenset(position[id(p)] for p in update.owned()))
+        for i, update in enumerate(updates)
+    ]
+    return [moves] if order == "simultaneous" else [[move] for move in moves]
