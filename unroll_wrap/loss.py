@@ -11,7 +11,7 @@ from .backward import Backward, Store
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
 from .call.categories import SecondTermMissing
 from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
-from .call.losses import check_losses, check_order
+from .call.losses import both_or_minimax, check_losses, check_order
 from .call.messages import described
 from .call.optimizer import Steppers
 from .call.processes import check_group
@@ -19,7 +19,6 @@ from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
 from .evaluation.runtime import refuse_inference_mode
 from .evaluation.shared_memory import check_memory
-from .objectives import minimax
 from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
 from .run import Known, run
@@ -44,7 +43,7 @@ class UnrolledGeneratorLoss:
             their ``requires_grad`` is at the call. Parameters that did not require grad at construction, while others
             did, count as frozen until a call finds that they require grad or have optimizer state.
         d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps; D is the object passed above. The
-            default is ``minimax``, the paper's loss on logits.
+            two losses go together: if neither is passed, they are ``minimax``, the paper's, on logits.
         g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
         steps: K >= 0, or a callable that returns it (a schedule).
         resample: None uses the call's batch in every inner step, as the paper does. A callable ``k -> batch`` or an
@@ -84,8 +83,8 @@ class UnrolledGeneratorLoss:
         self,
         discriminator: Any,
         optimizer: Any,
-        d_loss: Loss = minimax.d_loss,
-        g_loss: Loss = minimax.g_loss,
+        d_loss: Loss | None = None,
+        g_loss: Loss | None = None,
         *,
         steps: Steps = 5,
         resample: Resample | None = None,
@@ -196,7 +195,7 @@ class UnrolledGeneratorLoss:
     def losses(self, d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Loss]:
         """Return the losses of a call; None stands for the constructor's."""
         # Not `or`: a loss that is an empty nn.ModuleList is falsy.
-        return self.d_loss if d_loss is None else d_loss, self.g_loss if g_loss is None else g_loss
+        return both_or_minimax(self.d_loss if d_loss is None else d_loss, self.g_loss if g_loss is None else g_loss)
 
     def plan(
         self, steps: Steps | None, resample: Resample | None

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -115,7 +115,7 @@ class Examined:
             return self.run(*given, **options)
 
 
-def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
+def check_examined(unrolled: Any, function: str, batch: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order.
 
     Raises:
@@ -129,4 +129,4 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
         )
     if not torch.is_grad_enabled():
         raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
-    check_order(unrolled.d_loss, batch)
+    check_order(unrolled.losses(options.get("d_loss"), options.get("g_loss"))[0], batch)
