@@ -158,6 +158,17 @@ def failing(*words, **options):
     return report
 
 
+def test_a_discriminator_that_was_left_in_eval_mode():
+    """A note, because some mean it; none in training."""
+    world = warm_world("batchnorm_one_batch")
+    assert verified(world).notes == []
+    world.discriminator.eval()
+    report = verified(world)
+    assert report.passed and report.notes == [
+        "BatchNorm2d of D is in eval mode, in the real steps too. If D trains otherwise, call D.train()."
+    ]
+
+
 def test_fake_arrives_detached():
     """In the batch."""
     world = warm_world()
