@@ -1,6 +1,6 @@
 """The unrolled losses of a GAN: that of the generator, and that of the discriminator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -9,9 +9,9 @@ from torch import Tensor
 from .backward import Backward, Store
 from .call.average import Average
 from .call.call import Loss, Resample, Steps
+from .call.losses import both_or_minimax
 from .call.names import DISCRIMINATOR, GENERATOR
 from .loss import UnrolledLoss
-from .objectives import minimax
 from .torch_private import disable_dynamo
 
 
@@ -35,7 +35,7 @@ class UnrolledGeneratorLoss(UnrolledLoss):
             their ``requires_grad`` is at the call. Parameters that did not require grad at construction, while others
             did, count as frozen until a call finds that they require grad or have optimizer state.
         d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps; D is the object passed above. The
-            default is ``minimax``, the paper's loss on logits.
+            two losses go together: if neither is passed, they are ``minimax``, the paper's, on logits.
         g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
         steps: K >= 0, or a callable that returns it (a schedule).
         resample: None uses the call's batch in every inner step, as the paper does. A callable ``k -> batch`` or an
@@ -79,8 +79,8 @@ class UnrolledGeneratorLoss(UnrolledLoss):
         self,
         discriminator: Any,
         optimizer: Any,
-        d_loss: Loss = minimax.d_loss,
-        g_loss: Loss = minimax.g_loss,
+        d_loss: Loss | None = None,
+        g_loss: Loss | None = None,
         *,
         steps: Steps = 5,
         resample: Resample | None = None,
@@ -135,6 +135,10 @@ class UnrolledGeneratorLoss(UnrolledLoss):
                 changed since construction are no longer what it accepts.
         """
         return super().__call__(*batch, resample=resample, steps=steps, d_loss=d_loss, g_loss=g_loss, **kwargs)
+
+    def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
+        """Return the losses of a call with these keyword arguments: both of the user's, or those of ``minimax``."""
+        return both_or_minimax(*super().losses(options))
 
 
 class UnrolledDiscriminatorLoss(UnrolledLoss):

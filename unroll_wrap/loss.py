@@ -116,7 +116,8 @@ class UnrolledLoss:
         self.prove = True
 
         check_group(average_gradients)
-        check_losses(**{self.names.player_loss: player_loss, self.names.loss: loss})
+        given = {self.names.player_loss: player_loss, self.names.loss: loss}
+        check_losses(**{name: one for name, one in given.items() if one is not None or not self.names.optional})
         if not callable(steps):
             count_of(steps)
         check_average(average)

@@ -131,7 +131,8 @@ def _unroll(
     if not unrolled._watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
         raise ValueError(
             "A tensor of the batch has a graph that leads to D's parameters alone, as D(real) computed before has: "
-            "D would get gradients, and the tensor is of D before its steps. Compute it in the losses, or detach it."
+            "D would get gradients, and the tensor is of D before its steps. Compute it in the losses, or detach it. "
+            "If the tensor is fake, the generator was passed in the place of D."
         )
     detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
     unrolled._watched |= differentiate

@@ -158,12 +158,24 @@ def failing(*words, **options):
     return report
 
 
+def test_a_discriminator_that_was_left_in_eval_mode():
+    """A note, because some mean it; none in training."""
+    world = warm_world("batchnorm_one_batch")
+    assert verified(world).notes == []
+    world.discriminator.eval()
+    report = verified(world)
+    assert report.passed and report.notes == [
+        "BatchNorm2d of D is in eval mode, in the real steps too. If D trains otherwise, call D.train()."
+    ]
+
+
 def test_fake_arrives_detached():
     """In the batch."""
     world = warm_world()
     draw = world.draw
     world.draw = lambda i: [x.detach() for x in draw(i)]
-    failing("fake arrives detached", "without detach()", world=world)
+    report = failing("fake arrives detached", "without detach()", world=world)
+    assert "nan" not in str(report)
 
 
 def test_fake_detached_in_d_loss():
@@ -171,7 +183,7 @@ def test_fake_detached_in_d_loss():
     world = warm_world()
     world.d_loss = lambda D, real, fake: softplus(-D(real)).mean() + softplus(D(fake.detach())).mean()
     report = failing("d_loss does not depend on the generator", "unroll_wrap.detach(fake)", world=world)
-    assert len(report.cuts) == 1 and "detach of a tensor of shape (6, 2)" in report.cuts[0]
+    assert len(report.cuts) == 1 and "detach of a tensor of shape (6, 2) of the batch, in d_loss" in report.cuts[0]
     assert "D(fake.detach())" in report.cuts[0] and "test_verify.py:" in report.cuts[0]
     world.d_loss = lambda D, real, fake: softplus(-D(real)).mean() + softplus(D(detach(fake))).mean()
     report = verified(world)
@@ -303,6 +315,7 @@ def test_a_users_own_cut_is_told_from_an_error(way):
     report = verified(world)
     assert report.passed, report
     assert len(report.cuts) == 1 and "in g_loss at test_verify.py:" in report.cuts[0]
+    assert "of the batch" not in report.cuts[0]
     assert ("of a tensor of shape (6, 1)" in report.cuts[0]) == (way in ("detach", "data", "list"))
     assert "on_real" in report.cuts[0]
     world.g_loss = cut_by("not at all")

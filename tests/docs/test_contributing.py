@@ -122,17 +122,28 @@ def is_there(name):
     return any((place / name).exists() for place in places)
 
 
+def is_somewhere(name):
+    """A file named without its folder, with a star perhaps, in a folder of the repository that holds code or pages."""
+    return any(any(ROOT.glob(f"{folder}{name}")) for folder in ("", "unroll_wrap/", "unroll_wrap/*/", "tests/*/"))
+
+
 def test_every_path_is_there():
     """But for the two files that recipes tell to write; and one that is not there is noticed."""
     paths = set(re.findall(r"`([\w./]*/[\w./]*)`", TEXT)) - {"unroll_wrap/backward/yours.py"}
     assert len(paths) > 25
     assert sorted(path for path in paths if not is_there(path)) == []
     assert not is_there("tests/support/no_such_file.py")
+    files = set(re.findall(r"`([\w*]+\.(?:py|md|toml|cff))`", TEXT))
+    assert len(files) > 8
+    assert sorted(name for name in files if not is_somewhere(name)) == []
+    assert not is_somewhere("no_such_file.py")
 
 
 def test_the_names_that_recipes_speak_of():
     """Tables of tests, by name."""
-    for module, names in {"test_backwards": ("EXACT", "ORDERS", "EVERY")}.items():
+    tables = {"test_backwards": ("EXACT", "ORDERS", "EVERY"), "test_fuzz": ("KINDS",), "test_public_api": ("API",)}
+    for module, names in tables.items():
+        assert all(f"`{name}`" in TEXT for name in names)
         (path,) = (ROOT / "tests").rglob(f"{module}.py")
         text = path.read_text(encoding="utf-8")
         assert all(re.search(rf"^{name} = ", text, re.MULTILINE) for name in names)

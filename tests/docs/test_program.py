@@ -32,7 +32,6 @@ def test_it_is_installed_under_its_name():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ((), "command"),
         (("dem",), "demo"),
         (("demo", "--steps", "0"), "is 0: pass a whole"),
         (("demo", "-x"), "-x"),
@@ -41,6 +40,16 @@ def test_it_is_installed_under_its_name():
 def test_what_it_does_not_know(arguments, word, capsys):
     assert ended(*arguments) == 2
     assert word in capsys.readouterr().err
+
+
+def test_no_command(capsys):
+    """It says which there are; each says what it does."""
+    assert main([]) == 2
+    said = capsys.readouterr().out
+    assert "doctor" in said and "demo" in said
+    for command, word in (("doctor", "bug reports"), ("demo", "ring of Gaussians")):
+        assert ended(command, "--help") == 0
+        assert word in capsys.readouterr().out
 
 
 def test_the_demo(capsys):

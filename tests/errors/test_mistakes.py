@@ -15,6 +15,7 @@ from torch import nn
 from unroll_wrap import (
     Compiled,
     FiniteDifference,
+    LogitsExpected,
     Objective,
     Recompute,
     Store,
@@ -53,6 +54,10 @@ CONSTRUCTOR = {
     "the class of the optimizer": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, torch.optim.Adam),
         ["optimizer is the class Adam", "Pass the torch.optim.Optimizer", r"functools.partial\(Adam"],
+    ),
+    "the optimizer forgotten": (
+        lambda w: UnrolledGeneratorLoss(w.discriminator, w.d_loss, w.g_loss),
+        ["called with D's parameters", "missing", r"UnrolledGeneratorLoss\(D, opt_D"],
     ),
     "the class of a criterion": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, nn.BCEWithLogitsLoss),
@@ -106,6 +111,48 @@ CONSTRUCTOR = {
 }
 
 
+def alone(world, **losses):
+    return UnrolledGeneratorLoss(world.discriminator, world.optimizer, steps=2, **losses)
+
+
+def named(name):
+    """A loss of this name."""
+
+    def loss(D, real, fake):
+        return D(fake).mean()
+
+    loss.__name__ = name
+    return loss
+
+
+def test_losses_that_arrive_apart():
+    """One in the constructor and one in the call are both the user's own; none is minimax; their names may be right."""
+    world = warm_world()
+    both = alone(world, d_loss=world.d_loss, g_loss=world.g_loss)(*world.batch())
+    assert torch.equal(alone(world, d_loss=world.d_loss)(*world.batch(), g_loss=world.g_loss), both)
+    game = alone(world, d_loss=minimax.d_loss, g_loss=minimax.g_loss)(*world.batch())
+    assert torch.equal(alone(world)(*world.batch()), game)
+    alone(world, d_loss=named("d_loss"), g_loss=named("g_loss"))(*world.batch())
+
+
+@pytest.mark.parametrize("term", [lambda v: v, lambda v: 0.5 * (v - 1)])
+def test_own_losses_that_take_logits_after_a_sigmoid(term):
+    """Two Sigmoids, in a loss of the user's own; without the first, and with a temperature between them, not a word."""
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def d_loss(D, real, fake, after=lambda x: x):
+        on_real, on_fake = after(D(real)), after(D(fake))
+        return term(bce(on_real, torch.ones_like(on_real)) + bce(on_fake, torch.zeros_like(on_fake)))
+
+    plain, ended = warm_world(), with_sigmoid(warm_world(), nn.Sigmoid())
+    with pytest.warns(LogitsExpected, match="comes from Sigmoid, and binary_cross_entropy_with_logits") as found:
+        alone(ended)(*ended.batch(), d_loss=d_loss, g_loss=ended.g_loss)
+    assert found[0].filename == __file__
+    alone(plain)(*plain.batch(), d_loss=d_loss, g_loss=plain.g_loss)
+    scaled = functools.partial(d_loss, after=lambda p: 8 * p - 4)
+    alone(ended)(*ended.batch(), d_loss=scaled, g_loss=ended.g_loss)
+
+
 def with_sigmoid(world, last):
     world.discriminator.append(last)
     return world
@@ -139,6 +186,26 @@ CALL = {
     "steps misspelled": (
         lambda u, w, real, fake: u(real, fake, step=3),
         ["'step'", "d_loss, g_loss, resample and steps"],
+    ),
+    "D's loss alone": (
+        lambda u, w, real, fake: alone(w, d_loss=w.d_loss)(real, fake),
+        ["d_loss was passed and g_loss was not", "Pass both losses"],
+    ),
+    "G's loss alone": (
+        lambda u, w, real, fake: alone(w)(real, fake, g_loss=w.g_loss),
+        ["g_loss was passed and d_loss was not", "Pass both losses"],
+    ),
+    "D's loss alone, examined": (
+        lambda u, w, real, fake: verify(alone(w, d_loss=w.d_loss), real, fake),
+        ["d_loss was passed and g_loss was not", "Pass both losses"],
+    ),
+    "the losses exchanged": (
+        lambda u, w, real, fake: alone(w)(real, fake, d_loss=named("g_loss"), g_loss=named("d_loss")),
+        ["function named g_loss", "The order is"],
+    ),
+    "D after the batch": (
+        lambda u, w, real, fake: u(real, fake, d_loss=lambda real, fake, D: D(fake).mean() - D(real).mean()),
+        ["calls a tensor as if it were D", "first argument"],
     ),
     "a loss without D": (
         lambda u, w, real, fake: u(real, fake, d_loss=lambda real, fake: fake.mean()),
@@ -192,7 +259,11 @@ EXAMINED = {
     ),
     "K as text": (lambda f, u, w, real, fake: f(u, real, fake, steps="5"), ["steps is '5'", "whole number"]),
     "a K below zero": (lambda f, u, w, real, fake: f(u, real, fake, steps=-1), ["steps is -1", "whole number"]),
-    "fake forgotten": (lambda f, u, w, real, fake: f(u, fake), ["fake"]),
+    "fake forgotten": (lambda f, u, w, real, fake: f(u, fake), ["d_loss does not fit", r"unrolled\(real, fake\)"]),
+    "D after the batch": (
+        lambda f, u, w, real, fake: f(u, real, fake, d_loss=lambda real, fake, D: D(fake).mean()),
+        ["d_loss calls a tensor as if it were D", "first argument"],
+    ),
     "real and fake swapped": (lambda f, u, w, real, fake: f(u, fake, real), ["real has a graph", "The order is"]),
 }
 

@@ -1,7 +1,8 @@
 """Find a Sigmoid at the end of D in the graph of a loss that takes logits.
 
-The loss belongs to an objective of the package, so it is known which nodes are the objective's own. Those of D begin
-below them, wherever the Sigmoid is written: as D's last module, or as ``torch.sigmoid`` within its ``forward``.
+If the loss belongs to an objective of the package, it is known which nodes are the objective's own. In a loss of the
+user's, ``binary_cross_entropy_with_logits`` is such a node. Those of D begin below, wherever the Sigmoid is written: as
+D's last module, or as ``torch.sigmoid`` within its ``forward``.
 """
 
 import re
@@ -25,6 +26,7 @@ _BELOW: dict[int, str] = {
     id(relativistic.g_loss): "Sub",
 }
 _VIEWS = "View ReshapeAlias UnsafeView Squeeze Unsqueeze T Transpose Permute ToCopy Clone Alias Select".split()
+_ARITHMETIC = "Add Sub Mul Div Neg".split()
 _BOUNDED = "Sigmoid LogSigmoid Hardsigmoid Softmax LogSoftmax".split()
 
 
@@ -39,7 +41,10 @@ def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> Non
         fine: the losses that need no further check, to which a loss that passes is added.
     """
     below = _BELOW.get(id(loss))
-    if below is None or loss in fine or value.grad_fn is None:
+    if value.grad_fn is None or loss in fine:
+        return
+    if below is None:
+        _check_own(value)
         return
     for node in _outputs(value.grad_fn, below.split()):
         if (name := _name(node)) in _BOUNDED:
@@ -52,6 +57,24 @@ def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> Non
             )
             return
     fine.add(loss)
+
+
+def _check_own(value: Tensor) -> None:
+    """Warn if a sum of terms, each a loss of the user's own, contains a cross entropy with logits of a Sigmoid."""
+    todo = [value.grad_fn]
+    while todo:
+        name = _name(node := todo.pop())
+        if name in _ARITHMETIC:
+            todo += _inputs(node)
+        elif name == "BinaryCrossEntropyWithLogits" and (own := _name(_past_views(_inputs(node)[0]))) in _BOUNDED:
+            warnings.warn(
+                f"The discriminator's output comes from {own}, and binary_cross_entropy_with_logits (BCEWithLogitsLoss)"
+                f" applies a Sigmoid itself: both players would learn next to nothing. Leave the {own} out of D, or "
+                "use BCELoss in the unroll and in D's own step.",
+                LogitsExpected,
+                stacklevel=users_line(),
+            )
+            return
 
 
 def _outputs(node: Any, below: list[str]) -> Iterator[Any]:

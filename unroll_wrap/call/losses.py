@@ -7,9 +7,33 @@ from typing import Any
 from torch import Tensor
 
 from ..objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
+from .call import Loss
 from .messages import described
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
+
+
+def both_or_minimax(d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Loss]:
+    """Return the two losses, or those of ``minimax`` if neither was passed.
+
+    Raises:
+        TypeError: only one of them was passed, so that the two players would play different games.
+        ValueError: the functions are named ``g_loss`` and ``d_loss``, in this order.
+    """
+    if d_loss is None and g_loss is None:
+        return minimax
+    if d_loss is None or g_loss is None:
+        given, missing = ("g_loss", "d_loss") if d_loss is None else ("d_loss", "g_loss")
+        raise TypeError(
+            f"{given} was passed and {missing} was not. Pass both losses of your loop (d_loss=..., g_loss=...), or "
+            "neither for minimax, which takes logits."
+        )
+    if [getattr(loss, "__name__", "") for loss in (d_loss, g_loss)] == ["g_loss", "d_loss"]:
+        raise ValueError(
+            "d_loss is a function named g_loss, and g_loss one named d_loss. The order is UnrolledGeneratorLoss(D, "
+            "opt_D, d_loss, g_loss)."
+        )
+    return d_loss, g_loss
 
 
 def check_losses(**losses: Any) -> None:

@@ -12,6 +12,7 @@ class Names(NamedTuple):
         loss: the loss that is returned.
         asker: whoever minimises the loss that is returned.
         remedy: what to do if no loss depends on the latter.
+        optional: whether the losses may be left out.
     """
 
     player: str = "the player"
@@ -19,7 +20,8 @@ class Names(NamedTuple):
     loss: str = "loss"
     asker: str = "anything outside the player"
     remedy: str = "Let them call what is to be trained"
+    optional: bool = False
 
 
-GENERATOR = Names("the discriminator", "d_loss", "g_loss", "the generator", "Pass fake = G(z) with its graph")
+GENERATOR = Names("the discriminator", "d_loss", "g_loss", "the generator", "Pass fake = G(z) with its graph", True)
 DISCRIMINATOR = Names("the generator", "g_loss", "d_loss", "the discriminator", "Let them call D")

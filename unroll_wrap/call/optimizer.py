@@ -130,7 +130,13 @@ def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[Any]:
             "An optimizer given as a callable steps the parameters that require grad, and none of the discriminator's "
             "does. Build UnrolledGeneratorLoss while D is trainable, or pass the live optimizer."
         )
-    return _unwrapped(spec(params))
+    try:
+        return _unwrapped(spec(params))
+    except TypeError as error:
+        raise TypeError(
+            f"optimizer is {described(spec)}, which was called with D's parameters, as a callable params -> Optimizer "
+            f"is, and failed: {error}. To pass the optimizer that you have: UnrolledGeneratorLoss(D, opt_D, ...)."
+        ) from error
 
 
 def refuse_steps(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> None:

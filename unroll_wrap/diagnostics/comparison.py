@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backward import FiniteDifference, Truncate
 from ..call.categories import SecondTermMissing
@@ -42,6 +42,7 @@ class Comparison:
         self.differ = False
         self._unit = precision([*examined.owned, *examined.inputs.tensors])
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
+        self._notes += _of_mode(examined.unrolled.parts()[0])
         inputs = examined.inputs
         inner = inputs.inner or [inputs.batch] * examined.steps
         self._taken = real_steps(
@@ -139,6 +140,15 @@ def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
 
 def _without(place: str, places: Sequence[str]) -> list[str]:
     return [p for p in places if p != place]
+
+
+def _of_mode(modules: Sequence[nn.Module]) -> list[str]:
+    """Return a note if layers of D that act otherwise in training are in eval mode, as an evaluation may leave them."""
+    layers = [m for D in modules for m in D.modules() if type(m).__name__.startswith(("BatchNorm", "Dropout"))]
+    asleep = sorted({type(m).__name__ for m in layers if not m.training})
+    if not asleep:
+        return []
+    return [f"{', '.join(asleep)} of D is in eval mode, in the real steps too. If D trains otherwise, call D.train()."]
 
 
 def _by_choice(unrolled: UnrolledLoss, steps: int, unit: float) -> tuple[list[str], int, float]:

@@ -167,6 +167,8 @@ def where(func: Any, args: Any, loss: str) -> str:
     tensor = next((t for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.requires_grad), None)
     shape = "a tensor" if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
     made = f" that {tensor.grad_fn.name()} made" if tensor is not None and tensor.grad_fn is not None else ""
+    if made and _is_of_batch(tensor):
+        made = " of the batch"
     caller: Any = sys._getframe(2)
     frame: Any = caller
     while frame is not None and not is_users(frame):
@@ -178,3 +180,9 @@ def where(func: Any, args: Any, loss: str) -> str:
         made = ""
     under = "" if torch.is_grad_enabled() else ", under no_grad"
     return f"{name} of {shape}{made}{under}, in {loss} at {line_of(frame)}".rstrip(": ")
+
+
+def _is_of_batch(tensor: Any) -> bool:
+    """Return whether a tensor is a clone of a leaf, as RealSteps passes those of the batch."""
+    node = tensor.grad_fn
+    return node.name() == "CloneBackward0" and node.next_functions[0][0].name() == "torch::autograd::AccumulateGrad"

@@ -48,7 +48,7 @@ def diagnose(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, repeats: int 
         >>> len(found.d_losses), 0 < found.share < 1
         (3, True)
     """
-    check_examined(unrolled, "diagnose", batch)
+    check_examined(unrolled, "diagnose", batch, options)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 0:
         raise ValueError(f"repeats is {repeats!r}. Pass a whole number >= 0: how many more batches to look at.")
     examined = Examined(unrolled, batch, wrt, options).required()

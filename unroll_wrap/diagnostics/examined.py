@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -112,7 +112,7 @@ class Examined:
             return self.run(*given, **options)
 
 
-def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
+def check_examined(unrolled: Any, function: str, batch: Sequence[Any], options: Mapping[str, Any]) -> None:
     """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order.
 
     Raises:
@@ -126,4 +126,4 @@ def check_examined(unrolled: Any, function: str, batch: Sequence[Any]) -> None:
         )
     if not torch.is_grad_enabled():
         raise RuntimeError(f"{function} compares gradients, and torch.no_grad() is on. Leave that context.")
-    check_order(unrolled.player_loss, batch)
+    check_order(unrolled.losses(options)[0], batch)

@@ -82,7 +82,7 @@ def predict(
         >>> found.steps, found.measured, found.seconds > 0
         (100, (2, 3), True)
     """
-    check_examined(unrolled, "predict", batch)
+    check_examined(unrolled, "predict", batch, options)
     count, _ = unrolled.plan(steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
     examined = Examined(unrolled, batch, wrt, options, short[1]).required()

@@ -1,5 +1,6 @@
 """The result of ``verify``."""
 
+import math
 from dataclasses import dataclass, field
 
 from .directional_derivative import Slope
@@ -10,7 +11,7 @@ class Verification:
     """The result of ``verify``, which is true if value and derivative agree.
 
     Attributes:
-        value: the value of the unrolled loss.
+        value: the value of the unrolled loss; NaN if a problem was found before it was computed.
         real_value: ``g_loss`` after K real steps of the real optimizer.
         tolerance: how far apart rounding may take the two values.
         slopes: the derivatives along two directions.
@@ -39,11 +40,12 @@ class Verification:
 
     def __str__(self) -> str:
         """Return a short report."""
-        lines = [
-            f"unroll_wrap.verify: {'passed' if self.passed else 'FAILED'}",
-            f"  value       {self.value:.9g}, after real steps {self.real_value:.9g} "
-            f"(apart {abs(self.value - self.real_value):.1e}, allowed {self.tolerance:.1e})",
-        ]
+        lines = [f"unroll_wrap.verify: {'passed' if self.passed else 'FAILED'}"]
+        if not math.isnan(self.value):
+            lines.append(
+                f"  value       {self.value:.9g}, after real steps {self.real_value:.9g} "
+                f"(apart {abs(self.value - self.real_value):.1e}, allowed {self.tolerance:.1e})"
+            )
         lines += [
             f"  derivative  {s.surrogate:.6g}, by differences {s.difference:.6g} "
             f"(apart {s.apart:.1e}, allowed {s.tolerance:.1e})"

@@ -41,7 +41,7 @@ def verify(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, **options: Any)
         >>> unroll_wrap.verify(unrolled, torch.randn(8, 2), G(torch.randn(8, 2))).passed
         True
     """
-    check_examined(unrolled, "verify", batch)
+    check_examined(unrolled, "verify", batch, options)
     if unrolled.average_gradients is not False:
         raise ValueError(
             "verify compares with real steps of one process, and average_gradients makes those of several. Verify a "

@@ -21,7 +21,7 @@ from .checkpoints import checkpoints_made
 from .detached import Detached
 from .graph import edge, now, reach
 from .hooks import gradient_hooks, noted
-from .loss_errors import misfit, misplaced, one_element
+from .loss_errors import explained, misfit, misplaced, one_element
 from .swap import Swap
 
 
@@ -213,12 +213,7 @@ def evaluate_plainly(
 ) -> Tensor:
     """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is; messages call it ``name``."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
-    try:
-        with swap.shielded():
-            value = call.g_loss(discriminator, *call.batch, **call.kwargs)
-    except (TypeError, AttributeError) as error:
-        if told := misfit(name, call.g_loss, (discriminator, *call.batch), call.kwargs, error):
-            raise told from error
-        raise
+    with explained(name, call.g_loss, (discriminator, *call.batch), call.kwargs), swap.shielded():
+        value = call.g_loss(discriminator, *call.batch, **call.kwargs)
     check_logits(call.g_loss, value := one_element(name, value), on_logits)
     return value

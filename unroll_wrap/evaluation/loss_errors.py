@@ -1,7 +1,9 @@
 """Explain in the user's terms why a loss fails, or that it does not return a scalar."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from ..call.batch import tensors_in
 from ..call.messages import described
 from ..torch_private import is_criterion
+
+_OF_ARGUMENTS = (TypeError, AttributeError)
 
 
 def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeError) -> ValueError | None:
@@ -25,6 +29,20 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
         f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
         f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
     )
+
+
+@contextmanager
+def explained(name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Say of an error in this context which loss it is in, and whether that takes the arguments of the call."""
+    try:
+        yield
+    except Exception as error:
+        told = misfit(name.split()[0], loss, given, kwargs, error) if isinstance(error, _OF_ARGUMENTS) else None
+        if sys.version_info >= (3, 11):
+            (told or error).add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
+        if told:
+            raise told from error
+        raise
 
 
 def misfit(
@@ -52,7 +70,7 @@ def misfit(
             f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
             f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
-    if told := _several(given[0], error) or _listed(given, error):
+    if told := _several(given[0], error) or _listed(given, error) or _swapped(name, error):
         return told
     unknown = [k for k in kwargs if "unexpected keyword" in str(error) and f"'{k}'" in str(error)]
     if unknown:
@@ -87,6 +105,21 @@ def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
     return TypeError(
         f"A loss got {described(wrong[0])}, for a tensor of the batch, and failed: {error}. A loader of images and "
         "labels yields both: take them apart, as in `for real, labels in loader`, and pass unrolled(real, fake)."
+    )
+
+
+def _swapped(name: str, error: Exception) -> TypeError | None:
+    """Return an error if a loss calls a tensor, as one does that takes real where D comes, or None.
+
+    Args:
+        name: the name of the loss.
+        error: the error that the loss raised.
+    """
+    if not str(error).startswith("'Tensor' object is not callable"):
+        return None
+    return TypeError(
+        f"{name} calls a tensor as if it were D: {error}. It is called as {name}(D, *batch, **kwargs): D is its first "
+        "argument."
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import guards
 from ..call.batch import mapped
 from ..evaluation.checkpoints import in_place
+from ..evaluation.loss_errors import explained
 from ..evaluation.swap import Swap
 from ..live.snapshot import Snapshot
 from ..optimizers.transforms import takes
@@ -111,8 +112,9 @@ class RealSteps:
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
         batch, kwargs = _without_the_generator(batch, self._kwargs)
         # Gradients are on even for g_loss, because a loss may differentiate inside.
-        with torch.enable_grad(), around:
-            value = loss(self._unrolled.player, *batch, **kwargs)
+        given = (self._unrolled.player, *batch)
+        with explained(name, loss, given, kwargs), torch.enable_grad(), around:
+            value = loss(*given, **kwargs)
         self.values.append((name, value.item()))
         return value
 
