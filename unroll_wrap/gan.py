@@ -1,7 +1,7 @@
 """The unrolled losses of a GAN: that of the generator, and that of the discriminator."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -94,8 +94,8 @@ class UnrolledGeneratorLoss(UnrolledLoss):
         super().__init__(
             discriminator,
             optimizer,
-            d_loss,
-            g_loss,
+            cast("Any", d_loss),
+            cast("Any", g_loss),
             steps=steps,
             resample=resample,
             stop_gradient=stop_gradient,
