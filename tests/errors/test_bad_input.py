@@ -474,4 +474,4 @@ def test_an_error_inside_a_loss_says_where_it_was():
 
     with pytest.raises(KeyError) as caught:
         unrolled_of(world, steps=4)(*world.batch(), d_loss=failing)
-    assert caught.value.__notes__ == ["That was d_loss at inner step 2, run by an UnrolledGeneratorLoss."]
+    assert caught.value.__notes__ == ["That was d_loss at inner step 2, run by an unrolled loss."]

@@ -129,7 +129,7 @@ class Evaluator:
                 value = self._run(name, loss, arguments)
         except Exception as error:
             if sys.version_info >= (3, 11):
-                error.add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
+                error.add_note(f"That was {name}, run by an unrolled loss.")
             raise
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):

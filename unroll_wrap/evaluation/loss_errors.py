@@ -39,7 +39,7 @@ def explained(name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs:
     except Exception as error:
         told = misfit(name.split()[0], loss, given, kwargs, error) if isinstance(error, _OF_ARGUMENTS) else None
         if sys.version_info >= (3, 11):
-            (told or error).add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
+            (told or error).add_note(f"That was {name}, run by an unrolled loss.")
         if told:
             raise told from error
         raise
