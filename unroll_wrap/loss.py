@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backward import Backward, Store
+from .call.batch import tensors_in
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
 from .call.categories import SecondTermMissing
 from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
@@ -17,7 +18,7 @@ from .call.optimizer import Steppers
 from .call.processes import check_group
 from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
-from .evaluation.runtime import refuse_inference_mode
+from .evaluation.runtime import refuse_surroundings
 from .evaluation.shared_memory import check_memory
 from .objectives import minimax
 from .optimizers.read import rule_of
@@ -179,7 +180,7 @@ class UnrolledGeneratorLoss:
         steps: Steps | None,
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, list[Tensor]]:
-        refuse_inference_mode()
+        refuse_surroundings(tensors_in(batch, kwargs))
         d_loss, g_loss = self.losses(d_loss, g_loss)
         check_order(d_loss, batch)
         with ranks_of(self.average_gradients, given_modules(self.discriminator)) as ranks:

@@ -82,9 +82,14 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         if call.steps == 0:
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
-            return evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), []
-        fresh = [] if getattr(unrolled.backward, "steps", call.steps) < call.steps else adaptive_and_fresh(optimizers)
-        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
+            value, unroll = evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), None
+        else:
+            whole = getattr(unrolled.backward, "steps", call.steps) >= call.steps
+            fresh = adaptive_and_fresh(optimizers) if whole else []
+            value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
+    swap.check_returned()
+    if unroll is None:
+        return value, []
     if proof := unroll.proof:
         proof.check(value, unroll.d_losses)
         known.proven.update(proof.doubts)
