@@ -71,6 +71,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     if known.hooks != RemovableHandle.next_id:
         check_gradient_hooks(owned)
         known.hooks = RemovableHandle.next_id
+    fresh: list[str] = []
     with (undo := Undo()), undo:
         exclude_others(modules, undo)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
@@ -85,7 +86,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             value, unroll = evaluate_plainly(call, unrolled.discriminator, swap, owned, known.on_logits), None
         else:
             whole = getattr(unrolled.backward, "steps", call.steps) >= call.steps
-            fresh = adaptive_and_fresh(optimizers) if whole else []
+            fresh = adaptive_and_fresh(optimizers) if whole else fresh
             value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
     swap.check_returned()
     if unroll is None:

@@ -7,7 +7,7 @@ registers (``_parameters``, ``_buffers``, ``_modules``) and hooks, a tensor's ``
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils import parametrize
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["TorchDispatchMode", "pytree", "use_lazy_graph_module"]
@@ -66,14 +66,20 @@ def function_modes() -> list[Any]:
     return list(_get_current_function_mode_stack())
 
 
-def count_function_modes() -> int:
-    """Return how many modes of ``__torch_function__`` are active."""
-    return _C._len_torch_function_stack()
+def put_function_modes(modes: Sequence[Any]) -> None:
+    """Make these the active modes, because an interrupt within torch leaves one active that has ended, or one out."""
+    while (now := function_modes()) != modes[: len(now)]:
+        _C._pop_torch_function_stack()
+    for mode in modes[len(now) :]:
+        _C._push_on_torch_function_stack(mode)
 
 
-def leave_function_mode() -> None:
-    """Leave the innermost mode of ``__torch_function__``, which an interrupt within ``__exit__`` leaves active."""
-    _C._pop_torch_function_stack()
+class FunctionMode(TorchFunctionMode):
+    """A mode whose end is not disturbed by an interrupt within torch, which leaves each mode while that runs."""
+
+    def __exit__(self, *error: Any) -> None:
+        if any(mode is self for mode in function_modes()):
+            super().__exit__(*error)
 
 
 def is_transformed(tensor: Tensor) -> bool:

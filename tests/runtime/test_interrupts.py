@@ -1,5 +1,7 @@
 """Ctrl-C at every line of a call: everything is as it was, and the next call is right."""
 
+import contextlib
+import gc
 import os
 import sys
 from contextlib import nullcontext
@@ -9,6 +11,7 @@ import torch
 from checks import call, gradient_of, unrolled_of, warm_world
 from snapshot import changed, snapshot
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 import unroll_wrap
@@ -149,3 +152,67 @@ def test_the_control(monkeypatch):
         leave(one)
     assert changed(before, snapshot(world)) == []
     assert marks() == now
+
+
+class Passing(TorchFunctionMode):
+    """A mode of the user's, as a device context is one."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class InTorch:
+    """Interrupts at the n-th time that torch leaves a mode for as long as a function of it runs."""
+
+    def __init__(self, nth):
+        self.left = nth
+        self.pop = torch.overrides._pop_mode
+        self.enter = contextlib._GeneratorContextManager.__enter__
+        self.context = torch.overrides._pop_mode_temporarily.__wrapped__
+
+    def count(self):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def popped(self):
+        """Before the generator has anything to undo."""
+        old = self.pop()
+        if sys._getframe(1).f_code is self.context.__code__:
+            self.count()
+        return old
+
+    def entered(self, context):
+        """After it has, and before anything will leave it."""
+        value = self.enter(context)
+        if context.gen.gi_code is self.context.__code__:
+            self.count()
+        return value
+
+
+@pytest.mark.parametrize("where", ["in the context", "as it is entered"])
+def test_while_torch_has_left_a_mode(monkeypatch, where):
+    """Torch leaves each mode while that runs, and an interrupt there loses it, or has it put back too late."""
+    world = warm_world("batchnorm_two_batches")
+    unrolled = unrolled_of(world, steps=3)
+    call(world, unrolled)
+    before, reached = snapshot(world), 0
+    for nth in range(1, 5):
+        stopping = InTorch(nth)
+        with Passing() as mine, monkeypatch.context() as patch:
+            if where == "in the context":
+                patch.setattr(torch.overrides, "_pop_mode", stopping.popped)
+            else:
+                patch.setattr(
+                    contextlib._GeneratorContextManager, "__enter__", lambda context: stopping.entered(context)
+                )
+            with pytest.raises(KeyboardInterrupt) as stopped:
+                call(world, unrolled)
+            patch.undo()
+            reached += 1
+            del stopped
+            gc.collect()
+            assert torch.overrides._get_current_function_mode_stack() == [mine], nth
+        assert torch._C._len_torch_function_stack() == 0
+        assert changed(before, snapshot(world)) == []
+    assert reached == 4

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ..torch_private import pytree
+from ..torch_private import FunctionMode, pytree
 
 _PIECEWISE = {
     "abs",
@@ -109,7 +109,7 @@ class Pieces:
             raise Diverged
 
 
-class _Noted(TorchFunctionMode):
+class _Noted(FunctionMode):
     def __init__(self, first: list[tuple[str, Piece]]) -> None:
         super().__init__()
         self._first = first
@@ -125,7 +125,7 @@ class _Noted(TorchFunctionMode):
         return nullcontext()
 
 
-class _Held(TorchFunctionMode):
+class _Held(FunctionMode):
     def __init__(self, first: list[tuple[str, Piece]], position: int = 0) -> None:
         super().__init__()
         self._first = first
