@@ -5,6 +5,7 @@ import gc
 import os
 import sys
 from contextlib import nullcontext
+from functools import partialmethod
 
 import pytest
 import torch
@@ -182,8 +183,8 @@ class InTorch:
             self.count()
         return old
 
-    def entered(self, context):
-        """After it has, and before anything will leave it."""
+    def entered(context, self):
+        """After it has, and before anything will leave it; this stands in for a method of the context."""
         value = self.enter(context)
         if context.gen.gi_code is self.context.__code__:
             self.count()
@@ -204,7 +205,7 @@ def test_while_torch_has_left_a_mode(monkeypatch, where):
                 patch.setattr(torch.overrides, "_pop_mode", stopping.popped)
             else:
                 patch.setattr(
-                    contextlib._GeneratorContextManager, "__enter__", lambda context: stopping.entered(context)
+                    contextlib._GeneratorContextManager, "__enter__", partialmethod(InTorch.entered, stopping)
                 )
             with pytest.raises(KeyboardInterrupt) as stopped:
                 call(world, unrolled)
