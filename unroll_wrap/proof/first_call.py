@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.call import Call
+from ..evaluation.exchange import is_observed
 from ..evaluation.precision import precision, rounded
 from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
@@ -23,7 +24,9 @@ def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterabl
     found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
     for p in params:
         if type(p) is not nn.Parameter:
-            found.append(f"a parameter of D is a {type(p).__name__}")
+            # A parameter that is stood in for has a class of that name, and not the very class.
+            observed = " while a profiler, or hooks on saved tensors, are active" if is_observed() else ""
+            found.append(f"a parameter of D is a {type(p).__name__}{observed}")
         # The attributes that torch.compile leaves on a parameter do not count.
         if vars(p) and (names := sorted(n for n in vars(p) if not n.startswith("_dynamo"))):
             found.append(f"a parameter of D has the attributes {names}")
