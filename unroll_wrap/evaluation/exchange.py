@@ -1,7 +1,8 @@
 """Exchange the contents of the user's tensor objects with those of an unroll's tensors, and take them back."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -13,6 +14,20 @@ from .stand_ins import StandIns
 def is_observed() -> bool:
     """Return whether something may hold on to the tensors that it sees."""
     return profiler_enabled() or saving_hooks()
+
+
+def can_exchange(tensors: Iterable[Tensor]) -> bool:
+    """Return whether torch exchanges the contents of these tensors, which it does not if there are weak references."""
+    spare = torch.empty(0, device="cpu")
+    there_and_back = [twice for t in tensors for twice in (t, t)]
+    for _ in range(2):
+        try:
+            deque(map(swap_tensors, there_and_back, repeat(spare)), 0)
+            return True
+        except RuntimeError:
+            # Autocast's cache refers to weights, and is no reason.
+            torch.clear_autocast_cache()
+    return False
 
 
 class Exchange:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.call import Call
-from ..evaluation.exchange import is_observed
+from ..evaluation.exchange import can_exchange, is_observed
 from ..evaluation.precision import precision, rounded
 from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
@@ -19,19 +19,22 @@ from .real_steps import RealSteps
 logger = logging.getLogger("unroll_wrap")
 
 
-def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterable[Tensor], swap: Swap) -> list[str]:
+def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Sequence[Tensor], swap: Swap) -> list[str]:
     """Return in words what the package does not know about the user's objects; ``traced`` optimizers have no rule."""
     found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
     for p in params:
         if type(p) is not nn.Parameter:
-            # A parameter that is stood in for has a class of that name, and not the very class.
-            observed = " while a profiler, or hooks on saved tensors, are active" if is_observed() else ""
-            found.append(f"a parameter of D is a {type(p).__name__}{observed}")
+            found.append(f"a parameter of D is a {type(p).__name__}")
         # The attributes that torch.compile leaves on a parameter do not count.
         if vars(p) and (names := sorted(n for n in vars(p) if not n.startswith("_dynamo"))):
             found.append(f"a parameter of D has the attributes {names}")
         if p._backward_hooks:
             found.append("a parameter of D has gradient hooks")
+    if is_observed() or not can_exchange(params):
+        # What is stood in for has a class of the same name, and not the very class.
+        found.append(
+            "a profiler, hooks on saved tensors or weak references keep D's tensors, and others stand in for them"
+        )
     for module in modules:
         if module._backward_hooks or module._backward_pre_hooks:
             found.append(f"the {type(module).__name__} in D has backward hooks")
