@@ -655,13 +655,14 @@ TOOLS = [
         "Profilers: `torch.profiler`, `torch.autograd.profiler` with shapes, stacks, flops, memory",
         EXACT,
         "To the last bit. Torch refuses to exchange tensors that these have seen, so the unroll's stand in for yours "
-        "by `__torch_function__`; that is somewhat slower, "
-        "and `type(p) is nn.Parameter` is False inside. Start them around the call: a loss that starts one is refused.",
+        "by `__torch_function__`, somewhat slower. `isinstance` holds, `type(p) is nn.Parameter` does not: the first "
+        "such call is proven by K real steps. Start a profiler around the call: a loss that starts one is refused.",
         (
             "test_observers.py::test_under_an_observer",
             "test_observers.py::test_to_the_last_bit",
             "test_observers.py::test_every_problem_under_a_profiler",
             "test_observers.py::test_a_profiler_that_a_loss_starts",
+            "test_observers.py::test_the_very_class_of_a_parameter",
         ),
     ),
     Row(

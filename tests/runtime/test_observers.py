@@ -1,6 +1,7 @@
 """Profilers, hooks on saved tensors and other tools that hold on to D's tensors: the call is the same."""
 
 import contextlib
+import gc
 
 import pytest
 import torch
@@ -252,3 +253,37 @@ def test_torch_has_no_answer_for_leaves():
     with pytest.raises(RuntimeError, match="A leaf node"):
         torch.autograd.grad(leaf.sum(), leaf)
     assert hooks.leaves_observed._before == []
+
+
+class Kind(nn.Parameter):
+    pass
+
+
+class Choosy(nn.Module):
+    """It asks for the very class of its parameter, which one that is stood in for has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = Kind(torch.linspace(0.5, 1.5, 4, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.scale if type(self.scale) is Kind else x
+
+
+def test_the_very_class_of_a_parameter():
+    """It is proven in a first call, and again in the first one under a profiler, which is refused."""
+    torch.manual_seed(0)
+    D = nn.Sequential(nn.Linear(2, 4), Choosy(), nn.Tanh(), nn.Linear(4, 1)).double()
+    G, real, z = nn.Linear(3, 2).double(), torch.randn(8, 2).double(), torch.randn(8, 3).double()
+    unrolled = UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), lr=0.1), d_loss, g_loss, steps=STEPS)
+    before = unrolled(real, G(z))
+    for keeping in (profile(record_shapes=True), kept_as_they_are()):
+        with keeping, pytest.raises(ValueError, match="others stand in for them"):
+            unrolled(real, G(z))
+    del keeping
+    gc.collect()
+    assert torch.equal(unrolled(real, G(z)), before)
+    weak = torch._C._WeakTensorRef(D[0].weight)
+    with pytest.raises(ValueError, match="others stand in for them"):
+        unrolled(real, G(z))
+    assert not weak.expired()

@@ -1,13 +1,33 @@
 """Exchange the contents of the user's tensor objects with those of an unroll's tensors, and take them back."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from ..torch_private import profiler_enabled, put_versions, saving_hooks, swap_tensors
 from .stand_ins import StandIns
+
+
+def is_observed() -> bool:
+    """Return whether something may hold on to the tensors that it sees."""
+    return profiler_enabled() or saving_hooks()
+
+
+def can_exchange(tensors: Iterable[Tensor]) -> bool:
+    """Return whether torch exchanges the contents of these tensors, which it does not if there are weak references."""
+    spare = torch.empty(0, device="cpu")
+    there_and_back = [twice for t in tensors for twice in (t, t)]
+    for _ in range(2):
+        try:
+            deque(map(swap_tensors, there_and_back, repeat(spare)), 0)
+            return True
+        except RuntimeError:
+            # Autocast's cache refers to weights, and is no reason.
+            torch.clear_autocast_cache()
+    return False
 
 
 class Exchange:
@@ -18,7 +38,7 @@ class Exchange:
 
     Attributes:
         stand_ins: the tensors that stand in for the user's, where torch refuses to exchange these; None elsewhere.
-        kept: tensors that hold contents of the user's for longer than one evaluation.
+        kept: tensors that have given contents back before the others, which an interrupt there leaves undecided.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -34,7 +54,7 @@ class Exchange:
         self._homes = [t._cdata for t in self._tensors]
         # A profiler may begin at any time to refer to tensors, and torch would refuse to exchange them back. A hook on
         # saved tensors may keep the object that it is given, which is the user's own after an exchange.
-        self.stand_ins = StandIns(self._tensors) if profiler_enabled() or saving_hooks() else None
+        self.stand_ins = StandIns(self._tensors) if is_observed() else None
 
     def put(self, mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
         """Let some of the user's tensors hold the contents of the unroll's."""
@@ -55,6 +75,15 @@ class Exchange:
             self.home()
             self.stand_ins = StandIns(self._tensors)
             self._all()
+
+    def give_back(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take the contents of some of the user's tensors back before the others: pairs of theirs and the unroll's."""
+        self.kept = [theirs for _, theirs in pairs]
+        for mine, theirs in pairs:
+            swap_tensors(mine, theirs)
+        gone = {id(mine) for mine, _ in pairs}
+        left = [(m, t) for m, t in zip(self._mine, self._theirs, strict=True) if id(m) not in gone]
+        self._mine, self._theirs = [m for m, _ in left], [t for _, t in left]
 
     def out(self) -> None:
         """Take the contents back after a complete exchange."""

@@ -16,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ..live.looks import Looks
 from ..live.undo import Undo
-from ..torch_private import swap_tensors
 from .exchange import Exchange
 from .frozen import left_alone, put_back_written
 from .holders import Holders
@@ -208,10 +207,8 @@ class Swap:
             return
         pairs = dict(zip(self._copied, self._clones, strict=True))
         unwritten = left_alone(self._carried, pairs, self.shared)
-        for i in unwritten:
-            self._unwritten.append((self._carried[i], pairs[i]))
-            self._exchange.kept = [clone for _, clone in self._unwritten]
-            swap_tensors(self._carried[i], pairs[i])
+        self._unwritten = [(self._carried[i], pairs[i]) for i in unwritten]
+        self._exchange.give_back(self._unwritten)
         self._copied = [i for i in pairs if i not in unwritten]
         self._clones = [pairs[i] for i in self._copied]
 
