@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -80,6 +80,7 @@ class Examined:
         unrolled: UnrolledGeneratorLoss | None = None,
         steps: int | None = None,
         within: AbstractContextManager[object] | None = None,
+        before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the value of the call, ``d_loss`` at its inner steps, and its gradient with respect to the inputs.
 
@@ -87,9 +88,14 @@ class Examined:
             unrolled: another loss with the same parts to call instead; None for the call's own.
             steps: a smaller K; None for the call's own.
             within: a context for the whole run.
+            before_step: called before each inner step.
         """
         steps = self.steps if steps is None else steps
         inputs = self.inputs
+        inner: Any = inputs.inner[:steps] or None
+        if before_step:
+            # Batches that are drawn one by one tell when a step begins.
+            inner = (batch for batch in inner or [inputs.batch] * steps if before_step() is None)
         # The snapshot restores what the losses keep in themselves.
         with (
             self.state.replayed(),
@@ -103,7 +109,7 @@ class Examined:
                 d_loss=self.d_loss,
                 g_loss=self.g_loss,
                 steps=steps,
-                resample=inputs.inner[:steps] or None,
+                resample=inner,
                 **inputs.kwargs,
             )
             return loss.detach(), d_losses, inputs.gradient(loss)
