@@ -56,6 +56,7 @@ AT_FIRST |= dict.fromkeys(("RAdam", "Ranger", "RangerVA"), "Step D once before. 
 THIRD_PARTY = {name: make for name, make in FACTORIES.items() if VERDICTS[name] != REFUSED}
 
 
+@pytest.mark.filterwarnings("ignore:This overload of")
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *THIRD_PARTY])
 def test_passes_with_every_optimizer(optimizer):
     """Every row of the tables, ruled or traced, warm and fresh: the call and the live step agree, nothing has moved."""
@@ -70,6 +71,7 @@ def test_passes_with_every_optimizer(optimizer):
         assert changed(before, snapshot(world)) == []
 
 
+@pytest.mark.filterwarnings("ignore:This overload of")
 @pytest.mark.parametrize("factor", [1.0, 1.03])
 def test_an_optimizer_that_rounds_to_float32(factor, monkeypatch):
     """In float64, by differences as precise as its rounding allows, which still tell three percent."""
