@@ -43,6 +43,8 @@ def test_memory_is_what_the_allocator_says(backward):
     fake = torch.randn(128, 32, requires_grad=True)
     found = predict(unrolled, real, fake, steps=STEPS)
     assert max(found.measured) < STEPS
+    # A first call under a profiler is proven by real steps, whose memory is not the unroll's.
+    unrolled.prove = False
     measured = [
         profiled(lambda k=k: torch.autograd.grad(unrolled(real, fake, steps=k), fake)) for k in (STEPS, STEPS + 2)
     ]

@@ -243,7 +243,7 @@ def test_python_without_asserts_and_docstrings(capsys):
     done = subprocess.run([sys.executable, "-OO", "-c", _SCRIPT], capture_output=True, text=True)
     exec(compile(_SCRIPT, "script", "exec"), {})
     within = capsys.readouterr().out
-    assert within.endswith("Neither loss depends on a gene True False\n")
+    assert within.endswith("Neither loss depends on the ge True False\n")
     assert done.stdout == within.replace("True False", "False True"), done.stderr
 
 
