@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import Arguments, cut
+from ..call.batch import Arguments, cut, distinct
 from ..call.call import Call
 from ..call.logits import check_logits
 from ..live.settings import Setting
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
         fragile: the nodes that have to be repaired before the graph is differentiated twice.
         hooks: the handles of the hooks that the loss has registered on its graph.
         stale: whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
-        behind: the other leaves of the captured graph, if it is stale.
+        behind: all other leaves that the loss reaches, if the captured graph is stale.
         nodes: the nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
     """
 
@@ -129,7 +129,7 @@ class Evaluator:
                 value = self._run(name, loss, arguments)
         except Exception as error:
             if sys.version_info >= (3, 11):
-                error.add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
+                error.add_note(f"That was {name}, run by an unrolled loss.")
             raise
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
@@ -161,8 +161,8 @@ class Evaluator:
         # computed with D as it was before the call.
         lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
-        behind = [t for t in behind if id(t) not in lent] if stale else []
-        # A captured graph is differentiated through a surrogate, which reaches these leaves too.
+        # A captured graph is differentiated through a surrogate, which reaches the leaves outside it too.
+        behind = distinct([*outside, *(t for t in behind if id(t) not in lent)]) if stale else []
         outside = [] if captured else outside
         known = (nodes, ends) if plain else None
         return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind, known)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
+from ..call.sequence import Of
 from ..torch_private import is_criterion
 
 _OF_ARGUMENTS = (TypeError, AttributeError)
@@ -39,7 +40,7 @@ def explained(name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs:
     except Exception as error:
         told = misfit(name.split()[0], loss, given, kwargs, error) if isinstance(error, _OF_ARGUMENTS) else None
         if sys.version_info >= (3, 11):
-            (told or error).add_note(f"That was {name}, run by an UnrolledGeneratorLoss.")
+            (told or error).add_note(f"That was {name}, run by an unrolled loss.")
         if told:
             raise told from error
         raise
@@ -53,6 +54,8 @@ def misfit(
     error: TypeError | AttributeError,
 ) -> TypeError | None:
     """Return a clearer error if the loss does not take the arguments of the call, or else None."""
+    if isinstance(loss, Of):
+        loss, given = loss.loss, (loss.player, *given[1:])
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
     except ValueError:  # Some builtins have no signature.

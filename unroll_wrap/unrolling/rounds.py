@@ -34,6 +34,11 @@ class Round(NamedTuple):
     averages: None = None
 
     @property
+    def name(self) -> str:
+        """What messages call the losses of this step."""
+        return " + ".join(part.evaluation.name for part in self.parts)
+
+    @property
     def loss(self) -> Tensor:
         """The sum of the players' losses, without graph."""
         return torch.stack([part.evaluation.loss.detach().reshape(()) for part in self.parts]).sum()
