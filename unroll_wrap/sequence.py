@@ -56,7 +56,12 @@ class UnrolledSequence(UnrolledLoss):
     """
 
     names = Names(
-        "the players", "updates", "loss", "the asker", "Let them call it while its parameters require grad", short="a player"
+        "the players",
+        "updates",
+        "loss",
+        "the asker",
+        "Let them call it while its parameters require grad",
+        short="a player",
     )
 
     def __init__(self, updates: Any, loss: Loss, asker: Any, *, order: Order = "alternating", **options: Any) -> None:
@@ -75,7 +80,7 @@ class UnrolledSequence(UnrolledLoss):
         self.order = order
         if order == "simultaneous" and len(players_of(self.updates)) < len(self.updates):
             raise ValueError('A player moves twice in one round, and order="simultaneous" takes one step of each.')
-        self.asker = all_modules(given_modules(asker))
+        self.asker = all_modules(given_modules(asker, "the asker"))
         players = [player for update in self.updates for player in given_modules(update.player)]
         optimizers = [one for update in self.updates for one in update.steppers.plain(update.optimizer)]
         super().__init__(
@@ -105,7 +110,7 @@ class UnrolledSequence(UnrolledLoss):
         return updates, loss if isinstance(loss, Of) else Of(self.loss.player, loss)
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
-        """Return the modules and optimizers of all players, and the parameters that the updates move, as they are now."""
+        """Return the modules and optimizers of all players, and the parameters that the updates move."""
         modules, optimizers, _ = super().parts()
         return modules, optimizers, distinct(p for update in self.updates for p in update.owned())
 

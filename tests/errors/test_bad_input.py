@@ -371,7 +371,7 @@ def test_a_whole_training_step_for_a_loss():
         world.optimizer.step()
         return loss.item()
 
-    refused(world, lambda: unrolled_of(world, steps=2)(*world.batch(), d_loss=train), "d_loss", "calls backward")
+    refused(world, lambda: unrolled_of(world, steps=2)(*world.batch(), d_loss=train), "A loss calls backward")
 
 
 @pytest.mark.parametrize("other", ["parameter", "buffer"])
@@ -474,4 +474,4 @@ def test_an_error_inside_a_loss_says_where_it_was():
 
     with pytest.raises(KeyError) as caught:
         unrolled_of(world, steps=4)(*world.batch(), d_loss=failing)
-    assert caught.value.__notes__ == ["That was d_loss at inner step 2, run by an UnrolledGeneratorLoss."]
+    assert caught.value.__notes__ == ["That was d_loss at inner step 2, run by an unrolled loss."]

@@ -25,5 +25,7 @@ class Names(NamedTuple):
     short: str = "the player"
 
 
-GENERATOR = Names("the discriminator", "d_loss", "g_loss", "the generator", "Pass fake = G(z) with its graph", True, "D")
+GENERATOR = Names(
+    "the discriminator", "d_loss", "g_loss", "the generator", "Pass fake = G(z) with its graph", True, "D"
+)
 DISCRIMINATOR = Names("the generator", "g_loss", "d_loss", "the discriminator", "Let them call D", short="G")

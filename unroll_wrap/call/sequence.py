@@ -84,13 +84,14 @@ def _update_of(i: int, one: Any) -> Updated:
         )
     player, optimizer, loss = one
     check_losses(**{f"updates[{i}].loss": loss})
-    modules = all_modules(given_modules(player))
+    modules = all_modules(given_modules(player, f"updates[{i}].player"))
     if optimizer is None or (callable(optimizer) and not hasattr(optimizer, "step")):
         raise TypeError(
             f"updates[{i}] has {described(optimizer)} for an optimizer. Every player of a sequence needs the live "
             "optimizer that steps it."
         )
-    found = Updated(player, optimizer, Of(player, loss), modules, Steppers(optimizer, all_parameters(modules)))
+    steppers = Steppers(optimizer, all_parameters(modules), f"the player of updates[{i}]")
+    found = Updated(player, optimizer, Of(player, loss), modules, steppers)
     found.owned()
     return found
 

@@ -83,7 +83,8 @@ def _measured(examined: Examined) -> Diagnosis:
     try:
         *_, first = gradient(first_alone)
     except ValueError:
-        # The first term is 0 if only the returned loss does not depend on the asker. Otherwise the whole call below fails too.
+        # The first term is 0 if only the returned loss does not depend on whoever minimises it. Otherwise the whole
+        # call below fails too.
         first = torch.zeros_like(plain)
     began = time.perf_counter()
     value, d_losses, total = gradient()

@@ -61,13 +61,11 @@ class Diagnosis:
         if math.isfinite(self.ratio) and not 1 / _IMPLAUSIBLE < self.ratio < _IMPLAUSIBLE:
             return (
                 f"The gradient is {self.ratio:.3g} times the plain one, which is implausible: an optimizer from empty "
-                f"state, or a learning rate of {who}'s beyond what it can bear. Step {who} once before, lower the rate, "
-                "or take fewer steps."
+                f"state, or a learning rate of {who}'s beyond what it can bear. Step {who} once before, lower the "
+                "rate, or take fewer steps."
             )
         if len(self.d_losses) > 1 and max(map(abs, growths)) < 1e-4 * size:
-            return (
-                f"{moves} hardly moves along the inner steps: unrolling does nothing at this learning rate of {who}."
-            )
+            return f"{moves} hardly moves along the inner steps: unrolling does nothing at this learning rate of {who}."
         if same and like:
             return "The gradient is the plain one, in direction and size: unrolling changes little at this moment."
         if self.share < 0.01:

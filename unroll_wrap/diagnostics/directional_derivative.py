@@ -135,15 +135,25 @@ class Line:
 
 
 def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
-    """Return the direction of the gradient and that of a random half of it, whose slopes are well above rounding."""
+    """Return the direction of the gradient and that of a random half of it, whose slopes are well above rounding.
+
+    The second also moves the tensors that get no gradient at all, by a length of 1: that may be what is wrong.
+    """
     generators = [torch.Generator().manual_seed(0) for _ in gradient]
     half = [
         torch.rand(g.shape, generator=one, dtype=torch.float32).to(g.device) < 0.5
         for g, one in zip(gradient, generators, strict=True)
     ]
-    candidates = [gradient, [g * h for g, h in zip(gradient, half, strict=True)]]
-    lengths = [length(d) for d in candidates]
-    return [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]
+    whole, part = length(gradient), [g * h for g, h in zip(gradient, half, strict=True)]
+    if not whole:
+        return []
+    without = [i for i, g in enumerate(gradient) if not g.any()]
+    sizes = length(part), sum(gradient[i].numel() for i in without) ** 0.5
+    other = [t / sizes[0] if sizes[0] else t for t in part]
+    for i in without:
+        other[i] = (half[i].to(part[i]) * 2 - 1) / sizes[1]
+    ways = [[t / whole for t in gradient], other]
+    return ways if sizes[0] else ways[:1]
 
 
 def along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:

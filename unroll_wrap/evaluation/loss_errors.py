@@ -27,7 +27,7 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
     if told := _unusable(name, list(owned), error):
         return told
     return ValueError(
-        f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
+        f"{name} failed, and its batch is on {_places(given)}, in this order, while the parameters are on "
         f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
     )
 

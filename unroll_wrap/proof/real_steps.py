@@ -98,7 +98,8 @@ class RealSteps:
         """Return the weight of ``g_loss`` after each number of steps, as the user's option asks for it."""
         factor = getattr(self._unrolled.average, "factor", None)
         if factor is not None:
-            return {0: 1 - factor, steps: factor} if steps else {0: 1.0}
+            weights = {0: 1 - factor, steps: factor} if steps else {0: 1.0}
+            return {k: w for k, w in weights.items() if w or k == steps}
         if self._unrolled.average and steps:
             return {k: 1 / steps for k in range(1, steps + 1)}
         return {steps: 1.0}

@@ -37,7 +37,7 @@ def gradients(
         RuntimeError: they have to be differentiated, and the loss has no second derivative.
     """
     name, loss = evaluation.name, evaluation.loss
-    refuse_stale(evaluation)
+    refuse_stale(evaluation, evaluation.alone)
     if options.get("create_graph") and evaluation.once:
         raise RuntimeError(f"Differentiating {name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}.")
     params = evaluate.swap.handles(evaluation.params)
@@ -63,13 +63,13 @@ def gradients(
     return _checked(evaluate, name, params, grads, mine), found[len(moving) :]
 
 
-def refuse_stale(evaluation: Evaluation) -> None:
-    """Raise if a loss captures what a player that moves has computed before the call: a real step goes there too.
+def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
+    """Raise if it is ``wrong`` that a loss captures what a player that moves has computed before the call.
 
     Raises:
-        ValueError: the loss does so.
+        ValueError: it is.
     """
-    if evaluation.stale:
+    if wrong:
         raise ValueError(
             f"{evaluation.name} captures a tensor whose graph leads to parameters that the steps move, as D(real) "
             "computed before the call has: it is of these parameters before their steps. Compute it in the loss, or "
@@ -90,9 +90,9 @@ def _checked(
         return grads
     if all(g is None for g in grads):
         raise ValueError(
-            f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
-            "that the loss uses, and the optimizer that steps it; and let the loss call D itself, not return what "
-            "was computed before."
+            f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the module that "
+            "the loss uses, and the optimizer that steps it; and let the loss call it itself, not return what was "
+            "computed before."
         )
     if any(g is not None and g.is_sparse for g in grads):
         raise ValueError(

@@ -124,8 +124,8 @@ class Unroll:
         batch = self.inner_batch(k)
         if leads_to(tensors_in(batch), self.evaluate.owned):
             raise ValueError(
-                f"The batch that resample gave for inner step {k} has a graph that leads to D's parameters. Detach "
-                "what D returns there, or compute it inside d_loss."
+                f"The batch that resample gave for inner step {k} has a graph that leads to "
+                f"{self.names.short}'s parameters. Detach it there, or compute it inside {self.names.player_loss}."
             )
         self._note(batch)
         return point._replace(buffers=swap.buffers(), contents=swap.contents()), k, batch
@@ -214,8 +214,7 @@ class Unroll:
             evaluation = self.evaluate(
                 self.names.loss, self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents
             )
-        if self.through_start:
-            refuse_stale(evaluation)
+        refuse_stale(evaluation, evaluation.stale and self.through_start)
         value = evaluation.loss * weight if weight != 1 else evaluation.loss
         cotangent = zero_cotangent(point.blocks)
         if not (self.differentiate and value.requires_grad):
