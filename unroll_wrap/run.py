@@ -176,7 +176,7 @@ def _unroll(
         check_finite(
             unroll.d_losses,
             value,
-            {"batch": tensors_in(call.batch, call.kwargs), unrolled.names.player.removeprefix("the "): owned},
+            {"batch": tensors_in(call.batch, call.kwargs), unrolled.names.player.split()[-1]: owned},
             unroll.sensitivity.tensors(),
             lambda: sweep(unroll.afresh(), start, steps, weights, slow),
             unroll.name_of,

@@ -56,7 +56,7 @@ class UnrolledSequence(UnrolledLoss):
     """
 
     names = Names(
-        "the players",
+        "a player",
         "updates",
         "loss",
         "the asker",

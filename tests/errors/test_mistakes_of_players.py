@@ -12,6 +12,7 @@ from unroll_wrap import (
     Extrapolate,
     FiniteDifference,
     Recompute,
+    SecondTermMissing,
     UnrolledDiscriminatorLoss,
     UnrolledGeneratorLoss,
     UnrolledSequence,
@@ -207,6 +208,14 @@ MESSAGES = {
     "no asker": (lambda g: UnrolledSequence(updates_of(g), g.g_loss, None), "^asker is None"),
     "no player": (lambda g: UnrolledSequence([(3, g.opt_D, g.d_loss)], g.g_loss, g.G), r"^updates\[0\].player is 3"),
 }
+
+
+def test_a_missing_second_term_is_told_of_a_sequence():
+    """In words that fit any number of players."""
+    game = warm_game()
+    lone = UnrolledSequence(updates_of(game)[:1], lambda E, real, z: E(z).square().mean(), game.encoder, steps=1)
+    with pytest.warns(SecondTermMissing, match="^loss does not depend on a player that is unrolled"):
+        lone(*game.batch)
 
 
 def growing(game):

@@ -40,11 +40,13 @@ def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> Non
         value: the value that the loss returned, with its graph.
         fine: the losses that need no further check, to which a loss that passes is added.
     """
-    below = _BELOW.get(id(loss))
-    if value.grad_fn is None or loss in fine:
+    if value.grad_fn is None:
         return
-    if below is None:
+    # Only losses of the package have a hash for certain.
+    if (below := _BELOW.get(id(loss))) is None:
         _check_own(value)
+        return
+    if loss in fine:
         return
     for node in _outputs(value.grad_fn, below.split()):
         if (name := _name(node)) in _BOUNDED:
@@ -61,9 +63,12 @@ def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> Non
 
 def _check_own(value: Tensor) -> None:
     """Warn if a sum of terms, each a loss of the user's own, contains a cross entropy with logits of a Sigmoid."""
-    todo = [value.grad_fn]
+    todo, seen = [value.grad_fn], set[Any]()
     while todo:
         name = _name(node := todo.pop())
+        if node in seen:
+            continue
+        seen.add(node)
         if name in _ARITHMETIC:
             todo += _inputs(node)
         elif name == "BinaryCrossEntropyWithLogits" and (own := _name(_past_views(_inputs(node)[0]))) in _BOUNDED:

@@ -65,7 +65,7 @@ def check_finite(
                     f"{tuple(t.shape)} that is empty or not finite. Look where it comes from"
                     + (": a generator, which has diverged." if t.grad_fn is not None else ".")
                 )
-    if any(p.dtype is torch.float16 for p in given[names.player.removeprefix("the ")]):
+    if any(p.dtype is torch.float16 for p in given[names.player.split()[-1]]):
         raise ValueError(
             f"{name} is {values[wrong[0]]}, and {names.player}'s parameters are in float16, which has no number "
             "above 65,504, and for which the eps of Adam, 1e-8, is 0. Keep them and their optimizer in float32 "
