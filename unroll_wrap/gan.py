@@ -1,7 +1,7 @@
 """The unrolled losses of a GAN: that of the generator, and that of the discriminator."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -56,7 +56,8 @@ class UnrolledGeneratorLoss(UnrolledLoss):
     Attributes:
         prove: whether the first call is compared with K real steps of the live objects where the package has to guess:
             the optimizer has no rule of its own, or there are hooks, classes or attributes of parameters, or objects in
-            D, of a kind that it does not know. That costs these K steps once; False switches it off.
+            D, of a kind that it does not know; or a profiler or hooks on saved tensors keep D's tensors. That costs
+            these K steps once; False switches it off.
 
     Raises:
         TypeError: an argument is of a wrong type, or the optimizer cannot be unrolled.
@@ -94,8 +95,8 @@ class UnrolledGeneratorLoss(UnrolledLoss):
         super().__init__(
             discriminator,
             optimizer,
-            d_loss,
-            g_loss,
+            cast("Any", d_loss),
+            cast("Any", g_loss),
             steps=steps,
             resample=resample,
             stop_gradient=stop_gradient,

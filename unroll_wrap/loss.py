@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .backward import Backward, Store
 from .call.average import Average, check_average
+from .call.batch import tensors_in
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
 from .call.discriminator import all_modules, all_parameters, check_modules, given_modules, modules_of, named_parameters
 from .call.losses import check_exchanged, check_losses, check_order
@@ -18,7 +19,7 @@ from .call.optimizer import Steppers
 from .call.processes import check_group
 from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
-from .evaluation.runtime import refuse_inference_mode
+from .evaluation.runtime import refuse_surroundings
 from .evaluation.shared_memory import check_memory
 from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
@@ -64,7 +65,8 @@ class UnrolledLoss:
     Attributes:
         prove: whether the first call is compared with K real steps of the live objects where the package has to guess:
             the optimizer has no rule of its own, or there are hooks, classes or attributes of parameters, or objects in
-            the player, of a kind that it does not know. That costs these K steps once; False switches it off.
+            the player, of a kind that it does not know; or a profiler or hooks on saved tensors keep its tensors. That
+            costs these K steps once; False switches it off.
 
     Raises:
         TypeError: an argument is of a wrong type, or the optimizer cannot be unrolled.
@@ -162,9 +164,9 @@ class UnrolledLoss:
         self, *batch: Any, resample: Resample | None = None, steps: Steps | None = None, **kwargs: Any
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the result of a call, and the player's loss at each inner step, without graph."""
-        refuse_inference_mode()
         player_loss, loss = self.losses(kwargs)
         kwargs = self.keywords(kwargs)
+        refuse_surroundings(tensors_in(batch, kwargs))
         check_order(player_loss, batch)
         with ranks_of(self.average_gradients, given_modules(self.player)) as ranks:
             count, inner = self.plan(steps, resample)

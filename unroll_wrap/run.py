@@ -72,6 +72,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     if known.hooks != RemovableHandle.next_id:
         check_gradient_hooks(owned)
         known.hooks = RemovableHandle.next_id
+    fresh: list[str] = []
     with (undo := Undo()), undo:
         exclude_others(modules, undo)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
@@ -83,9 +84,15 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         if call.steps == 0 and not unrolled.moves_asker:
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
-            return evaluate_plainly(call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits), []
-        fresh = [] if getattr(unrolled.backward, "steps", call.steps) < call.steps else adaptive_and_fresh(optimizers)
-        value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
+            args = call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits
+            value, unroll = evaluate_plainly(*args), None
+        else:
+            whole = getattr(unrolled.backward, "steps", call.steps) >= call.steps
+            fresh = adaptive_and_fresh(optimizers) if whole else fresh
+            value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
+    swap.check_returned()
+    if unroll is None:
+        return value, []
     if proof := unroll.proof:
         proof.check(value, unroll.d_losses)
         known.proven.update(proof.doubts)

@@ -77,7 +77,7 @@ class UnrolledSequence(UnrolledLoss):
             )
         check_losses(loss=loss)
         self.updates = updates_of(updates)
-        self.order = order
+        self.order: Order = order
         if order == "simultaneous" and len(players_of(self.updates)) < len(self.updates):
             raise ValueError('A player moves twice in one round, and order="simultaneous" takes one step of each.')
         self.asker = all_modules(given_modules(asker, "the asker"))

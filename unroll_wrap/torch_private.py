@@ -7,7 +7,7 @@ registers (``_parameters``, ``_buffers``, ``_modules``) and hooks, a tensor's ``
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx._lazy_graph_module import _use_lazy_graph_module  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils import parametrize
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["TorchDispatchMode", "pytree", "use_lazy_graph_module"]
@@ -28,6 +28,9 @@ _C: Any = torch._C
 # tensors with weak references, which the user's tensors may have.
 swap_tensors: Callable[[Tensor, Tensor], None] = _C._swap_tensor_impl
 
+# A profiler that records shapes or stacks keeps weak references to tensors; its public flags do not cover all kinds.
+profiler_enabled: Callable[[], bool] = torch.autograd._profiler_enabled  # pyright: ignore
+
 # A tensor that is put back bit for bit gets its former version too, so that autograd does not take it for modified.
 put_versions: Callable[[Any, Any], None] = _C._autograd._unsafe_set_version_counter
 
@@ -36,6 +39,9 @@ has_overlapping_entries: Callable[[Tensor], int] = torch._debug_has_internal_ove
 
 # A context in which tensors are read without the __torch_function__ of the user's own tensor classes.
 without_torch_function: Callable[[], Any] = _C.DisableTorchFunction
+
+# The same for one function, without a context that an interrupt may leave half done.
+past_torch_function: Callable[..., Any] = _C._disabled_torch_function_impl
 
 # The public torch.set_grad_enabled is a context object, and an interrupt may leave its constructor half done.
 set_grad_enabled: Callable[[bool], None] = _C._set_grad_enabled
@@ -60,14 +66,20 @@ def function_modes() -> list[Any]:
     return list(_get_current_function_mode_stack())
 
 
-def count_function_modes() -> int:
-    """Return how many modes of ``__torch_function__`` are active."""
-    return _C._len_torch_function_stack()
+def put_function_modes(modes: Sequence[Any]) -> None:
+    """Make these the active modes, because an interrupt within torch leaves one active that has ended, or one out."""
+    while (now := function_modes()) != modes[: len(now)]:
+        _C._pop_torch_function_stack()
+    for mode in modes[len(now) :]:
+        _C._push_on_torch_function_stack(mode)
 
 
-def leave_function_mode() -> None:
-    """Leave the innermost mode of ``__torch_function__``, which an interrupt within ``__exit__`` leaves active."""
-    _C._pop_torch_function_stack()
+class FunctionMode(TorchFunctionMode):
+    """A mode whose end is not disturbed by an interrupt within torch, which leaves each mode while that runs."""
+
+    def __exit__(self, *error: Any) -> None:
+        if any(mode is self for mode in function_modes()):
+            super().__exit__(*error)
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -77,6 +89,11 @@ def is_transformed(tensor: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or _C._functorch.is_legacy_batchedtensor(tensor)
     )
+
+
+def transforms_active() -> bool:
+    """Return whether a transform of ``torch.func`` is active; no public function does so."""
+    return bool(_C._are_functorch_transforms_active())
 
 
 def forward_level() -> int:
@@ -94,6 +111,21 @@ def put_engine_functions(functions: tuple[Any, ...]) -> None:
     """Replace the functions that ``engine_functions`` returns, because torch only has hooks for single nodes."""
     autograd: Any = torch.autograd
     forward_ad.enter_dual_level, forward_ad.exit_dual_level, autograd._engine_run_backward = functions
+
+
+def saving_hooks() -> bool:
+    """Return whether hooks on saved tensors are active; there is no public way to see those of an outer context."""
+    return _C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def runs_in_backward() -> Callable[[Any], bool]:
+    """Return the function by which hooks on several tensors learn which of their nodes a backward pass will run."""
+    return _C._will_engine_execute_node
+
+
+def put_runs_in_backward(function: Callable[[Any], bool]) -> None:
+    """Replace the function that ``runs_in_backward`` returns."""
+    _C._will_engine_execute_node = function
 
 
 def after_backward(function: Callable[[], None]) -> None:

@@ -650,4 +650,91 @@ LOOPS = [
     ),
 ]
 
-SECTIONS = {"Discriminators": MODULES, "Where it runs": RUNTIME, "Loops and losses": LOOPS}
+TOOLS = [
+    Row(
+        "Profilers: `torch.profiler`, `torch.autograd.profiler` with shapes, stacks, flops, memory",
+        EXACT,
+        "To the last bit. Torch refuses to exchange tensors that these have seen, so the unroll's stand in for yours "
+        "by `__torch_function__`, somewhat slower. `isinstance` holds, `type(p) is nn.Parameter` does not: the first "
+        "such call is proven by K real steps. Start a profiler around the call: a loss that starts one is refused.",
+        (
+            "test_observers.py::test_under_an_observer",
+            "test_observers.py::test_to_the_last_bit",
+            "test_observers.py::test_every_problem_under_a_profiler",
+            "test_observers.py::test_a_profiler_that_a_loss_starts",
+            "test_observers.py::test_the_very_class_of_a_parameter",
+        ),
+    ),
+    Row(
+        "Weak references to D's parameters, Python's and torch's own",
+        EXACT,
+        "In the same way where torch holds them.",
+        ("test_observers.py::test_under_an_observer", "test_observers.py::test_to_the_last_bit"),
+    ),
+    Row(
+        "Hooks on saved tensors around the call or inside D: `save_on_cpu`, counters of activations, "
+        "`allow_mutation_on_saved_tensors`",
+        EXACT,
+        "In the same way: a hook may keep the tensor that it is given.",
+        (
+            "test_observers.py::test_under_an_observer",
+            "test_observers.py::test_hooks_on_saved_tensors_that_d_sets_itself",
+            "test_observers.py::test_hooks_that_keep_the_users_object_would_be_wrong",
+        ),
+    ),
+    Row(
+        "Under one of these, a parameter that goes to code past torch's functions: an extension in C++, an `apply` "
+        "kept under another name",
+        REFUSED,
+        "Switch the tool off for the call, or write `Function.apply(...)` in full.",
+        (
+            "test_observers.py::test_what_torch_does_not_see_is_refused",
+            "test_observers.py::test_an_autograd_function_of_a_parameter",
+        ),
+    ),
+    Row(
+        "`FlopCounterMode`, `ModuleTracker`",
+        EXACT,
+        "They count the K steps and the pass back.",
+        ("test_observers.py::test_a_flop_counter",),
+    ),
+    Row(
+        "Anomaly detection, deterministic algorithms, modes of functions and of operators, cProfile, coverage, "
+        "tracemalloc, faulthandler, frequent garbage collections, "
+        "warnings as errors",
+        EXACT,
+        "",
+        ("test_tools.py::test_around_a_call",),
+    ),
+    Row(
+        "Hooks of loggers on D, `AveragedModel`, a copy or a pickle of the loss in the middle of training",
+        EXACT,
+        "Hooks of D fire in every inner step.",
+        ("test_tools.py::test_in_the_loop", "test_tools.py::test_pickled_in_the_middle_of_training"),
+    ),
+    Row(
+        "`torch.func.grad`, `vmap`, `jvp` around the call; a fake with a tangent",
+        REFUSED,
+        "Differentiate backwards, by `backward()` or `torch.autograd.grad`. `functional_call` of G is exact.",
+        ("test_tools.py::test_transforms_are_refused", "test_tools.py::test_tangents_are_refused"),
+    ),
+    Row(
+        "`python -O`, `-OO`",
+        EXACT,
+        "No check is an assert.",
+        ("test_tools.py::test_python_without_asserts_and_docstrings",),
+    ),
+    Row(
+        "Ctrl-C under a device context or another mode",
+        EXACT,
+        "The mode is active afterwards.",
+        ("test_interrupts.py::test_while_torch_has_left_a_mode", "test_interrupts.py::test_at_every_line"),
+    ),
+]
+
+SECTIONS = {
+    "Discriminators": MODULES,
+    "Where it runs": RUNTIME,
+    "Loops and losses": LOOPS,
+    "Tools around the call": TOOLS,
+}

@@ -1,5 +1,6 @@
 """predict: memory at a K that was never run, against torch's own profiler at that K."""
 
+import array
 import itertools
 import random
 import sys
@@ -42,6 +43,8 @@ def test_memory_is_what_the_allocator_says(backward):
     fake = torch.randn(128, 32, requires_grad=True)
     found = predict(unrolled, real, fake, steps=STEPS)
     assert max(found.measured) < STEPS
+    # A first call under a profiler is proven by real steps, whose memory is not the unroll's.
+    unrolled.prove = False
     measured = [
         profiled(lambda k=k: torch.autograd.grad(unrolled(real, fake, steps=k), fake)) for k in (STEPS, STEPS + 2)
     ]
@@ -72,7 +75,7 @@ def test_nothing_of_the_users_moves_and_the_report_names_both():
     found = predict(unrolled, real, fake, steps=100)
     assert all(map(torch.equal, before, unrolled.discriminator.parameters()))
     assert torch.equal(drawn, torch.get_rng_state()) and fake.grad is None and not unrolled.optimizer.state
-    assert found.steps == 100 and found.measured == (2, 3)
+    assert found.steps == 100 and found.measured == (1, 2)
     assert "K = 100" in str(found) and "MB" in str(found)
 
 
@@ -107,24 +110,55 @@ def test_no_time_is_negative_whatever_else_runs(times, steps, monkeypatch):
     unrolled, real = net()
     found = iter(times)
     monkeypatch.setattr(
-        sys.modules["unroll_wrap.diagnostics.predict"], "_seconds", lambda function, device: next(found)
+        sys.modules["unroll_wrap.diagnostics.predict"],
+        "_seconds",
+        lambda function, device: (function(), next(found))[1],
     )
-    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHORT", 0.0)
+    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHARE", 1.0)
     prediction = predict(unrolled, real, torch.randn(128, 32, requires_grad=True), steps=steps)
     assert prediction.seconds >= 0 and prediction.seconds_per_step > 0 and prediction.bytes >= 0
     if times == (0.2, 0.3):
-        assert prediction.seconds == pytest.approx(0.2 + (steps - 2) * 0.1 if steps else 0.0)
+        assert prediction.seconds == pytest.approx(0.2 + (steps - 1) * 0.1)
 
 
-@pytest.mark.parametrize(("short", "runs"), [(0.0, 2), (1e9, 3)])
-def test_what_it_costs(short, runs, monkeypatch):
-    """K = 2 and 3 once to be counted, and once to be timed, or twice where that is short."""
+def evaluations(backward, **options):
+    """How often predict evaluates d_loss."""
     unrolled, real = net()
+    unrolled.backward = backward
     d_loss, count = unrolled.d_loss, itertools.count()
     unrolled.d_loss = lambda *batch: (next(count), d_loss(*batch))[1]
-    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHORT", short)
-    predict(unrolled, real, torch.randn(128, 32, requires_grad=True), steps=50)
-    assert next(count) == runs * (2 + 3)
+    fake = torch.randn(128, 32, requires_grad=True)
+    found = predict(unrolled, real, fake, steps=50, **options)
+    done = next(count)
+    for k in found.measured:
+        torch.autograd.grad(unrolled(real, fake, steps=k, **options), fake)
+    return found, done, next(count) - done - 1
+
+
+@pytest.mark.parametrize("backward", BACKWARDS, ids=repr)
+@pytest.mark.parametrize(("share", "runs"), [(1.0, 1), (0.0, 2)])
+def test_what_it_costs(backward, share, runs, monkeypatch):
+    """Each of two short calls runs once, and once more where counting takes long; that is three steps at first."""
+    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHARE", share)
+    found, done, of_calls = evaluations(backward)
+    assert done == runs * of_calls
+    if backward in (Store(), Recompute(), FiniteDifference()):
+        assert found.measured == (1, 2)
+    if backward == Store():
+        assert done == runs * 3
+
+
+def test_batches_of_their_own():
+    """What is drawn for the inner steps is what they get, and the first two of them are enough."""
+    # A list would be put back, because a loss that keeps one is left as it was.
+    seen = array.array("d")
+    unrolled, _ = net()
+    d_loss = unrolled.d_loss
+    unrolled.d_loss = lambda D, real, fake: (seen.append(real.sum().item()), d_loss(D, real, fake))[1]
+    fake = torch.randn(128, 32, requires_grad=True)
+    batches = [(torch.randn(128, 32), fake) for _ in range(2)]
+    predict(unrolled, batches[0][0], fake, resample=lambda k: batches[k], steps=50)
+    assert list(seen[:3]) == [batches[k][0].sum().item() for k in (0, 0, 1)]
 
 
 def test_memory_is_looked_up_and_not_joined(monkeypatch):

@@ -1,23 +1,30 @@
 """Ctrl-C at every line of a call: everything is as it was, and the next call is right."""
 
+import contextlib
+import gc
 import os
 import sys
 from contextlib import nullcontext
+from functools import partialmethod
 
 import pytest
 import torch
 from checks import call, gradient_of, unrolled_of, warm_world
 from snapshot import changed, snapshot
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 import unroll_wrap
 from unroll_wrap import Recompute, Store, is_unrolling
+from unroll_wrap.evaluation.stand_ins import _tensor_for
 from unroll_wrap.live import undo
 from unroll_wrap.live.exclusive import _thread_of
 from unroll_wrap.live.random_state import _drawing
 
 PACKAGE = os.path.dirname(unroll_wrap.__file__)
 INIT, RUN, STEPS = RemovableHandle.__init__, torch.autograd._engine_run_backward, 1
+ENTER, APPLY = saved_tensors_hooks.__enter__, vars(torch.autograd.Function)["apply"]
 
 
 class Interrupt:
@@ -51,6 +58,8 @@ class Interrupt:
 
 
 def around(name):
+    if name == "stood in for":
+        return saved_tensors_hooks(lambda t: t, lambda t: t)
     return torch.autocast("cpu", dtype=torch.bfloat16) if name == "autocast" else nullcontext()
 
 
@@ -63,6 +72,7 @@ WORLDS = {
     "checkpointed": ("checkpointed", "adam", Store()),
     "kept": ("plain_attributes", "adam", Recompute()),
     "autocast": ("mlp", "adam", Store()),
+    "stood in for": ("batchnorm_two_batches", "adam", Recompute()),
 }
 
 
@@ -79,6 +89,9 @@ def marks():
         undo.owned(_drawing),
         RemovableHandle.__init__ is INIT,
         torch.autograd._engine_run_backward is RUN,
+        saved_tensors_hooks.__enter__ is ENTER,
+        vars(torch.autograd.Function)["apply"] is APPLY,
+        dict(_tensor_for),
         torch.backends.cuda.flash_sdp_enabled(),
         torch._C._get_cudnn_enabled(),
         torch.utils.checkpoint._CheckpointFrame,
@@ -140,3 +153,67 @@ def test_the_control(monkeypatch):
         leave(one)
     assert changed(before, snapshot(world)) == []
     assert marks() == now
+
+
+class Passing(TorchFunctionMode):
+    """A mode of the user's, as a device context is one."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class InTorch:
+    """Interrupts at the n-th time that torch leaves a mode for as long as a function of it runs."""
+
+    def __init__(self, nth):
+        self.left = nth
+        self.pop = torch.overrides._pop_mode
+        self.enter = contextlib._GeneratorContextManager.__enter__
+        self.context = torch.overrides._pop_mode_temporarily.__wrapped__
+
+    def count(self):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def popped(self):
+        """Before the generator has anything to undo."""
+        old = self.pop()
+        if sys._getframe(1).f_code is self.context.__code__:
+            self.count()
+        return old
+
+    def entered(context, self):
+        """After it has, and before anything will leave it; this stands in for a method of the context."""
+        value = self.enter(context)
+        if context.gen.gi_code is self.context.__code__:
+            self.count()
+        return value
+
+
+@pytest.mark.parametrize("where", ["in the context", "as it is entered"])
+def test_while_torch_has_left_a_mode(monkeypatch, where):
+    """Torch leaves each mode while that runs, and an interrupt there loses it, or has it put back too late."""
+    world = warm_world("batchnorm_two_batches")
+    unrolled = unrolled_of(world, steps=3)
+    call(world, unrolled)
+    before, reached = snapshot(world), 0
+    for nth in range(1, 5):
+        stopping = InTorch(nth)
+        with Passing() as mine, monkeypatch.context() as patch:
+            if where == "in the context":
+                patch.setattr(torch.overrides, "_pop_mode", stopping.popped)
+            else:
+                patch.setattr(
+                    contextlib._GeneratorContextManager, "__enter__", partialmethod(InTorch.entered, stopping)
+                )
+            with pytest.raises(KeyboardInterrupt) as stopped:
+                call(world, unrolled)
+            patch.undo()
+            reached += 1
+            del stopped
+            gc.collect()
+            assert torch.overrides._get_current_function_mode_stack() == [mine], nth
+        assert torch._C._len_torch_function_stack() == 0
+        assert changed(before, snapshot(world)) == []
+    assert reached == 4

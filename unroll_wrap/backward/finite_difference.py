@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.linear_pieces import Diverged, Pieces
-from ..evaluation.precision import length, precision
+from ..evaluation.precision import lengths, precision
 from ..evaluation.runtime import any_compiled
 from ..live.random_state import RandomState, same
 from ..optimizers.block import Block
@@ -134,10 +134,10 @@ class _Stack(Tape):
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return (∂g/∂θ)ᵀḡ for every parameter, and add the products for the user's tensors to the sensitivity."""
-        size = length(g_bars)
-        if size == 0:
+        of_params, of_bars = lengths(taken.point.params(), g_bars)
+        if of_bars == 0:
             return [None] * len(taken.grads)
-        shift, ahead = self._ahead(taken, k, g_bars, size)
+        shift, ahead = self._ahead(taken, k, g_bars, max(of_params, 1.0) / of_bars)
         if self._settings.central:
             behind, width = self._shifted(taken, k, g_bars, -shift), 2 * shift
         else:
@@ -154,11 +154,11 @@ class _Stack(Tape):
             for a, b in zip(ahead.params, behind.params, strict=True)
         ]
 
-    def _ahead(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], size: float) -> tuple[float, "_Gradients"]:
-        """Return ε and the gradients at θ + ε ḡ."""
-        params = taken.point.params()
-        relative = precision([params[0], taken.evaluation.loss]) ** (1 / 3 if self._settings.central else 1 / 2)
-        shift = (self._settings.eps or relative) * max(length(params), 1.0) / size
+    def _ahead(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], unit: float) -> tuple[float, "_Gradients"]:
+        """Return ε and the gradients at θ + ε ḡ; ``unit`` is the ε whose shift is as long as θ."""
+        rounding = precision([taken.point.params()[0], taken.evaluation.loss])
+        relative = rounding ** (1 / 3 if self._settings.central else 1 / 2)
+        shift = (self._settings.eps or relative) * unit
         found = self._shifted(taken, k, g_bars, shift)
         if self._settings.eps is None:
             # Adam magnifies gradients that are always zero (of a bias before BatchNorm, or the last bias of a
@@ -218,4 +218,5 @@ def _told(taken: _Taken, found: _Gradients) -> float:
         None if a is None or b is None else a.detach() - b.detach()
         for a, b in zip([*found.params, *found.outer], here, strict=True)
     ]
-    return length(moved) / (length(here) or 1.0)
+    of_moved, of_here = lengths(moved, here)
+    return of_moved / (of_here or 1.0)

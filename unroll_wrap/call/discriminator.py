@@ -50,15 +50,13 @@ def all_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
 def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
     """Return the modules under ``roots``, wrappers and what they wrap included, each once, in ``modules()``'s order."""
     found: dict[int, nn.Module] = {}
-
-    def visit(module: nn.Module | None) -> None:
+    # No function that calls itself: as a reference cycle, it would keep the modules until a garbage collection.
+    stack: list[nn.Module | None] = [*reversed([*roots])]
+    while stack:
+        module = stack.pop()
         if module is not None and id(module) not in found:
             found[id(module)] = module
-            for child in module._modules.values():
-                visit(child)
-
-    for root in roots:
-        visit(root)
+            stack += reversed(module._modules.values())
     return list(found.values())
 
 

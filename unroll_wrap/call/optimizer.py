@@ -52,31 +52,36 @@ class Steppers:
                 "The optimizers own the same parameter twice, so the order of their steps would matter. Pass "
                 "optimizers that share none."
             )
-        foreign = [tuple(p.shape) for p in listed if id(p) not in mine]
-        names = ", ".join(type(o).__name__ for o in optimizers)
+        foreign = [] if held <= mine.keys() else [tuple(p.shape) for p in listed if id(p) not in mine]
         if foreign and len(foreign) == len(held):
             raise ValueError(
-                f"The optimizer ({names}) owns {len(held)} parameters, and none of them is {self._who}'s. Pass the "
-                "optimizer that steps it."
+                f"The optimizer ({_names(optimizers)}) owns {len(held)} parameters, and none of them is "
+                f"{self._who}'s. Pass the optimizer that steps it."
             )
         if foreign:
             raise ValueError(
-                f"The optimizer ({names}) also moves {len(foreign)} parameters outside {self._who}, of shapes "
-                f"{foreign[:4]}. Pass every module that it steps: [D, other]."
+                f"The optimizer ({_names(optimizers)}) also moves {len(foreign)} parameters outside {self._who}, "
+                f"of shapes {foreign[:4]}. Pass every module that it steps: [D, other]."
             )
-        self.frozen = [p for p in self.frozen if not p.requires_grad]
-        # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
-        trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
-        # Some optimizers keep no state. A gradient that is left on a parameter then shows the same.
-        trained |= {id(p) for p in self.frozen if p.grad is not None}
-        frozen = {id(p) for p in self.frozen} - trained
+        frozen: set[int] = set()
+        if self.frozen:
+            self.frozen = [p for p in self.frozen if not p.requires_grad]
+            # A parameter that has optimizer state has been moved, whatever its requires_grad was at construction.
+            trained = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
+            # Some optimizers keep no state. A gradient that is left on a parameter then shows the same.
+            frozen = {id(p) for p in self.frozen if p.grad is None} - trained
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:
             raise ValueError(
-                f"The optimizer ({names}) moves none of {self._who}'s parameters: it owns {len(held)}, of which "
-                f"{len(frozen & held)} have never required grad. Pass the optimizer that trains it."
+                f"The optimizer ({_names(optimizers)}) moves none of {self._who}'s parameters: it owns "
+                f"{len(held)}, of which {len(frozen & held)} have never required grad. Pass the optimizer that trains "
+                "it."
             )
         return owned
+
+
+def _names(optimizers: Sequence[Any]) -> str:
+    return ", ".join(type(o).__name__ for o in optimizers)
 
 
 def options_of(optimizers: Sequence[Any]) -> dict[str, Any]:

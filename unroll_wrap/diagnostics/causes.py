@@ -104,11 +104,14 @@ def cause_of(
             "first saved for its gradient, and what training goes by is no derivative. Call D once, on "
             "torch.cat([real, fake]), or use torch.nn.utils.parametrizations.spectral_norm."
         )
+    fresh = [f"{' and '.join(names)} {FRESH}" for names in [adaptive_and_fresh(unrolled.parts()[1])] if names]
     if not all(s.conclusive for s in slopes):
-        fresh = [f"{' and '.join(names)} {FRESH}" for names in [adaptive_and_fresh(unrolled.parts()[1])] if names]
         dtypes = {t.dtype for t in (*examined.owned, *examined.inputs.tensors)}
         remedy = "" if dtypes == {torch.float64} else "Verify in float64, without autocast: D.double(), G.double()."
         return " ".join(filter(None, ["The differences are too coarse to say anything.", *fresh, remedy]))
+    if fresh:
+        # What differences miss there can look like any other cause, and is gone after one step.
+        return f"The derivative is not that of real steps. {fresh[0]} Then verify again, which names the cause."
     if not isinstance(unrolled, UnrolledSequence) and not isinstance(unrolled.backward, FiniteDifference):
         one, backward = copy.copy(unrolled), unrolled.backward
         quotient = FiniteDifference(central=True)

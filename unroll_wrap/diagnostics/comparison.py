@@ -12,6 +12,8 @@ from ..backward import FiniteDifference, Truncate
 from ..call.categories import SecondTermMissing
 from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledLoss
+from ..optimizers.family import family
+from ..optimizers.fresh import adaptive_and_fresh
 from ..proof.real_rounds import real_steps
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
 from .cuts import Cuts, Diverged
@@ -33,14 +35,15 @@ class Comparison:
         gradient: the gradient of the call, once ``outcome`` has computed it.
         ways: the directions along which ``outcome`` has compared the gradient.
         differ: True if ``outcome`` has found that the value agrees and a derivative does not.
+        doubtful: True if its differences are coarse, and an optimizer's empty state may have a bend in its first step.
     """
 
     def __init__(self, examined: Examined) -> None:
         self.examined = examined
         self.gradient: list[Tensor] = []
         self.ways: list[list[Tensor]] = []
-        self.differ = False
-        self._unit = precision([*examined.owned, *examined.inputs.tensors])
+        self.differ = self.doubtful = False
+        self._unit = precision([*examined.owned, *examined.inputs.tensors, *_moments(examined)])
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
         self._notes += _of_mode(examined.unrolled.parts()[0])
         inputs = examined.inputs
@@ -94,6 +97,8 @@ class Comparison:
         except Diverged:
             found, where = [line.sharpest(self._allowed, lambda: nullcontext) for line in lines], []
         self.differ = not all(s.agrees for s in found)
+        if not all(map(Line.settled, lines, found)):
+            self.doubtful = bool(adaptive_and_fresh(self.examined.unrolled.parts()[1]))
         return report(value, slopes=found, problems=problems, cuts=where)
 
     def old_fake(self, gradient: Sequence[Tensor]) -> str | None:
@@ -117,6 +122,19 @@ class Comparison:
                 _, _, gradient = self.examined.quietly()
                 moved.append(length([a - b for a, b in zip(gradient, self.gradient, strict=True)]))
         return max(moved) / max(length(self.gradient), 1e-300)
+
+
+def _moments(examined: Examined) -> list[Tensor]:
+    """Return the optimizers' state of a parameter's shape. Some compute in float32 whatever the parameters are."""
+    return [
+        t
+        for optimizer in examined.unrolled.parts()[1]
+        for one in family(optimizer)
+        for p, state in getattr(one, "state", {}).items()
+        if isinstance(p, Tensor) and isinstance(state, dict)
+        for t in state.values()
+        if isinstance(t, Tensor) and t.is_floating_point() and t.dim() and t.shape == p.shape
+    ]
 
 
 def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:

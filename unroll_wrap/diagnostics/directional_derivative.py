@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from .differentiated import Inputs
 
 Around = Callable[[str], AbstractContextManager[object]]
 Shift = Callable[[], AbstractContextManager[object]]
+
+# A small slope needs longer steps. Adam's first step from empty state bends where |g| is about eps, and a step longer
+# than the bend does not see it: that needs the shortest which rounding allows.
+_LENGTHS = (4, 8, 16, 32, 2, 1, 1 / 2, *(1 / 8**n for n in range(1, 8)))
 
 
 @dataclass(frozen=True)
@@ -103,26 +107,25 @@ class Line:
         return found.agrees and found.uncertainty <= 2 * self._best * abs(found.difference)
 
     def sharpest(self, allowed: float, around: Callable[[], Around]) -> Slope:
-        """Return the most precise difference over several step lengths, or the first that is settled.
+        """Return the first difference over several step lengths that is settled, or what they say together.
 
         Args:
             allowed: the relative error that is allowed, as in Slope.
             around: makes the contexts of the losses in one run.
         """
         central: dict[float, float] = {}
-        tried: list[Slope] = []
-        # A small slope needs longer steps; Adam's first step, which bends where |g| is about eps, needs the shortest.
-        for n in (4, 8, 16, 32, 2, 1, 1 / 2, 1 / 8, 1 / 64, 1 / 512):
-            if tried and self._rounding(n) > min(slope.uncertainty for slope in tried):
+        tried: dict[float, Slope] = {}
+        for n in _LENGTHS:
+            if tried and self._rounding(n) > together(tried).uncertainty:
                 continue
             for m in {n, 2 * n} - set(central):
                 central[m] = self.slope_of(m, around)
             extrapolated = (4 * central[n] - central[2 * n]) / 3
             spread = abs(central[n] - extrapolated)
-            tried.append(Slope(self.slope, extrapolated, self._uncertainty(extrapolated, n, spread), allowed))
-            if self.settled(tried[-1]):
-                return tried[-1]
-        return min(tried, key=lambda slope: slope.uncertainty)
+            tried[n] = Slope(self.slope, extrapolated, self._uncertainty(extrapolated, n, spread), allowed)
+            if self.settled(tried[n]):
+                return tried[n]
+        return together(tried)
 
     def _uncertainty(self, difference: float, steps: float, spread: float = 0.0) -> float:
         if not math.isfinite(difference):
@@ -132,6 +135,24 @@ class Line:
 
     def _rounding(self, steps: float) -> float:
         return self._noise / (steps * self._step)
+
+
+def together(tried: dict[float, Slope]) -> Slope:
+    """Return the most precise of the differences, by step length, that no shorter step refutes.
+
+    A derivative is the limit of short steps. Where a shorter one says something else, and by more than the errors of
+    both, the longer one has missed a bend, however precise it looks; the shorter one is then as uncertain as they are
+    apart, until a still shorter one confirms it.
+    """
+    longest, *shorter = sorted(tried, reverse=True)
+    best = tried[longest]
+    for n in shorter:
+        found, apart = tried[n], abs(tried[n].difference - best.difference)
+        if apart > 3 * (found.uncertainty + best.uncertainty):
+            best = replace(found, uncertainty=max(found.uncertainty, apart))
+        elif found.uncertainty < best.uncertainty:
+            best = found
+    return best
 
 
 def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
@@ -144,16 +165,15 @@ def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
         torch.rand(g.shape, generator=one, dtype=torch.float32).to(g.device) < 0.5
         for g, one in zip(gradient, generators, strict=True)
     ]
-    whole, part = length(gradient), [g * h for g, h in zip(gradient, half, strict=True)]
-    if not whole:
-        return []
-    without = [i for i, g in enumerate(gradient) if not g.any()]
-    sizes = length(part), sum(gradient[i].numel() for i in without) ** 0.5
-    other = [t / sizes[0] if sizes[0] else t for t in part]
-    for i in without:
-        other[i] = (half[i].to(part[i]) * 2 - 1) / sizes[1]
-    ways = [[t / whole for t in gradient], other]
-    return ways if sizes[0] else ways[:1]
+    candidates = [gradient, [g * h for g, h in zip(gradient, half, strict=True)]]
+    lengths = [length(d) for d in candidates]
+    ways = [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]
+    if ways and (without := [i for i, g in enumerate(gradient) if not g.any()]):
+        ways = [ways[0], list(ways[-1])]
+        size = sum(gradient[i].numel() for i in without) ** 0.5
+        for i in without:
+            ways[1][i] = (half[i].to(gradient[i]) * 2 - 1) / size
+    return ways
 
 
 def along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:

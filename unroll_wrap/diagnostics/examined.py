@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -82,6 +82,7 @@ class Examined:
         unrolled: UnrolledLoss | None = None,
         steps: int | None = None,
         within: AbstractContextManager[object] | None = None,
+        before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the value of the call, ``d_loss`` at its inner steps, and its gradient with respect to the inputs.
 
@@ -89,9 +90,14 @@ class Examined:
             unrolled: another loss with the same parts to call instead; None for the call's own.
             steps: a smaller K; None for the call's own.
             within: a context for the whole run.
+            before_step: called before each inner step.
         """
         steps = self.steps if steps is None else steps
         inputs = self.inputs
+        inner: Any = inputs.inner[:steps] or None
+        if before_step:
+            # Batches that are drawn one by one tell when a step begins.
+            inner = (batch for batch in inner or [inputs.batch] * steps if before_step() is None)
         # The snapshot restores what the losses keep in themselves.
         with (
             self.state.replayed(),
@@ -102,9 +108,7 @@ class Examined:
             # This calls a copy of the loss, so that the user's own first call still does what only a first call does.
             one = copy.copy(unrolled or self.unrolled)
             one.player_loss, one.loss = self.d_loss, self.g_loss
-            loss, d_losses = one.watched(
-                *inputs.batch, steps=steps, resample=inputs.inner[:steps] or None, **inputs.kwargs
-            )
+            loss, d_losses = one.watched(*inputs.batch, steps=steps, resample=inner, **inputs.kwargs)
             return loss.detach(), d_losses, inputs.gradient(loss)
 
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:

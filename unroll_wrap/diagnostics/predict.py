@@ -13,13 +13,13 @@ from ..loss import UnrolledLoss
 from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
 
-# Calls that together take longer than this, in seconds, are timed only once.
-_SHORT = 0.5
+# Where counting memory takes more than this share of the time, the calls are timed apart, once more.
+_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Time T(K) = T(a) + (K - a) · dT and memory M(K) = M(a) + (K - a) · dM of one gradient of the unrolled loss.
+    """Time T(K) = T(b) + (K - b) · dT and memory M(K) = M(b) + (K - b) · dM of one gradient of the unrolled loss.
 
     Attributes:
         steps: K.
@@ -54,11 +54,12 @@ def predict(
     wrt: Wrt = None,
     **options: Any,
 ) -> Prediction:
-    """Extrapolate T(K) = T(a) + (K - a) · dT, the time of a call with its gradient, and likewise its peak memory.
+    """Extrapolate T(K) = T(b) + (K - b) · dT, the time of a call with its gradient, and likewise its peak memory.
 
-    Two short calls are enough, because both grow linearly in K: with K = 2 and 3, with 2n and 3n for
-    ``Recompute(every=n)``, or with n + 1 and n + 2 for ``Truncate(n)``. Each runs once to count the memory of tensors,
-    without that inside an operator, and once or, if it is short, twice for the time.
+    Two short calls are enough, because both grow linearly in K: with K = 1 and 2, with 2n and 3n for
+    ``Recompute(every=n)`` where n > 1, with n + 1 and n + 2 for ``Truncate(n)``, or with 2 and 3 for
+    ``stop_gradient=True``. Each runs once, while the memory of tensors is counted, without that inside an operator. So
+    this takes the time of three steps. Where D is so small that counting would show, both are timed once more.
 
     Args:
         unrolled: the loss.
@@ -86,40 +87,36 @@ def predict(
     count, _ = unrolled.plan(steps, None)
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
     examined = Examined(unrolled, batch, wrt, options, short[1]).required()
-
-    def gradient(k: int) -> Any:
-        return examined.quietly(steps=k)
-
-    def peak(k: int) -> int:
-        memory = PeakMemory()
-        examined.quietly(seen, k, memory)
-        return memory.peak
-
     device = examined.owned[0].device
     # Allocations in compiled kernels cannot be seen. They hold as much as Recompute does, and less while they run.
     seen = copy.copy(unrolled)
     seen.backward = _seen(unrolled.backward)
-    # Memory is counted before time is taken, because the first calls pay for what later ones find ready.
-    peaks = [peak(k) for k in short]
-    if seen.backward is not unrolled.backward:
-        gradient(short[0])
-    rounds = [[_seconds(lambda k=k: gradient(k), device) for k in short]]
-    if sum(rounds[0]) < _SHORT:
-        # The rounds are interleaved and the faster counts, because other processes can only add to a time.
-        rounds.append([_seconds(lambda k=k: gradient(k), device) for k in short])
-    times = [min(times) for times in zip(*rounds, strict=True)]
+
+    counted = [PeakMemory() for _ in short]
+    # The shorter comes first, because the first call pays for what later ones find ready.
+    times = [
+        _seconds(lambda k=k, memory=memory: examined.quietly(seen, k, memory, memory.mark), device)
+        for k, memory in zip(short, counted, strict=True)
+    ]
+    compiled = seen.backward != unrolled.backward
+    if compiled:
+        examined.quietly(steps=short[0])
+    if compiled or sum(m.seconds for m in counted) > _SHARE * sum(times):
+        times = [_seconds(lambda k=k: examined.quietly(steps=k), device) for k in short]
     a, b = short
-    size, per_step = peaks[1] - peaks[0], (times[1] - times[0]) / (b - a)
+    per_step = (times[1] - times[0]) / (b - a)
     if not 0 < per_step <= times[0] / a:
         # Other processes took longer than a step does. The time of a whole call is then divided among its steps.
         per_step = min(times[0] / a, times[1] / b)
+    # With K = 1 the one pullback holds less than those of other steps, so there the peaks tell nothing.
+    first, second = counted[1].marks[:2]
+    size = second - first if a == 1 else (counted[1].peak - counted[0].peak) / (b - a)
     return Prediction(
         steps=count,
-        # Below a, the extrapolated line must not fall below the share of K steps in the shortest call.
-        seconds=max(times[0] + (count - a) * per_step, times[0] * count / a if count < a else 0.0),
-        bytes=max(0, round(peaks[0] + (count - a) * size / (b - a))),
+        seconds=times[1] + (count - b) * per_step,
+        bytes=max(0, round(counted[1].peak + (count - b) * size)),
         seconds_per_step=per_step,
-        bytes_per_step=size / (b - a),
+        bytes_per_step=size,
         measured=short,
     )
 
@@ -135,8 +132,7 @@ def _short(backward: Any) -> tuple[int, int]:
     if isinstance(backward, Truncate):
         return backward.steps + 1, backward.steps + 2
     every = backward.every if isinstance(backward, Recompute) else 1
-    # K = 1 is too small: the first step needs no cotangent of its start, so its pullback holds less than the others.
-    return 2 * every, 3 * every if every > 1 else 3
+    return (1, 2) if every == 1 else (2 * every, 3 * every)
 
 
 def _seconds(function: Callable[[], Any], device: torch.device) -> float:

@@ -17,7 +17,7 @@ def verify(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, **options: Any)
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
     This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU makes real steps jump,
-    and up to 90·K where something is wrong or the derivative is tiny. Where float32 is too coarse, all of this is
+    and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too coarse, all of this is
     repeated in float64. Pass only a few samples. Side effects of your hooks, such as printing, occur as often.
 
     Args:
@@ -54,7 +54,7 @@ def verify(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, **options: Any)
     comparison = Comparison(Examined(unrolled, batch, wrt, options))
     found = comparison.outcome()
     examined = comparison.examined
-    if comparison.differ and may_be_double([*examined.owned, *examined.inputs.tensors]):
+    if (comparison.differ or comparison.doubtful) and may_be_double([*examined.owned, *examined.inputs.tensors]):
         return _sharper(comparison, found)
     return replace(found, problems=comparison.problems(found))
 

@@ -8,11 +8,11 @@ gradient would then be wrong without an error, and D's buffers would change.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch.utils.checkpoint as torch_checkpoint
-from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from .. import guards
 from ..live.settings import Setting
@@ -52,6 +52,7 @@ def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
 
     undo.later(put_back)
     _current.swap, _current.settings = swap, settings
+    _hooks_noticed.hold(undo)
     if all(hasattr(torch_checkpoint, name) for name in _PARTS):
         _watched.hold(undo)
     else:
@@ -145,4 +146,18 @@ def _own_modes() -> list[Any]:
     return [m for m in function_modes() if type(m).__module__.split(".")[0] == own]
 
 
+def _noticing(enter: Callable[..., None]) -> Callable[..., None]:
+    def entering(hooks: saved_tensors_hooks) -> None:
+        # Other hooks may keep the tensor object that they are given, and then it has to be the step's own.
+        if _current.swap is not None and not type(hooks).__module__.startswith(_KNOWN_HOOKS):
+            _current.swap.stand_in()
+        enter(hooks)
+
+    return entering
+
+
+_KNOWN_HOOKS = (torch_checkpoint.__name__, __name__.partition(".")[0] + ".")
+_hooks_noticed = Setting(
+    lambda: saved_tensors_hooks.__enter__, partial(setattr, saved_tensors_hooks, "__enter__"), _noticing
+)
 _watched = Setting(_parts, _put_parts, lambda parts: _watched_parts(*parts))

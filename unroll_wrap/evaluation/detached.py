@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..call.messages import is_users, line_of
-from ..torch_private import pytree
+from ..torch_private import FunctionMode, pytree
 
 _DETACH = {"detach", "detach_"}
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,7 +52,7 @@ class Detached:
         return value
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(FunctionMode):
     def __init__(self, modules: set[int], on: dict[int, Tensor], off: dict[int, Tensor]) -> None:
         super().__init__()
         self._modules = modules

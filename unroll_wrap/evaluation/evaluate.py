@@ -159,9 +159,15 @@ class Evaluator:
         )
         plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
         plain = plain and self.leaf is None and made == checkpoints_made()
-        # During the exchange, the unroll's tensor objects hold the live values. A graph that reaches one of them was
-        # computed with D as it was before the call.
-        lent = {id(leaf) for leaf in leaves} - {id(p) for p in own}
+        # A graph that reaches a tensor of the live values was computed with D as it was before the call.
+        lent = self.swap.lent(leaves)
+        if self.leaf is None and own is leaves and (past := [tuple(t.shape) for t in outside if id(t) in lent]):
+            raise RuntimeError(
+                f"{name} gives parameters of D, of shapes {past[:4]}, to code that torch does not see, such as an "
+                "extension in C++ or an autograd function's apply kept under another name. An unroll can do that, but "
+                "not while a profiler, hooks on saved tensors or weak references keep D's tensors: switch them off for "
+                "this call."
+            )
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
         # A captured graph is differentiated through a surrogate, which reaches the leaves outside it too.
         behind = distinct([*outside, *(t for t in behind if id(t) not in lent)]) if stale else []

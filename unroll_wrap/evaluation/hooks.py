@@ -16,6 +16,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
 
 from ..live.settings import Setting
+from ..torch_private import put_runs_in_backward, runs_in_backward
 
 # The code that makes handles for hooks on tensors and nodes. Hooks of modules and optimizers have handles of their own;
 # a backward hook of a module registers one on a node.
@@ -59,4 +60,16 @@ def _put(init: Callable[..., None]) -> None:
     RemovableHandle.__init__ = init
 
 
+def _of_leaves_too(runs: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def asked(node: Any) -> bool:
+        try:
+            return runs(node)
+        except RuntimeError:
+            # Torch has no answer for a leaf whose gradient autograd.grad returns. Its hooks run, as in backward().
+            return True
+
+    return asked
+
+
+leaves_observed = Setting(runs_in_backward, put_runs_in_backward, _of_leaves_too)
 hooks_noted = Setting(lambda: RemovableHandle.__init__, _put, _noting)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from ..torch_private import pytree
+from ..torch_private import FunctionMode, pytree
 
 _PIECEWISE = {
     "abs",
@@ -67,13 +67,18 @@ def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
 def piece_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Piece:
     """Return the piece that each element of the first argument is on, without writing to that argument."""
     # A checkpoint counts the tensors that are saved, and must not count these.
-    with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
+    with torch.enable_grad(), _Untouched():
         x = args[0].detach().requires_grad_()
         copy = x.clone()
         y = func(copy, *args[1:], **kwargs)
         (slope,) = torch.autograd.grad(y, x, torch.ones_like(y))
     offset = None if _name(func) in _THROUGH_ZERO else (y - slope * x).detach()
     return Piece(slope, offset, y is copy)
+
+
+class _Untouched(saved_tensors_hooks):
+    def __init__(self) -> None:
+        super().__init__(_as_it_is, _as_it_is)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -104,7 +109,7 @@ class Pieces:
             raise Diverged
 
 
-class _Noted(TorchFunctionMode):
+class _Noted(FunctionMode):
     def __init__(self, first: list[tuple[str, Piece]]) -> None:
         super().__init__()
         self._first = first
@@ -120,7 +125,7 @@ class _Noted(TorchFunctionMode):
         return nullcontext()
 
 
-class _Held(TorchFunctionMode):
+class _Held(FunctionMode):
     def __init__(self, first: list[tuple[str, Piece]], position: int = 0) -> None:
         super().__init__()
         self._first = first

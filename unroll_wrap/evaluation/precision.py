@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,13 +21,24 @@ def precision(tensors: Iterable[Tensor]) -> float:
 
 def length(tensors: Iterable[Tensor | None]) -> float:
     """Return ‖·‖₂ of all entries together; None counts as zero."""
+    return lengths(tensors)[0]
+
+
+def lengths(*several: Iterable[Tensor | None]) -> list[float]:
+    """Return ``length`` of each of several iterables, which waits for the device once."""
     # Not in float64, which Apple's GPUs do not have; and plain: a class of the user's may have methods of its own.
     norms = [
-        torch.linalg.vector_norm(t.detach().as_subclass(Tensor), dtype=torch.promote_types(t.dtype, torch.float32))
-        for t in tensors
-        if t is not None
+        [
+            torch.linalg.vector_norm(t.detach().as_subclass(Tensor), dtype=torch.promote_types(t.dtype, torch.float32))
+            for t in tensors
+            if t is not None
+        ]
+        for tensors in several
     ]
-    return math.hypot(*torch.stack([n.to(norms[0]) for n in norms]).tolist()) if norms else 0.0
+    every = [n for of_one in norms for n in of_one]
+    widest = max(every, key=lambda n: n.itemsize, default=None)
+    found = iter(() if widest is None else torch.stack([n.to(widest) for n in every]).tolist())
+    return [math.hypot(*islice(found, len(of_one))) for of_one in norms]
 
 
 @contextmanager

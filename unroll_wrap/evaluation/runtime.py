@@ -1,24 +1,25 @@
 """Prepare everything that a call needs besides D's tensors: torch's settings, compiled code, wrappers, checkpoints."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
 from ..live.undo import Undo
 from ..operators import norms_watched
-from ..torch_private import has_dynamo, is_optimized, parametrization_cache
+from ..torch_private import forward_level, has_dynamo, is_optimized, parametrization_cache, transforms_active
 from .checkpoints import rerun_in_place
-from .hooks import hooks_noted
+from .hooks import hooks_noted, leaves_observed
 from .swap import Swap
 
 logger = logging.getLogger("unroll_wrap")
 _noticed: WeakSet[Any] = WeakSet()
-_watched = together(hooks_noted, norms_watched)
+_watched = together(hooks_noted, leaves_observed, norms_watched)
 
 
 def prepare(
@@ -57,12 +58,30 @@ def prepare(
     return settings
 
 
-def refuse_inference_mode() -> None:
-    """Raise RuntimeError in inference mode, where nothing can be differentiated, even within ``enable_grad``."""
+def refuse_surroundings(given: Iterable[Tensor]) -> None:
+    """Raise if the call is in a context of torch in which its derivative cannot be taken.
+
+    Args:
+        given: the tensors of the batch.
+
+    Raises:
+        RuntimeError: inference mode is on, in which nothing can be differentiated, even within ``enable_grad``; or a
+            transform of ``torch.func``, or the forward mode of autograd, asks for the derivative.
+    """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "
             "that context, or use torch.no_grad(), which gives the value without graph."
+        )
+    if transforms_active():
+        raise RuntimeError(
+            "An unroll takes optimizer steps and differentiates them backwards, which cannot happen inside torch.func "
+            "(grad, vmap, jvp). Call the loss outside, and use backward() or torch.autograd.grad."
+        )
+    if forward_level() >= 0 and any(unpack_dual(t).tangent is not None for t in given):
+        raise RuntimeError(
+            "A tensor of the batch has a tangent, of torch.autograd.forward_ad, and an unrolled loss is differentiated "
+            "backwards alone. Pass the tensor without it, and use backward() or torch.autograd.grad."
         )
 
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from .stand_ins import kind_of, put_kind
+
 
 class Shielded(nn.Parameter):
     """A parameter while ``g_loss`` runs, which always requires grad.
@@ -38,12 +40,12 @@ def shielded(params: Sequence[Tensor]) -> Iterator[None]:
     """
     try:
         for p in params:
-            if type(p) is nn.Parameter:
-                p.__class__ = Shielded
+            if kind_of(p) is nn.Parameter:
+                put_kind(p, Shielded)
         yield
     finally:
         unshield(params)
-    off = [type(p).__name__ for p in params if not p.requires_grad]
+    off = [kind_of(p).__name__ for p in params if not p.requires_grad]
     if off:
         raise ValueError(
             f"g_loss switches requires_grad off for {len(off)} parameters of D, the first of them a {off[0]}: no "
@@ -54,5 +56,5 @@ def shielded(params: Sequence[Tensor]) -> Iterator[None]:
 def unshield(params: Sequence[Tensor]) -> None:
     """Make shielded parameters plain again, as often as you like."""
     for p in params:
-        if type(p) is Shielded:
-            p.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
+        if kind_of(p) is Shielded:
+            put_kind(p, nn.Parameter)

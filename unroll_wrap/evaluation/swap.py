@@ -3,21 +3,20 @@
 A loss reaches the discriminator in many ways: as an argument, through ``self.netD``, a loss object, a closure over one
 of its parameters. A parameter's class, its attributes and its identity may matter as well. So the user's own tensor
 objects stay where they are, and during an unroll they exchange their contents with the unroll's tensors, as
-``torch.utils.swap_tensors`` does. The exchange is undone whatever happens.
+``torch.utils.swap_tensors`` does; where torch refuses that, the unroll's tensors stand in for them. Either is undone
+whatever happens.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..live.looks import Looks
 from ..live.undo import Undo
-from ..torch_private import swap_tensors
+from .exchange import Exchange
 from .frozen import left_alone, put_back_written
 from .holders import Holders
 from .shield import shielded, unshield
@@ -44,6 +43,7 @@ class Swap:
         self._in_slots = self._entered = False
         self.holders = holders = Holders(modules, params)
         self._params, self._carried = holders.params, holders.carried
+        self._exchange = Exchange([*self._params, *self._carried])
         self._places, self._slots = holders.places, holders.slots
         self.frozen = [t for t in holders.carried if isinstance(t, nn.Parameter)]
         self._looks = Looks(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
@@ -52,6 +52,10 @@ class Swap:
         self._learned = False
         # Pairs that share memory, unlike their clones.
         self.shared: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def stand_in(self) -> None:
+        """Let the unroll's tensors stand in for the user's from now on, in this call."""
+        self._exchange.stand_in()
 
     def enter(self, undo: Undo) -> None:
         """Enter this context until ``undo`` leaves it."""
@@ -64,7 +68,7 @@ class Swap:
         return self
 
     def _note(self) -> None:
-        self._homes = [t._cdata for t in (*self._params, *self._carried)]
+        self._exchange.note()
         self._looks.note()
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
         self._handles = RemovableHandle.next_id
@@ -72,7 +76,7 @@ class Swap:
 
     def __exit__(self, *_: object) -> None:
         """Put everything back as it was, as often as you like."""
-        self._home()
+        self._exchange.home()
         self._after_exchange()
         unshield(self._params)
         self._looks.restore()
@@ -99,11 +103,7 @@ class Swap:
             self._looks.put(contents)
         clones = copies(buffers[i] for i in self._copied)
         self._inside, self._clones = params, clones
-        try:
-            self._exchange_all()
-        except RuntimeError:
-            self._home()
-            self._exchange_all()
+        self._put_inside()
         for container, key, i in self._places:
             if container.get(key) is not self._carried[i] and isinstance(container.get(key), Tensor):
                 container[key] = self._carried[i]
@@ -117,27 +117,15 @@ class Swap:
             if self._hooks or self._handles != RemovableHandle.next_id:
                 for p in self._params:
                     p._backward_hooks = None
-            try:
-                self._exchange_all()
-            except RuntimeError:
-                self._home()
+            self._exchange.out()
             self._inside = self._clones = ()
             self._after_exchange()
 
-    def _home(self) -> None:
-        """Take back every exchange made so far, also in the middle of making them."""
-        if torch.is_autocast_cache_enabled():
-            # Autocast's cache holds references to weights, which prevent an exchange.
-            torch.clear_autocast_cache()
-        lent = {t._cdata: t for t in (*self._inside, *self._clones, *(clone for _, clone in self._unwritten))}
-        for mine, home in zip((*self._params, *self._carried), self._homes, strict=True):
-            if mine._cdata != home:
-                swap_tensors(mine, lent[home])
-
-    def _exchange_all(self) -> None:
-        # ``deque`` and ``map`` run in C, so no interrupt comes between two exchanges.
-        deque(map(swap_tensors, self._params, self._inside), 0)
-        deque(map(swap_tensors, map(self._carried.__getitem__, self._copied), self._clones), 0)
+    def _put_inside(self) -> None:
+        if not (self._inside or self._clones):
+            return
+        copied = [self._carried[i] for i in self._copied]
+        self._exchange.put([*self._params, *copied], [*self._inside, *self._clones])
         for p, _ in self._hooks:
             p._backward_hooks = None
 
@@ -163,7 +151,13 @@ class Swap:
 
     def handles(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the objects that hold the contents of ``params``: the user's own, while ``params`` are in D."""
-        return self._params if params is self._inside else params
+        return self._params if params is self._inside and not self._exchange.stand_ins else params
+
+    def lent(self, params: Sequence[Tensor]) -> set[int]:
+        """Return the ids of the objects that hold the user's contents while ``params`` are in D."""
+        if params is not self._inside:
+            return set()
+        return set(map(id, self._params if self._exchange.stand_ins else params))
 
     @contextmanager
     def holding(self, params: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
@@ -180,10 +174,10 @@ class Swap:
         finally:
             if inside:
                 # Not out(), which assumes that the exchange was completed.
-                self._home()
+                self._exchange.home()
                 self._after_exchange()
                 self._inside, self._clones = before
-                self._exchange_all()
+                self._put_inside()
 
     def shielded(self) -> AbstractContextManager[None]:
         """Return a context in which the parameters require grad, whatever a loss asks of them."""
@@ -208,13 +202,19 @@ class Swap:
         return self.buffers(), self.contents()
 
     def _learn(self) -> None:
+        if stand_ins := self._exchange.stand_ins:
+            left_alone(self._carried, {i: stand_ins.contents[id(t)] for i, t in enumerate(self._carried)}, self.shared)
+            return
         pairs = dict(zip(self._copied, self._clones, strict=True))
         unwritten = left_alone(self._carried, pairs, self.shared)
-        for i in unwritten:
-            self._unwritten.append((self._carried[i], pairs[i]))
-            swap_tensors(self._carried[i], pairs[i])
+        self._unwritten = [(self._carried[i], pairs[i]) for i in unwritten]
+        self._exchange.give_back(self._unwritten)
         self._copied = [i for i in pairs if i not in unwritten]
         self._clones = [pairs[i] for i in self._copied]
+
+    def check_returned(self) -> None:
+        """Raise RuntimeError if the user's tensors hold their contents, but could not take them back."""
+        self._exchange.check_refused()
 
     def check_unwritten(self) -> None:
         """Raise ValueError if a later loss has written to frozen parameters, and restore these."""

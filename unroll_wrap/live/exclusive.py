@@ -27,7 +27,8 @@ def exclude_others(modules: Sequence[nn.Module], undo: Undo) -> None:
 
     undo.later(leave)
     with LOCK:
-        taken = next((m for m in modules if id(m) in _thread_of), None)
+        free = _thread_of.keys().isdisjoint(ids)
+        taken = None if free else next(m for m in modules if id(m) in _thread_of)
         thread = me[0] if taken is None else _thread_of[id(taken)][0]
         if taken is None:
             _thread_of.update(dict.fromkeys(ids, me))

@@ -2,13 +2,14 @@
 
 import operator
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .. import guards
-from ..torch_private import count_function_modes, leave_function_mode, set_grad_enabled
+from ..torch_private import function_modes, put_function_modes, set_grad_enabled
 
 Step = Callable[[], Any]
 
@@ -31,8 +32,10 @@ class Undo:
         """Return self."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any = None, error: BaseException | None = None, trace: Any = None) -> None:
         """Undo the changes that are left."""
+        if not isinstance(error, Exception):
+            _finish_contexts(error)
         while self._steps:
             self._steps[-1]()
             self._steps.pop()
@@ -45,15 +48,25 @@ class Undo:
         self._steps.append(step)
 
 
+def _finish_contexts(error: BaseException | None) -> None:
+    """Let contexts made of generators end now if an interrupt came as they were entered.
+
+    Nothing leaves such a context. Its generator would end when the error is forgotten, after all else has been undone:
+    torch has one that puts a mode of ``__torch_function__`` back.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 def keep_modes(undo: Undo) -> None:
     """Note this thread's grad mode, function modes and guards, which interrupted contexts may fail to restore."""
-    grad, modes, depth = torch.is_grad_enabled(), count_function_modes(), guards.depth()
+    grad, modes, depth = torch.is_grad_enabled(), function_modes(), guards.depth()
 
     def put_back() -> None:
         guards.back_to(depth)
         set_grad_enabled(grad)
-        while count_function_modes() > modes:
-            leave_function_mode()
+        put_function_modes(modes)
 
     undo.later(put_back)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from ..torch_private import FunctionMode
 from .adjoint import Adjoint, adjoint
 from .batch_norm import batch_norm
 from .convolution import conv2d, parameters_only
@@ -43,6 +43,6 @@ def twice_differentiable(modules: Sequence[nn.Module]) -> AbstractContextManager
     return _Replaced() if any(isinstance(m, _WITH_REPLACED) for m in modules) else nullcontext()
 
 
-class _Replaced(TorchFunctionMode):
+class _Replaced(FunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return REPLACED.get(func, func)(*args, **(kwargs or {}))

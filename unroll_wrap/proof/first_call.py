@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.call import Call
+from ..evaluation.exchange import can_exchange, is_observed
 from ..evaluation.precision import precision, rounded
 from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
@@ -18,7 +19,7 @@ from .real_rounds import real_steps
 logger = logging.getLogger("unroll_wrap")
 
 
-def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterable[Tensor], swap: Swap) -> list[str]:
+def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Sequence[Tensor], swap: Swap) -> list[str]:
     """Return in words what the package does not know about the user's objects; ``traced`` optimizers have no rule."""
     found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
     for p in params:
@@ -29,6 +30,11 @@ def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Iterabl
             found.append(f"a parameter of D has the attributes {names}")
         if p._backward_hooks:
             found.append("a parameter of D has gradient hooks")
+    if is_observed() or not can_exchange(params):
+        # What is stood in for has a class of the same name, and not the very class.
+        found.append(
+            "a profiler, hooks on saved tensors or weak references keep D's tensors, and others stand in for them"
+        )
     for module in modules:
         if module._backward_hooks or module._backward_pre_hooks:
             found.append(f"the {type(module).__name__} in D has backward hooks")

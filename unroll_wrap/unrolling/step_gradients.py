@@ -88,13 +88,14 @@ def _checked(
     grads = found
     if isinstance(grads, Joined):
         return grads
-    if all(g is None for g in grads):
+    present = [g for g in grads if g is not None]
+    if not present:
         raise ValueError(
             f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the module that "
             "the loss uses, and the optimizer that steps it; and let the loss call it itself, not return what was "
             "computed before."
         )
-    if any(g is not None and g.is_sparse for g in grads):
+    if any([g.is_sparse for g in present]):
         raise ValueError(
             f"{name} has a sparse gradient, of an nn.Embedding(sparse=True) as it seems, which cannot be "
             "differentiated again. Leave sparse=True out."
@@ -104,7 +105,7 @@ def _checked(
         if (g := grads[i]) is not None:
             changed = hook(g)
             grads[i] = g if changed is None else changed
-    if any(g is None for g in grads):
+    if len(present) < len(grads):
         for i in evaluate.zeroed if mine is None else mine.intersection(evaluate.zeroed):
             grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
     return grads

@@ -120,9 +120,9 @@ class Unroll:
             self._note(self.batch)
             return point, k, self.batch
         swap = self.evaluate.swap
-        self.evaluate.put([p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
+        self.evaluate.put(leaves := [p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
         batch = self.inner_batch(k)
-        if leads_to(tensors_in(batch), self.evaluate.owned):
+        if leads_to(tensors_in(batch), swap.handles(leaves)):
             raise ValueError(
                 f"The batch that resample gave for inner step {k} has a graph that leads to "
                 f"{self.names.short}'s parameters. Detach it there, or compute it inside {self.names.player_loss}."
