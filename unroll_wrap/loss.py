@@ -11,8 +11,8 @@ from .backward import Backward, Store
 from .call.average import Average, check_average
 from .call.batch import tensors_in
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
-from .call.discriminator import all_parameters, check_modules, given_modules, modules_of, named_parameters
-from .call.losses import check_losses, check_order
+from .call.discriminator import all_modules, all_parameters, check_modules, given_modules, modules_of, named_parameters
+from .call.losses import check_exchanged, check_losses, check_order
 from .call.messages import described
 from .call.names import Names
 from .call.optimizer import Steppers
@@ -124,11 +124,11 @@ class UnrolledLoss:
             count_of(steps)
         check_average(average)
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
-        modules = modules_of(player)
+        modules = all_modules(given_modules(player, self.names.player))
         params = all_parameters(modules)
         check_modules(modules)
         check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
-        self._steppers = Steppers(optimizer, params)
+        self._steppers = Steppers(optimizer, params, self.names.player)
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
@@ -183,7 +183,9 @@ class UnrolledLoss:
         """Return the losses of a call with these keyword arguments, in which None stands for the constructor's."""
         given = options.get(self.names.player_loss), options.get(self.names.loss)
         # Not `or`: a loss that is an empty nn.ModuleList is falsy.
-        return self.player_loss if given[0] is None else given[0], self.loss if given[1] is None else given[1]
+        found = self.player_loss if given[0] is None else given[0], self.loss if given[1] is None else given[1]
+        check_exchanged(**dict(zip((self.names.player_loss, self.names.loss), found, strict=True)))
+        return found
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a call that its losses receive."""

@@ -97,7 +97,8 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         proof.check(value, unroll.d_losses)
         known.proven.update(proof.doubts)
     if unroll.differentiate:
-        first_only = unrolled.stop_gradient or not call.steps
+        last = weights_of(unrolled.average, call.steps)[call.steps]
+        first_only = unrolled.stop_gradient or not (call.steps and last)
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), first_only, unrolled.names)
         detached = unroll.evaluate.detached if unroll.evaluate.second_order and unroll.sensitivity.second_term else None
         warn_of(detached.found if detached else (), fresh, unroll.outsized)
@@ -136,10 +137,12 @@ def _unroll(
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
     if not unrolled._watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
+        who = unrolled.names.short
+        more = " If it is fake, the generator was passed in the place of D." if unrolled.names.optional else ""
         raise ValueError(
-            "A tensor of the batch has a graph that leads to D's parameters alone, as D(real) computed before has: "
-            "D would get gradients, and the tensor is of D before its steps. Compute it in the losses, or detach it. "
-            "If the tensor is fake, the generator was passed in the place of D."
+            f"A tensor of the batch has a graph that leads to {who}'s parameters alone, as {who}(x) computed before "
+            f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
+            f"or detach it.{more}"
         )
     detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
     unrolled._watched |= differentiate
@@ -180,10 +183,11 @@ def _unroll(
         check_finite(
             unroll.d_losses,
             value,
-            {"batch": tensors_in(call.batch, call.kwargs), "discriminator": owned},
+            {"batch": tensors_in(call.batch, call.kwargs), unrolled.names.player.split()[-1]: owned},
             unroll.sensitivity.tensors(),
             lambda: sweep(unroll.afresh(), start, steps, weights, slow),
-            (unroll.name_of, unrolled.names.loss),
+            unroll.name_of,
+            unrolled.names,
         )
     check_options_kept()
     swap.check_unwritten()

@@ -1,10 +1,12 @@
 """``UnrolledSequence``: a loss after several players have moved, by a list of updates."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from .backward import Recompute, Store
+from .call.batch import distinct
 from .call.call import Loss
 from .call.discriminator import all_modules, all_parameters, given_modules
 from .call.losses import check_losses
@@ -53,7 +55,14 @@ class UnrolledSequence(UnrolledLoss):
         (torch.Size([2, 4]), None)
     """
 
-    names = Names("the players", "updates", "loss", "the asker", "Let them call it")
+    names = Names(
+        "a player",
+        "updates",
+        "loss",
+        "the asker",
+        "Let them call it while its parameters require grad",
+        short="a player",
+    )
 
     def __init__(self, updates: Any, loss: Loss, asker: Any, *, order: Order = "alternating", **options: Any) -> None:
         if order not in ORDERS:
@@ -71,7 +80,7 @@ class UnrolledSequence(UnrolledLoss):
         self.order: Order = order
         if order == "simultaneous" and len(players_of(self.updates)) < len(self.updates):
             raise ValueError('A player moves twice in one round, and order="simultaneous" takes one step of each.')
-        self.asker = all_modules(given_modules(asker))
+        self.asker = all_modules(given_modules(asker, "the asker"))
         players = [player for update in self.updates for player in given_modules(update.player)]
         optimizers = [one for update in self.updates for one in update.steppers.plain(update.optimizer)]
         super().__init__(
@@ -92,6 +101,18 @@ class UnrolledSequence(UnrolledLoss):
                     "The asker holds some parameters of a player, and not all. Pass one of the players of the updates, "
                     "or a module that shares no parameter with them."
                 )
+
+    def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
+        """Return the losses of a call, of which the last may be another one than the constructor's."""
+        if options.get("updates") is not None:
+            raise TypeError("A call got updates, which are fixed. Make another UnrolledSequence of them.")
+        updates, loss = super().losses(options)
+        return updates, loss if isinstance(loss, Of) else Of(self.loss.player, loss)
+
+    def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
+        """Return the modules and optimizers of all players, and the parameters that the updates move."""
+        modules, optimizers, _ = super().parts()
+        return modules, optimizers, distinct(p for update in self.updates for p in update.owned())
 
     def unroll(self, owned: list[Tensor], **fields: Any) -> Rounds:
         """Return the unroll of one call, before its first step."""

@@ -166,7 +166,7 @@ def slower(world):
 
 @fault(prepare=slower)
 def a_wrapper_is_ignored(monkeypatch):
-    monkeypatch.setattr(optimizer, "_unwrapped", lambda given: [getattr(given, "optimizer", given)])
+    monkeypatch.setattr(optimizer, "_unwrapped", lambda given, _: [getattr(given, "optimizer", given)])
 
 
 @fault(

@@ -640,7 +640,7 @@ def test_a_tensor_subclass_with_a_memory_of_its_own():
 
 
 def test_what_d_returned_before_the_call():
-    """A closure over D(real) is constant, as in the loop, and D has no gradient of it."""
+    """In g_loss a closure over D(real) is constant, and D has no gradient of it; a real step of D would follow it."""
     situation = Situation(lambda s, carrying: None)
     real, fake = fake_of(situation)
     before = situation.D(real)
@@ -650,8 +650,11 @@ def test_what_d_returned_before_the_call():
     def stale(D):
         return F.softplus(-before).mean() + F.softplus(D(fake)).mean()
 
-    loss = situation.unrolled()(d_loss=stale, g_loss=lambda D: F.softplus(-D(fake)).mean() + before.mean())
-    loss.backward()
+    with pytest.raises(ValueError, match="^d_loss at inner step 0 captures a tensor whose graph leads to"):
+        situation.unrolled()(d_loss=stale, g_loss=lambda D: F.softplus(-D(fake)).mean())
+    situation.unrolled()(
+        d_loss=lambda D: F.softplus(D(fake)).mean(), g_loss=lambda D: F.softplus(-D(fake)).mean() + before.mean()
+    ).backward()
     assert all(p.grad is None for p in situation.D.parameters())
     assert situation.G[0].weight.grad.norm() > 0
     # The control: a plain loss leaves some.

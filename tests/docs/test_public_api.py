@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 WARNING = "a category of warnings"
 API = {
     "Compiled": "",
-    "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread",
+    "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread "
+    "names",
     "Extrapolate": "factor",
     "FiniteDifference": "eps central",
     "FreshState": WARNING,

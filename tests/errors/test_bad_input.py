@@ -371,7 +371,7 @@ def test_a_whole_training_step_for_a_loss():
         world.optimizer.step()
         return loss.item()
 
-    refused(world, lambda: unrolled_of(world, steps=2)(*world.batch(), d_loss=train), "d_loss", "calls backward")
+    refused(world, lambda: unrolled_of(world, steps=2)(*world.batch(), d_loss=train), "A loss calls backward")
 
 
 @pytest.mark.parametrize("other", ["parameter", "buffer"])

@@ -57,7 +57,7 @@ CONSTRUCTOR = {
     ),
     "the optimizer forgotten": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.d_loss, w.g_loss),
-        ["called with D's parameters", "missing", r"UnrolledGeneratorLoss\(D, opt_D"],
+        ["called with the discriminator's parameters", "missing", r"\(D, opt_D"],
     ),
     "the class of a criterion": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, nn.BCEWithLogitsLoss),
@@ -69,7 +69,7 @@ CONSTRUCTOR = {
     ),
     "G's optimizer": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, torch.optim.Adam(w.generator.parameters())),
-        ["none of them is the discriminator's", "Pass the optimizer that steps this discriminator"],
+        ["none of them is the discriminator's", "Pass the optimizer that steps it"],
     ),
     "G as D": (
         lambda w: UnrolledGeneratorLoss(w.generator, w.optimizer),
@@ -229,7 +229,7 @@ CALL = {
     ),
     "a loss of another network": (
         lambda u, w, real, fake: u(real, fake, d_loss=lambda D, r, f: w.generator(torch.zeros(1, 2).double()).sum()),
-        ["d_loss", "Pass the discriminator that the loss uses|depends on no parameter"],
+        ["d_loss", "Pass the module that the loss uses|depends on no parameter"],
     ),
     "inference_mode": (lambda u, w, real, fake: inferred(u, real, fake), ["inference_mode", "no_grad"]),
     "K as text": (lambda u, w, real, fake: u(real, fake, steps="5"), ["steps is '5'", "whole number"]),

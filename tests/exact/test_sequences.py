@@ -243,7 +243,7 @@ BAD = {
     "shared": (ValueError, "Two players share a parameter of shape"),
     "no list": (TypeError, "updates is an instance of Discriminator"),
     "a pair": (TypeError, r"updates\[0\] is a tuple"),
-    "the other's optimizer": (ValueError, "none of them is the discriminator's"),
+    "the other's optimizer": (ValueError, "none of them is the player of updates.0.'s"),
     "no loss": (TypeError, r"updates\[0\].loss is 3"),
     "a part": (ValueError, "The asker holds some parameters of a player"),
     "Truncate": (TypeError, "A sequence is unrolled by"),

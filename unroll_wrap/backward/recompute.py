@@ -64,8 +64,8 @@ class _Segments(Tape):
         self._every = every
         self._segments: list[tuple[Point, list[_Recorded]]] = []
         self._replayed: list[Step] = []
-        # An entry for each replayed step: its number, d_loss, d_loss replayed, and whether they are the same.
-        self._again: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        # An entry for each replayed step: the name of its loss, that loss, replayed, and whether they are the same.
+        self._again: list[tuple[str, Tensor, Tensor, Tensor]] = []
 
     def step(self, point: Point, k: int) -> Point:
         if k < self.first:
@@ -97,7 +97,7 @@ class _Segments(Tape):
             # The first step of a segment starts from kept parameters. Later ones start from replayed parameters, which
             # were computed by other kernels, for a graph; these round differently, and Adam magnifies the difference.
             rounding = 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5
-            self._again.append((k, loss, again, same(again, loss, rounding)))
+            self._again.append((step.name, loss, again, same(again, loss, rounding)))
 
     def _check(self) -> None:
         """Raise if a replayed loss is not the same. This waits for the device once, and not once for each step.
@@ -106,10 +106,10 @@ class _Segments(Tape):
             RuntimeError: ``d_loss`` of a replayed step has another value than before.
         """
         alike = torch.stack([same.to(self._again[0][3].device) for *_, same in self._again]).tolist()
-        for (k, loss, again, _), yes in zip(self._again, alike, strict=True):
+        for (name, loss, again, _), yes in zip(self._again, alike, strict=True):
             if not yes:
                 raise RuntimeError(
-                    f"d_loss at inner step {k} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
+                    f"{name} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
                     "because it changes something that it depends on. Guard that with unroll_wrap.is_unrolling(), or "
                     "pass backward=Store()."
                 )

@@ -39,7 +39,8 @@ Average = bool | Extrapolate
 def weights_of(average: Average, steps: int) -> dict[int, float]:
     """Return the weight of the loss at each θ^k that counts, by k; the weights add up to 1."""
     if isinstance(average, Extrapolate):
-        return {0: 1 - average.factor, steps: average.factor} if steps else {0: 1.0}
+        weights = {0: 1 - average.factor, steps: average.factor} if steps else {0: 1.0}
+        return {k: w for k, w in weights.items() if w or k == steps}
     if average and steps:
         return dict.fromkeys(range(1, steps + 1), 1 / steps)
     return {steps: 1.0}

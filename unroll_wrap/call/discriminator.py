@@ -15,8 +15,8 @@ def modules_of(discriminator: Any) -> list[nn.Module]:
     return all_modules(given_modules(discriminator))
 
 
-def given_modules(discriminator: Any) -> list[nn.Module]:
-    """Return the modules that the user passed, without their submodules.
+def given_modules(discriminator: Any, who: str = "the discriminator") -> list[nn.Module]:
+    """Return the modules that the user passed, without their submodules; messages call them ``who``.
 
     Raises:
         TypeError: ``discriminator`` has no module, or something that is not a module.
@@ -26,8 +26,8 @@ def given_modules(discriminator: Any) -> list[nn.Module]:
     wrong = [m for m in found if not isinstance(m, nn.Module)]
     if wrong or not found:
         raise TypeError(
-            f"discriminator is {described(discriminator)}. Pass an instance of torch.nn.Module, or a list, tuple or "
-            "dict of them, and after it the optimizer: UnrolledGeneratorLoss(D, opt_D, ...)."
+            f"{who.removeprefix('the ')} is {described(discriminator)}. Pass an instance of torch.nn.Module, or a "
+            "list, tuple or dict of them, and after a player its optimizer, as in (D, opt_D, ...)."
         )
     return found
 

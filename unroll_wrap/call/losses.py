@@ -18,7 +18,6 @@ def both_or_minimax(d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Los
 
     Raises:
         TypeError: only one of them was passed, so that the two players would play different games.
-        ValueError: the functions are named ``g_loss`` and ``d_loss``, in this order.
     """
     if d_loss is None and g_loss is None:
         return minimax
@@ -28,12 +27,20 @@ def both_or_minimax(d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Los
             f"{given} was passed and {missing} was not. Pass both losses of your loop (d_loss=..., g_loss=...), or "
             "neither for minimax, which takes logits."
         )
-    if [getattr(loss, "__name__", "") for loss in (d_loss, g_loss)] == ["g_loss", "d_loss"]:
-        raise ValueError(
-            "d_loss is a function named g_loss, and g_loss one named d_loss. The order is UnrolledGeneratorLoss(D, "
-            "opt_D, d_loss, g_loss)."
-        )
     return d_loss, g_loss
+
+
+def check_exchanged(**losses: Any) -> None:
+    """Raise if two losses are functions with each other's names.
+
+    Raises:
+        ValueError: they are.
+    """
+    one, other = losses
+    if [getattr(loss, "__name__", "") for loss in losses.values()] == [other, one]:
+        raise ValueError(
+            f"{one} is a function named {other}, and {other} one named {one}. The order is (..., {one}, {other})."
+        )
 
 
 def check_losses(**losses: Any) -> None:

@@ -13,6 +13,7 @@ class Names(NamedTuple):
         asker: whoever minimises the loss that is returned.
         remedy: what to do if no loss depends on the latter.
         optional: whether the losses may be left out.
+        short: the player that moves, in short texts.
     """
 
     player: str = "the player"
@@ -21,7 +22,10 @@ class Names(NamedTuple):
     asker: str = "anything outside the player"
     remedy: str = "Let them call what is to be trained"
     optional: bool = False
+    short: str = "the player"
 
 
-GENERATOR = Names("the discriminator", "d_loss", "g_loss", "the generator", "Pass fake = G(z) with its graph", True)
-DISCRIMINATOR = Names("the generator", "g_loss", "d_loss", "the discriminator", "Let them call D")
+GENERATOR = Names(
+    "the discriminator", "d_loss", "g_loss", "the generator", "Pass fake = G(z) with its graph", True, "D"
+)
+DISCRIMINATOR = Names("the generator", "g_loss", "d_loss", "the discriminator", "Let them call D", short="G")

@@ -19,22 +19,24 @@ class Steppers:
 
     Args:
         optimizer: what the user passed.
-        params: all parameters of the discriminator. Those that do not require grad now, while others do, count as
+        params: all parameters of the player that moves. Those that do not require grad now, while others do, count as
             frozen until they are found to require grad or to have state.
+        who: what messages call the player.
 
     Raises:
         TypeError: ``optimizer`` is no optimizer and contains none.
         ValueError: ``optimizer`` is a function that builds one, and no parameter requires grad.
     """
 
-    def __init__(self, optimizer: Any, params: Sequence[Tensor]) -> None:
+    def __init__(self, optimizer: Any, params: Sequence[Tensor], who: str = "the discriminator") -> None:
+        self._who = who
         trained = [p for p in params if p.requires_grad]
         self.frozen = [p for p in params if not p.requires_grad] if trained else []
-        self._built = None if _is_live(optimizer) else _from_spec(optimizer, trained)
+        self._built = None if _is_live(optimizer) else _from_spec(optimizer, trained, who)
 
     def plain(self, optimizer: Any) -> list[Any]:
         """Return the plain optimizers that ``optimizer`` contains now."""
-        return _unwrapped(optimizer) if self._built is None else self._built
+        return _unwrapped(optimizer, self._who) if self._built is None else self._built
 
     def owned(self, modules: Sequence[nn.Module], optimizers: Sequence[Any]) -> list[Tensor]:
         """Return the parameters that the optimizers move, in D's order.
@@ -53,12 +55,12 @@ class Steppers:
         foreign = [] if held <= mine.keys() else [tuple(p.shape) for p in listed if id(p) not in mine]
         if foreign and len(foreign) == len(held):
             raise ValueError(
-                f"The optimizer ({_names(optimizers)}) owns {len(held)} parameters, and none of them is the "
-                "discriminator's. Pass the optimizer that steps this discriminator."
+                f"The optimizer ({_names(optimizers)}) owns {len(held)} parameters, and none of them is "
+                f"{self._who}'s. Pass the optimizer that steps it."
             )
         if foreign:
             raise ValueError(
-                f"The optimizer ({_names(optimizers)}) also moves {len(foreign)} parameters outside the discriminator, "
+                f"The optimizer ({_names(optimizers)}) also moves {len(foreign)} parameters outside {self._who}, "
                 f"of shapes {foreign[:4]}. Pass every module that it steps: [D, other]."
             )
         frozen: set[int] = set()
@@ -71,7 +73,7 @@ class Steppers:
         owned: list[Tensor] = [p for i, p in mine.items() if i in held and i not in frozen]
         if not owned:
             raise ValueError(
-                f"The optimizer ({_names(optimizers)}) moves none of the discriminator's parameters: it owns "
+                f"The optimizer ({_names(optimizers)}) moves none of {self._who}'s parameters: it owns "
                 f"{len(held)}, of which {len(frozen & held)} have never required grad. Pass the optimizer that trains "
                 "it."
             )
@@ -100,7 +102,7 @@ def _is_live(optimizer: Any) -> bool:
     return hasattr(optimizer, "step") and not isinstance(optimizer, type)
 
 
-def _unwrapped(optimizer: Any) -> list[Any]:
+def _unwrapped(optimizer: Any, who: str) -> list[Any]:
     """Return the optimizers inside the wrappers of known libraries; keep anything else that has its own ``step``."""
     found = []
     for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
@@ -109,8 +111,8 @@ def _unwrapped(optimizer: Any) -> list[Any]:
             inner = inner.optimizer
         if not _steps_itself(inner):
             raise TypeError(
-                f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps the discriminator, a "
-                "list of them, or a callable params -> Optimizer."
+                f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps {who}, a list of "
+                "them, or a callable params -> Optimizer."
             )
         found.append(inner)
     return found
@@ -122,25 +124,25 @@ def _steps_itself(optimizer: Any) -> bool:
     return own and not isinstance(optimizer, type)
 
 
-def _from_spec(spec: Any, params: Sequence[Tensor]) -> list[Any]:
+def _from_spec(spec: Any, params: Sequence[Tensor], who: str) -> list[Any]:
     if isinstance(spec, type):
         raise TypeError(
-            f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps the discriminator, or, for "
+            f"optimizer is {described(spec)}. Pass the torch.optim.Optimizer that steps {who}, or, for "
             f"fresh state in every call, functools.partial({spec.__name__}, lr=1e-4), say."
         )
     if not callable(spec):
-        return _unwrapped(spec)
+        return _unwrapped(spec, who)
     if not params:
         raise ValueError(
-            "An optimizer given as a callable steps the parameters that require grad, and none of the discriminator's "
-            "does. Build UnrolledGeneratorLoss while D is trainable, or pass the live optimizer."
+            f"An optimizer given as a callable steps the parameters that require grad, and none of {who}'s does. Build "
+            "the loss while they are trainable, or pass the live optimizer."
         )
     try:
-        return _unwrapped(spec(params))
+        return _unwrapped(spec(params), who)
     except TypeError as error:
         raise TypeError(
-            f"optimizer is {described(spec)}, which was called with D's parameters, as a callable params -> Optimizer "
-            f"is, and failed: {error}. To pass the optimizer that you have: UnrolledGeneratorLoss(D, opt_D, ...)."
+            f"optimizer is {described(spec)}, which was called with {who}'s parameters, as a callable params -> "
+            f"Optimizer is, and failed: {error}. To pass the optimizer that you have: (D, opt_D, ...)."
         ) from error
 
 
@@ -161,6 +163,6 @@ def refuse_steps(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> Non
 def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     if is_unrolling():
         raise ValueError(
-            f"A loss (d_loss or g_loss) calls backward() and step() of the {type(optimizer).__name__} itself. Return "
+            f"A loss calls backward() and step() of the {type(optimizer).__name__} itself. Return "
             "the sum of all terms instead: the unroll takes the steps."
         )

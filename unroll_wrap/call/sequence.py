@@ -51,6 +51,11 @@ class Updated(NamedTuple):
     modules: list[nn.Module]
     steppers: Steppers
 
+    @property
+    def frozen(self) -> list[Tensor]:
+        """The parameters that have not required grad since the sequence was built, while others did."""
+        return self.steppers.frozen
+
     def owned(self) -> list[Tensor]:
         """Return the parameters that this update moves, as they are now."""
         return self.steppers.owned(self.modules, self.steppers.plain(self.optimizer))
@@ -79,13 +84,14 @@ def _update_of(i: int, one: Any) -> Updated:
         )
     player, optimizer, loss = one
     check_losses(**{f"updates[{i}].loss": loss})
-    modules = all_modules(given_modules(player))
+    modules = all_modules(given_modules(player, f"updates[{i}].player"))
     if optimizer is None or (callable(optimizer) and not hasattr(optimizer, "step")):
         raise TypeError(
             f"updates[{i}] has {described(optimizer)} for an optimizer. Every player of a sequence needs the live "
             "optimizer that steps it."
         )
-    found = Updated(player, optimizer, Of(player, loss), modules, Steppers(optimizer, all_parameters(modules)))
+    steppers = Steppers(optimizer, all_parameters(modules), f"the player of updates[{i}]")
+    found = Updated(player, optimizer, Of(player, loss), modules, steppers)
     found.owned()
     return found
 
@@ -112,6 +118,13 @@ class Together:
     def __call__(self, *_: Any, **__: Any) -> Tensor:
         """Raise, because each loss is called alone."""
         raise TypeError("The losses of a sequence are called one by one.")
+
+
+def parts_of(loss: Any) -> list[Any]:
+    """Return the user's own losses, and the players that they receive, of which a loss of a sequence consists."""
+    if isinstance(loss, Together):
+        return [part for one in loss.losses for part in parts_of(one)]
+    return [loss.loss, loss.player] if isinstance(loss, Of) else [loss]
 
 
 def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.Module]]:

@@ -83,7 +83,8 @@ def _measured(examined: Examined) -> Diagnosis:
     try:
         *_, first = gradient(first_alone)
     except ValueError:
-        # The first term is 0 if only g_loss does not depend on the generator. Otherwise the whole call below fails too.
+        # The first term is 0 if only the returned loss does not depend on whoever minimises it. Otherwise the whole
+        # call below fails too.
         first = torch.zeros_like(plain)
     began = time.perf_counter()
     value, d_losses, total = gradient()
@@ -102,7 +103,9 @@ def _measured(examined: Examined) -> Diagnosis:
         ratio=float(total.norm() / plain.norm()) if plain.norm() else float("inf") if total.norm() else 1.0,
         seconds=seconds,
         peak_bytes=0,
-        growths=[along[-1] - along[0]],
+        # The losses of several players pull in opposite directions, so none of them has to fall.
+        growths=[float("nan") if len(along) > examined.steps else along[-1] - along[0]],
+        names=examined.unrolled.names,
     )
 
 

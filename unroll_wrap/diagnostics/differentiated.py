@@ -146,5 +146,7 @@ def _referenced(value: Any) -> Iterator[Any]:
                 yield cell.cell_contents
         yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
         yield from value.__defaults__ or ()
+    elif isinstance(value, (list, tuple, dict)):
+        yield from (m for m in (value.values() if isinstance(value, dict) else value) if isinstance(m, nn.Module))
     else:
         yield from getattr(value, "__dict__", {}).values()

@@ -156,7 +156,10 @@ def together(tried: dict[float, Slope]) -> Slope:
 
 
 def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
-    """Return the direction of the gradient and that of a random half of it, whose slopes are well above rounding."""
+    """Return the direction of the gradient and that of a random half of it, whose slopes are well above rounding.
+
+    The second also moves the tensors that get no gradient at all, by a length of 1: that may be what is wrong.
+    """
     generators = [torch.Generator().manual_seed(0) for _ in gradient]
     half = [
         torch.rand(g.shape, generator=one, dtype=torch.float32).to(g.device) < 0.5
@@ -164,7 +167,13 @@ def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
     ]
     candidates = [gradient, [g * h for g, h in zip(gradient, half, strict=True)]]
     lengths = [length(d) for d in candidates]
-    return [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]
+    ways = [[t / n for t in d] for d, n in zip(candidates, lengths, strict=True) if n > 0]
+    if ways and (without := [i for i, g in enumerate(gradient) if not g.any()]):
+        ways = [ways[0], list(ways[-1])]
+        size = sum(gradient[i].numel() for i in without) ** 0.5
+        for i in without:
+            ways[1][i] = (half[i].to(gradient[i]) * 2 - 1) / size
+    return ways
 
 
 def along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:

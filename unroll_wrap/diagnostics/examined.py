@@ -12,6 +12,7 @@ from torch import Tensor
 from ..call.categories import UnrollWarning
 from ..call.losses import check_order
 from ..call.messages import described
+from ..call.sequence import parts_of
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
 from ..loss import UnrolledLoss
@@ -62,7 +63,8 @@ class Examined:
         drawn = [batches(k) for k in range(self.steps)] if batches else []
         self.given = batch, wrt, {**options, "resample": drawn or None}
         _, _, self.owned = unrolled.parts()
-        self.inputs = Inputs(wrt, (self.d_loss, self.g_loss), batch, kwargs, drawn, unrolled.others())
+        losses = [*parts_of(self.d_loss), *parts_of(self.g_loss)]
+        self.inputs = Inputs(wrt, losses, batch, kwargs, drawn, unrolled.others())
         self.state = EveryState([*self.inputs.tensors, *self.owned], self.inputs.captured)
 
     def required(self) -> "Examined":

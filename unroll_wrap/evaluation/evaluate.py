@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import Arguments, cut
+from ..call.batch import Arguments, cut, distinct
 from ..call.call import Call
 from ..call.logits import check_logits
 from ..live.settings import Setting
@@ -19,7 +19,7 @@ from ..operators import twice_differentiable
 from .autocast import Autocast
 from .checkpoints import checkpoints_made
 from .detached import Detached
-from .graph import edge, now, reach
+from .graph import captures, edge, now, reach
 from .hooks import gradient_hooks, noted
 from .loss_errors import explained, misfit, misplaced, one_element
 from .swap import Swap
@@ -39,7 +39,8 @@ class Evaluation(NamedTuple):
         fragile: the nodes that have to be repaired before the graph is differentiated twice.
         hooks: the handles of the hooks that the loss has registered on its graph.
         stale: whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
-        behind: the other leaves of the captured graph, if it is stale.
+        alone: whether a graph is captured that leads to parameters that move and to nothing else.
+        behind: all other leaves that the loss reaches, if the captured graph is stale.
         nodes: the nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
     """
 
@@ -53,6 +54,7 @@ class Evaluation(NamedTuple):
     fragile: list[Any]
     hooks: list[Any]
     stale: bool = False
+    alone: bool = False
     behind: Sequence[Tensor] = ()
     nodes: tuple[list[Any], list[Any]] | None = None
 
@@ -167,11 +169,14 @@ class Evaluator:
                 "this call."
             )
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
-        behind = [t for t in behind if id(t) not in lent] if stale else []
-        # A captured graph is differentiated through a surrogate, which reaches these leaves too.
+        # A captured graph is differentiated through a surrogate, which reaches the leaves outside it too.
+        behind = distinct([*outside, *(t for t in behind if id(t) not in lent)]) if stale else []
         outside = [] if captured else outside
+        alone = stale and captures(value, self._start, lent)
         known = (nodes, ends) if plain else None
-        return Evaluation(name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, behind, known)
+        return Evaluation(
+            name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, alone, behind, known
+        )
 
     def edge(self, evaluation: Evaluation) -> list[Any]:
         """Return the nodes of a loss's graph that lead to a captured one; none in float16, where gradients overflow."""

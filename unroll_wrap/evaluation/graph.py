@@ -53,6 +53,10 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
         own: the ids of leaves to leave out.
         since: a mark from ``now``.
     """
+    return _reach(loss.grad_fn, own, since)
+
+
+def _reach(root: Any, own: set[int], since: int) -> Reach:
     leaves: dict[int, Tensor] = {}
     behind: dict[int, Tensor] = {}
     once: list[str] = []
@@ -61,7 +65,7 @@ def reach(loss: Tensor, own: set[int], since: int) -> Reach:
     ends: dict[Any, None] = {}
     nodes: list[tuple[int, Node, Any]] = []
     seen: set[Node | None] = {None}
-    stack: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
+    stack: list[tuple[Any, bool]] = [(root, False)]
     while stack:
         node, early = stack.pop()
         kind = type(node)
@@ -107,6 +111,16 @@ def _leaves_of(tensors: Iterable[Tensor]) -> Iterator[set[int]]:
     yield from ({id(leaf) for leaf in reach(t, set(), 0).leaves} for t in tensors if t.grad_fn is not None)
 
 
+def captures(loss: Tensor, since: int, own: set[int]) -> bool:
+    """Return whether ``loss`` reaches a graph made before the mark that ends at leaves with ids in ``own`` alone."""
+    early = [n for node in edge(loss, since) for n, _ in node.next_functions if _is_early(n, since)]
+    return any(leaves and leaves <= own for leaves in ({id(t) for t in _reach(n, set(), 0).leaves} for n in early))
+
+
+def _is_early(node: Any, since: int) -> bool:
+    return node is not None and type(node) is not _LEAF and node._sequence_nr() < since
+
+
 def edge(loss: Tensor, since: int) -> list[Node]:
     """Return the nodes of ``loss``'s own graph that lead directly to a node made before the mark."""
     found: list[Node] = []
@@ -118,7 +132,7 @@ def edge(loss: Tensor, since: int) -> list[Node]:
             continue
         seen.add(node)
         following = [next_node for next_node, _ in node.next_functions if next_node is not None]
-        if any(type(n) is not _LEAF and n._sequence_nr() < since for n in following):
+        if any(_is_early(n, since) for n in following):
             found.append(node)
         stack += following
     return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
+from ..call.sequence import Of
 from ..torch_private import is_criterion
 
 _OF_ARGUMENTS = (TypeError, AttributeError)
@@ -26,7 +27,7 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
     if told := _unusable(name, list(owned), error):
         return told
     return ValueError(
-        f"{name} failed, and its batch is on {_places(given)}, in this order, while the discriminator is on "
+        f"{name} failed, and its batch is on {_places(given)}, in this order, while the parameters are on "
         f"{_places(own)}. Move the batch with .to(device, dtype). The loss said: {error}"
     )
 
@@ -53,6 +54,8 @@ def misfit(
     error: TypeError | AttributeError,
 ) -> TypeError | None:
     """Return a clearer error if the loss does not take the arguments of the call, or else None."""
+    if isinstance(loss, Of):
+        loss, given = loss.loss, (loss.player, *given[1:])
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
     except ValueError:  # Some builtins have no signature.

@@ -165,9 +165,9 @@ def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Se
         )
         if not still:
             raise ValueError(
-                f"d_loss does not reach a parameter of shape {tuple(block.shapes[0])}, whose .grad is kept from step "
-                "to step, by zero_grad(set_to_none=False) as it seems: momentum and decay then move it all the same. "
-                "Call zero_grad() as the loop does before this call, so that it can be seen."
+                f"A loss of a step does not reach a parameter of shape {tuple(block.shapes[0])}, whose .grad is kept "
+                "from step to step, by zero_grad(set_to_none=False) as it seems: momentum and decay then move it all "
+                "the same. Call zero_grad() as the loop does before this call, so that it can be seen."
             )
 
 

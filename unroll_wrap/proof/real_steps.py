@@ -69,7 +69,7 @@ class RealSteps:
             shifted: makes a context that moves the tensors to differentiate with respect to.
             around: maps the name of a loss to a context for one evaluation.
         """
-        self.values, total = [], 0.0
+        self.values, total, own = [], 0.0, self._unrolled.names.player_loss
         weights = self.weights(len(self._inner))
         # What a checkpoint runs again has to run in the context of its loss too.
         again = nullcontext() if around is nullcontext else in_place(Swap(self._modules, []))
@@ -87,7 +87,7 @@ class RealSteps:
                 for p, zero in zip(moved.values(), zeros, strict=True):
                     p.grad = torch.zeros_like(p) if zero else None
                 with nullcontext() if k < self._constant else shifted():
-                    loss = self._evaluate(f"d_loss at inner step {k}", self._d_loss, batch, around("d_loss"))
+                    loss = self._evaluate(f"{own} at inner step {k}", self._d_loss, batch, around(own))
                     loss.backward(inputs=[p for p in moved.values() if p.requires_grad])
                     self._step(steppers, moved)
                 if k + 1 in weights:
@@ -98,21 +98,25 @@ class RealSteps:
         """Return the weight of ``g_loss`` after each number of steps, as the user's option asks for it."""
         factor = getattr(self._unrolled.average, "factor", None)
         if factor is not None:
-            return {0: 1 - factor, steps: factor} if steps else {0: 1.0}
+            weights = {0: 1 - factor, steps: factor} if steps else {0: 1.0}
+            return {k: w for k, w in weights.items() if w or k == steps}
         if self._unrolled.average and steps:
             return {k: 1 / steps for k in range(1, steps + 1)}
         return {steps: 1.0}
 
     def _g(self, shifted: Any, around: Any) -> float:
         # For the mean, g_loss runs between the steps. What it leaves in D must not reach the next step.
+        name = self._unrolled.names.loss
         aside = Snapshot(self._modules) if self._unrolled.average else nullcontext()
         with aside, shifted():
-            return self._evaluate("g_loss", self._g_loss, self._batch, around("g_loss")).item()
+            return self._evaluate(name, self._g_loss, self._batch, around(name)).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
         batch, kwargs = _without_the_generator(batch, self._kwargs)
         # Gradients are on even for g_loss, because a loss may differentiate inside.
         given = (self._unrolled.player, *batch)
+        # Autocast keeps copies of weights, and does not see that a step has changed them.
+        torch.clear_autocast_cache()
         with explained(name, loss, given, kwargs), torch.enable_grad(), around:
             value = loss(*given, **kwargs)
         self.values.append((name, value.item()))

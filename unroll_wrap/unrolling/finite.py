@@ -7,6 +7,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from ..call.names import GENERATOR, Names
+
 
 def check_finite(
     d_losses: list[Tensor],
@@ -14,7 +16,8 @@ def check_finite(
     given: dict[str, list[Tensor]],
     gradient: Sequence[Tensor] = (),
     again: Callable[[], object] | None = None,
-    names: tuple[Callable[[int], str], str] = (lambda k: f"d_loss at inner step {k}", "g_loss"),
+    name_of: Callable[[int], str] = lambda k: f"d_loss at inner step {k}",
+    names: Names = GENERATOR,
 ) -> None:
     """Raise unless the losses and the gradient are finite.
 
@@ -24,7 +27,8 @@ def check_finite(
         given: the tensors that the call was given, which may be the cause, by their origin.
         gradient: the gradient of the result.
         again: repeats the call, to find the operator whose gradient is NaN.
-        names: the name of the k-th of ``d_losses``, and that of ``g_loss``.
+        name_of: returns the name of the k-th of ``d_losses``.
+        names: what messages call the player that moves, and the losses.
 
     Raises:
         ValueError: a loss or the gradient is not finite.
@@ -52,7 +56,7 @@ def check_finite(
                 "Eq. 12."
             )
         return
-    name = f"{names[1]} after the inner steps" if wrong[0] == len(d_losses) else names[0](wrong[0])
+    name = f"{names.loss} after the inner steps" if wrong[0] == len(d_losses) else name_of(wrong[0])
     for place, tensors in given.items():
         for t in tensors:
             if t.is_floating_point() and not (t.numel() and t.isfinite().all()):
@@ -61,15 +65,15 @@ def check_finite(
                     f"{tuple(t.shape)} that is empty or not finite. Look where it comes from"
                     + (": a generator, which has diverged." if t.grad_fn is not None else ".")
                 )
-    if any(p.dtype is torch.float16 for p in given["discriminator"]):
+    if any(p.dtype is torch.float16 for p in given[names.player.split()[-1]]):
         raise ValueError(
-            f"{name} is {values[wrong[0]]}, and the discriminator's parameters are in float16, which has no number "
-            "above 65,504, and for which the eps of Adam, 1e-8, is 0. Keep D and its optimizer in float32 (D.float()), "
-            "and run the losses under torch.autocast."
+            f"{name} is {values[wrong[0]]}, and {names.player}'s parameters are in float16, which has no number "
+            "above 65,504, and for which the eps of Adam, 1e-8, is 0. Keep them and their optimizer in float32 "
+            "(.float()), and run the losses under torch.autocast."
         )
     raise ValueError(
-        f"{name} is {values[wrong[0]]}; d_loss along the steps: {values[:-1]}. Lower the discriminator's learning rate "
-        "or steps, or look for the operation that overflows."
+        f"{name} is {values[wrong[0]]}; {names.player_loss} along the steps: {values[:-1]}. Lower {names.player}'s "
+        "learning rate or steps, or look for the operation that overflows."
     )
 
 

@@ -30,7 +30,8 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
     Raises:
         ValueError: the result depends on no generator.
     """
-    if not (found.first_term or found.second_term):
+    reached = found.surrogates or any(t.requires_grad for t, _ in found.pairs())
+    if not (reached and (found.first_term or found.second_term)):
         batch = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in given)
         raise ValueError(
             f"Neither loss depends on {names.asker}: the batch is [{batch}]. {names.remedy}, without "

@@ -14,7 +14,7 @@ from ..optimizers.update import Update
 from .one_process import Grads
 from .pull import pull
 from .step import Point
-from .step_gradients import gradients
+from .step_gradients import gradients, refuse_stale
 from .unroll import Unroll
 
 
@@ -32,6 +32,11 @@ class Round(NamedTuple):
     parts: list[Part]
     update: Update
     averages: None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call the losses of this step."""
+        return " + ".join(part.evaluation.name for part in self.parts)
 
     @property
     def loss(self) -> Tensor:
@@ -96,6 +101,8 @@ class Rounds(Unroll):
     ) -> Part:
         params, name = point.params(), self.name_of(k)
         evaluation = self.evaluate(name, move.loss, params, point.buffers, batch, True, point.contents)
+        # The derivative by the start of the asker would lack what passes by that tensor.
+        refuse_stale(evaluation, evaluation.stale and self.through_start)
         if first:
             self.d_losses.append(evaluation.loss.detach())
             self._check_frozen(evaluation, move.mine)

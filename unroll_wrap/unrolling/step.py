@@ -49,6 +49,11 @@ class Step(NamedTuple):
     adjoint: Adjoint | None = None
 
     @property
+    def name(self) -> str:
+        """What messages call the loss of this step."""
+        return self.evaluation.name
+
+    @property
     def loss(self) -> Tensor:
         """The value of ``d_loss``, without graph."""
         return self.evaluation.loss.detach()

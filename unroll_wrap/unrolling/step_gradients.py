@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.evaluate import Evaluation, Evaluator
-from ..evaluation.gradients import causes, differentiate
+from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
 from ..operators import Adjoint, parameters_only, repair
 from ..optimizers.block import Joined
 from .one_process import Grads
@@ -34,8 +34,12 @@ def gradients(
 
     Raises:
         ValueError: the optimizer could not step by these gradients.
+        RuntimeError: they have to be differentiated, and the loss has no second derivative.
     """
     name, loss = evaluation.name, evaluation.loss
+    refuse_stale(evaluation, evaluation.alone)
+    if options.get("create_graph") and evaluation.once:
+        raise RuntimeError(f"Differentiating {name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}.")
     params = evaluate.swap.handles(evaluation.params)
     if not loss.requires_grad:
         raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
@@ -59,6 +63,20 @@ def gradients(
     return _checked(evaluate, name, params, grads, mine), found[len(moving) :]
 
 
+def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
+    """Raise if it is ``wrong`` that a loss captures what a player that moves has computed before the call.
+
+    Raises:
+        ValueError: it is.
+    """
+    if wrong:
+        raise ValueError(
+            f"{evaluation.name} captures a tensor whose graph leads to parameters that the steps move, as D(real) "
+            "computed before the call has: it is of these parameters before their steps. Compute it in the loss, or "
+            "detach it."
+        )
+
+
 def _checked(
     evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads, mine: frozenset[int] | None = None
 ) -> Grads:
@@ -73,9 +91,9 @@ def _checked(
     present = [g for g in grads if g is not None]
     if not present:
         raise ValueError(
-            f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the discriminator "
-            "that the loss uses, and the optimizer that steps it; and let the loss call D itself, not return what "
-            "was computed before."
+            f"{name} reaches none of the {len(grads)} parameters that the optimizer moves. Pass the module that "
+            "the loss uses, and the optimizer that steps it; and let the loss call it itself, not return what was "
+            "computed before."
         )
     if any([g.is_sparse for g in present]):
         raise ValueError(

@@ -19,7 +19,7 @@ from ..call.batch import tensors_in
 from ..call.logits import check_logits
 from ..call.names import GENERATOR, Names
 from ..evaluation.evaluate import Evaluation, Evaluator
-from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
+from ..evaluation.gradients import causes, differentiate
 from ..evaluation.graph import leads_to
 from ..live.random_state import undisturbed
 from ..operators import Adjoint, adjoint
@@ -30,7 +30,7 @@ from .one_process import Grads, OneProcess
 from .pull import pull
 from .sensitivity import Sensitivity
 from .step import Point, Step
-from .step_gradients import gradients
+from .step_gradients import gradients, refuse_stale
 
 
 @dataclass
@@ -86,16 +86,9 @@ class Unroll:
             batch: the arguments of ``d_loss`` after D.
             differentiable: whether there will be a pullback.
             averages: if the step is replayed, the average gradients of several ranks that it used.
-
-        Raises:
-            RuntimeError: the loss has no second derivative.
         """
         # If there is no pullback, the leaves of the graph matter only for a check in the first step.
         evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
-        if differentiable and evaluation.once:
-            raise RuntimeError(
-                f"Differentiating {evaluation.name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}."
-            )
         by = None
         if differentiable and evaluation.nodes is not None:
             by = adjoint(
@@ -131,8 +124,8 @@ class Unroll:
         batch = self.inner_batch(k)
         if leads_to(tensors_in(batch), swap.handles(leaves)):
             raise ValueError(
-                f"The batch that resample gave for inner step {k} has a graph that leads to D's parameters. Detach "
-                "what D returns there, or compute it inside d_loss."
+                f"The batch that resample gave for inner step {k} has a graph that leads to "
+                f"{self.names.short}'s parameters. Detach it there, or compute it inside {self.names.player_loss}."
             )
         self._note(batch)
         return point._replace(buffers=swap.buffers(), contents=swap.contents()), k, batch
@@ -221,6 +214,7 @@ class Unroll:
             evaluation = self.evaluate(
                 self.names.loss, self.g_loss, point.params(), point.buffers, self.batch, contents=point.contents
             )
+        refuse_stale(evaluation, evaluation.stale and self.through_start)
         value = evaluation.loss * weight if weight != 1 else evaluation.loss
         cotangent = zero_cotangent(point.blocks)
         if not (self.differentiate and value.requires_grad):
