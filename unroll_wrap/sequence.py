@@ -1,7 +1,7 @@
 """``UnrolledSequence``: a loss after several players have moved, by a list of updates."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -107,7 +107,7 @@ class UnrolledSequence(UnrolledLoss):
         if options.get("updates") is not None:
             raise TypeError("A call got updates, which are fixed. Make another UnrolledSequence of them.")
         updates, loss = super().losses(options)
-        return updates, loss if isinstance(loss, Of) else Of(self.loss.player, loss)
+        return updates, loss if isinstance(loss, Of) else Of(cast("Of", self.loss).player, loss)
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
         """Return the modules and optimizers of all players, and the parameters that the updates move."""

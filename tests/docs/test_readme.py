@@ -53,6 +53,10 @@ def test_the_summary_has_the_numbers_of_the_tables():
     found = re.findall(r"[\d.]+ ± [\d.]+", summary)
     assert len(found) == 8
     assert [cell for cell in found if f" {cell} " not in tables] == []
+    cifar = next(line for line in summary.splitlines() if line.startswith("| [CIFAR-10]"))
+    errors = [cell.strip() for cell in cifar.split("|")[4:8]]
+    assert len(errors) == 4
+    assert [cell for cell in errors if f" {cell} " not in tables] == []
     for K, modes in ((0, "1, 0, 0"), (10, "8, 8, 8")):
         assert ", ".join(re.findall(rf"^\| +{K} \| +\d \| (\d) of 8", tables, re.MULTILINE)) == modes
         assert f" {modes} " in summary
