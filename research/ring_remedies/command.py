@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from common.files import write_json
+from ring_remedies.cost import write_cost
 from ring_remedies.report import write_results
 from ring_remedies.settings import SETTINGS
 from ring_remedies.training import CENTERS, Config, Run, score, train
@@ -38,7 +39,7 @@ PRESETS = {
 
 
 def runs_of(preset: Preset, record: Callable[[Run], Mapping[str, Any]]) -> Iterator[Run]:
-    """All runs in their order, the rates of each setting before its seeds, and a seed of all settings before the next.
+    """All runs in their order: setting by setting, first the search for D's rate, then the seeds with the best.
 
     Args:
         preset: What to train.
@@ -48,29 +49,32 @@ def runs_of(preset: Preset, record: Callable[[Run], Mapping[str, Any]]) -> Itera
         Runs, to be finished before the next is asked for.
     """
     for data in CENTERS:
-        best = {}
         for setting in SETTINGS:
             searched = [Run(data, setting, SEARCH_SEED, rate, search=True) for rate in preset.rates]
             yield from searched
-            best[setting] = max(searched, key=lambda run: score(record(run))).d_lr
-        for seed in preset.seeds:
-            for setting in SETTINGS:
-                yield Run(data, setting, seed, best[setting])
+            best = max(searched, key=lambda run: score(record(run)))
+            for seed in preset.seeds:
+                yield Run(data, setting, seed, best.d_lr)
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is missing of the grid and writes the results."""
     parser = argparse.ArgumentParser(
-        usage="python research/remedies.py [--preset NAME] [--out FOLDER] [--report]",
+        usage="python research/remedies.py [--preset NAME] [--out FOLDER] [--report | --cost]",
         description="Unrolling beside other remedies against collapse, on a ring of 8 and a square of 25 Gaussians.",
         epilog="Every finished run is a file in --out/runs and is kept. One thread; stop it whenever you like.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="cpu", help="smoke is a test, whose numbers mean nothing")
     parser.add_argument("--out", type=Path, help="default: out/remedies/PRESET")
-    parser.add_argument("--report", action="store_true", help="train nothing: table and figure of what is finished")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--report", action="store_true", help="train nothing: table and figure of what is finished")
+    what.add_argument("--cost", action="store_true", help="measure what an update costs, some ten seconds, and no more")
     args = parser.parse_args(argv)
     preset, out = PRESETS[args.preset], args.out or Path("out/remedies", args.preset)
     torch.set_num_threads(1)
+    if args.cost:
+        write_cost(out, preset.config)
+        return 0
 
     def record(run: Run) -> dict[str, Any]:
         return json.loads((out / "runs" / f"{run.name}.json").read_text())

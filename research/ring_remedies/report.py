@@ -122,7 +122,8 @@ def draw(path: Path, found: Sequence[tuple[str, str, Sequence[Record]]], preset:
             )
             panel.set_ylabel(f"modes covered (of {len(CENTERS[data]())})")
             panel.grid(color="0.92")
-            panel.legend(fontsize=8, frameon=True, framealpha=0.8)
+            if panel.lines[1:]:  # beside the dotted line of all modes
+                panel.legend(fontsize=8, frameon=True, framealpha=0.8)
     if preset == "smoke":
         figure.suptitle("smoke: these numbers mean nothing")
     save(figure, path)

@@ -46,6 +46,18 @@ def test_smoke(tmp_path, capsys, monkeypatch):
     assert "Not finished: square, R1 (0 of 1 seeds)" in (tmp_path / "table.md").read_text()
 
 
+def test_cost(tmp_path):
+    """A row a setting, in units of the plain update."""
+    from ring_remedies.command import main
+    from ring_remedies.settings import SETTINGS
+
+    assert main(["--preset", "smoke", "--out", str(tmp_path), "--cost"]) == 0
+    found = json.loads((tmp_path / "cost.json").read_text())["ms_per_update"]
+    assert list(found) == list(SETTINGS) and all(0 < ms < float("inf") for ms in found.values())
+    table = (tmp_path / "cost.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == list(SETTINGS)
+
+
 def test_no_setting_is_another_by_mistake():
     """After three updates from the same seed no two settings have the same generator."""
     from ring_remedies.settings import SETTINGS
