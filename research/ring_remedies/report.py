@@ -104,7 +104,7 @@ def draw(path: Path, found: Sequence[tuple[str, str, Sequence[Record]]], preset:
     """Modes against seconds, the mean of the seeds: a row of panels for each mixture, a panel for each group."""
     mixtures = [data for data in CENTERS if any(data == of for of, _, _ in found)]
     groups = (UNROLLING, REMEDIES, TOGETHER)
-    figure = Figure(figsize=(15, 4.3 * len(mixtures)), layout="constrained")
+    figure = Figure(figsize=(15, 5 * len(mixtures)), layout="constrained")
     panels = figure.subplots(len(mixtures), 3, squeeze=False)
     for data, line in zip(mixtures, panels, strict=True):
         for group, panel in zip(groups, line, strict=True):
@@ -123,7 +123,7 @@ def draw(path: Path, found: Sequence[tuple[str, str, Sequence[Record]]], preset:
             panel.set_ylabel(f"modes covered (of {len(CENTERS[data]())})")
             panel.grid(color="0.92")
             if panel.lines[1:]:  # beside the dotted line of all modes
-                panel.legend(fontsize=8, frameon=True, framealpha=0.8)
+                panel.legend(fontsize=9, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     if preset == "smoke":
         figure.suptitle("smoke: these numbers mean nothing")
     save(figure, path)
