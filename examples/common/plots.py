@@ -75,7 +75,7 @@ def density_grid(
         panel.set_xlabel(caption, fontsize=10)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("generator updates", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def density_table(
@@ -116,7 +116,7 @@ def density_table(
     axes.set_facecolor("0.85")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    _save(figure, path, dpi=110, bbox_inches="tight")
+    save(figure, path, dpi=110, bbox_inches="tight")
 
 
 def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Sequence[Sequence[float]]]]) -> None:
@@ -141,7 +141,7 @@ def dots(path: Path, labels: Sequence[str], panels: Mapping[str, tuple[float, Se
         panel.set_axisbelow(True)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    _save(figure, path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def curves(
@@ -179,7 +179,7 @@ def curves(
         panel.set_axisbelow(True)
         panel.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def image_table(
@@ -218,7 +218,7 @@ def image_table(
         panel.set_xlabel(caption, fontsize=10)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel(below, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def distance_histograms(
@@ -247,7 +247,7 @@ def distance_histograms(
     axes[0].plot([], [], color="0.4", linewidth=0.8, linestyle="--", label="median")
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reconstructions(
@@ -271,10 +271,10 @@ def reconstructions(
                 panel.set_xlabel(f"{errors[image]:.4f}", fontsize=8, labelpad=1)
         row[0].set_ylabel(caption, fontsize=10)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path, *, dpi: int = 150, bbox_inches: str | None = None) -> None:
+def save(figure: Figure, path: Path, *, dpi: int = 150, bbox_inches: str | None = None) -> None:
     """A PNG with a palette of 256 colours, a third of the size of one without."""
     contents = BytesIO()
     figure.savefig(contents, dpi=dpi, bbox_inches=bbox_inches)
