@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .restore import ABSENT, put_back, refill, source
 
-# The attributes that every module has, and that only torch writes to.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# The attributes that every module has, and that only torch writes to; and what Lightning, once imported, has
+# torch.compile leave on each module: its arguments, such as a backend, which are no part of the module.
+_OF_EVERY_MODULE = frozenset((*vars(nn.Module()), "_compile_kwargs"))
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 # Objects of these packages, such as trainers and loggers, are no part of the discriminator.
 _FRAMEWORKS = frozenset(
