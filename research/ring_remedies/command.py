@@ -17,6 +17,8 @@ from ring_remedies.settings import SETTINGS
 from ring_remedies.training import CENTERS, Config, Run, score, train
 
 SEARCH_SEED = 100
+# What all runs share. The ring's other fields are its own experiment's, and play no part here.
+SHARED = "noise std batch d_scale g_hidden d_hidden activation gain g_lr betas updates seconds samples evaluate_every".split()
 
 
 class Preset(NamedTuple):
@@ -88,5 +90,6 @@ def main(argv: Sequence[str]) -> int:
     if not list((out / "runs").glob("*-seed*.json")):
         print("No setting has a finished run yet, so there is nothing to report.")
         return 1
-    write_results(out, args.preset, asdict(preset.config), preset.rates, preset.seeds)
+    config = {name: value for name, value in asdict(preset.config).items() if name in SHARED}
+    write_results(out, args.preset, config, preset.rates, preset.seeds)
     return 0
