@@ -18,7 +18,8 @@ from ring_remedies.training import CENTERS, Config, Run, score, train
 
 SEARCH_SEED = 100
 # What all runs share. The ring's other fields are its own experiment's, and play no part here.
-SHARED = "noise std batch d_scale g_hidden d_hidden activation gain g_lr betas updates seconds samples evaluate_every".split()
+SHARED = "noise std batch d_scale g_hidden d_hidden activation gain g_lr betas updates".split()
+SHARED += "seconds samples evaluate_every".split()
 
 
 class Preset(NamedTuple):
