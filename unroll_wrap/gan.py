@@ -135,7 +135,7 @@ class UnrolledGeneratorLoss(UnrolledLoss):
             ValueError: the losses depend on no generator; a loss is not finite or not a scalar; or objects that have
                 changed since construction are no longer what it accepts.
         """
-        return super().__call__(*batch, resample=resample, steps=steps, d_loss=d_loss, g_loss=g_loss, **kwargs)
+        return self._called(batch, resample, steps, {"d_loss": d_loss, "g_loss": g_loss, **kwargs})[0]
 
     def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
         """Return the losses of a call with these keyword arguments: both of the user's, or those of ``minimax``."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .backward import Backward, Store
 from .call.average import Average, check_average
-from .call.batch import tensors_in
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
 from .call.discriminator import all_modules, all_parameters, check_modules, given_modules, modules_of, named_parameters
 from .call.losses import check_exchanged, check_losses, check_order
@@ -157,16 +156,22 @@ class UnrolledLoss:
             ValueError: the losses depend on nothing that requires grad; a loss is not finite or not a scalar; or
                 objects that have changed since construction are no longer what it accepts.
         """
-        return self.watched(*batch, resample=resample, steps=steps, **kwargs)[0]
+        return self._called(batch, resample, steps, kwargs)[0]
 
     @disable_dynamo
     def watched(
         self, *batch: Any, resample: Resample | None = None, steps: Steps | None = None, **kwargs: Any
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the result of a call, and the player's loss at each inner step, without graph."""
-        player_loss, loss = self.losses(kwargs)
-        kwargs = self.keywords(kwargs)
-        refuse_surroundings(tensors_in(batch, kwargs))
+        return self._called(batch, resample, steps, kwargs)
+
+    # One wrapper of dynamo's a call is enough, so this has none.
+    def _called(
+        self, batch: tuple[Any, ...], resample: Resample | None, steps: Steps | None, options: dict[str, Any]
+    ) -> tuple[Tensor, list[Tensor]]:
+        player_loss, loss = self.losses(options)
+        kwargs = self.keywords(options)
+        refuse_surroundings(batch, kwargs)
         check_order(player_loss, batch)
         with ranks_of(self.average_gradients, given_modules(self.player)) as ranks:
             count, inner = self.plan(steps, resample)

@@ -84,11 +84,11 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         if call.steps == 0 and not unrolled.moves_asker:
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
-            args = call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits
-            value, unroll = evaluate_plainly(*args), None
+            unroll = None
+            value = evaluate_plainly(call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits)
         else:
-            whole = getattr(unrolled.backward, "steps", call.steps) >= call.steps
-            fresh = adaptive_and_fresh(optimizers) if whole else fresh
+            if getattr(unrolled.backward, "steps", call.steps) >= call.steps:
+                fresh = adaptive_and_fresh(optimizers)
             value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
     swap.check_returned()
     if unroll is None:

@@ -84,16 +84,20 @@ class UnrolledSequence(UnrolledLoss):
         players = [player for update in self.updates for player in given_modules(update.player)]
         optimizers = [one for update in self.updates for one in update.steppers.plain(update.optimizer)]
         super().__init__(
-            list({id(m): m for m in players}.values()),
-            list({id(o): o for o in optimizers}.values()),
+            distinct(players),
+            distinct(optimizers),
             Together(tuple(update.loss for update in self.updates)),
             Of(asker, loss),
             **options,
         )
         self._check_asker()
 
+    def _asked(self) -> set[int]:
+        """Return the ids of the asker's parameters."""
+        return {id(p) for p in all_parameters(self.asker)}
+
     def _check_asker(self) -> None:
-        asked = {id(p) for p in all_parameters(self.asker)}
+        asked = self._asked()
         for modules in players_of(self.updates).values():
             own = {id(p) for p in all_parameters(modules)}
             if asked & own and not own <= asked:
@@ -116,7 +120,7 @@ class UnrolledSequence(UnrolledLoss):
 
     def unroll(self, owned: list[Tensor], **fields: Any) -> Rounds:
         """Return the unroll of one call, before its first step."""
-        asked = {id(p) for p in all_parameters(self.asker)}
+        asked = self._asked()
         asker = frozenset(i for i, p in enumerate(owned) if id(p) in asked)
         moves = moves_of(self.updates, self.order, owned)
         return Rounds(**fields, moves=moves, asker=asker, anew=self.order == "level-k")
@@ -129,7 +133,7 @@ class UnrolledSequence(UnrolledLoss):
     @property
     def moves_asker(self) -> bool:
         """Whether the player that asks is among those that move."""
-        asked = {id(p) for p in all_parameters(self.asker)}
+        asked = self._asked()
         return any(id(p) in asked for update in self.updates for p in all_parameters(update.modules))
 
     def others(self) -> list[nn.Module]:

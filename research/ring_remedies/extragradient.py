@@ -21,28 +21,26 @@ def extragradient(steps: int = 0) -> Callable[[Players], Update]:
         ahead = UnrolledGeneratorLoss(D, opt_D, d_loss, g_loss, steps=steps)
         parameters = [*D.parameters(), *G.parameters()]
 
-        def step(real: Tensor, z: Tensor) -> None:
+        def backward(real: Tensor, z: Tensor) -> None:
             opt_G.zero_grad()
             fake = G(z)
             (ahead(real, fake) if steps else g_loss(D, real, fake)).backward()
             opt_D.zero_grad()
             loss_of_D(real, z).backward()
+
+        def step() -> None:
             opt_D.step()
             opt_G.step()
 
         def update(real: Tensor, z: Tensor) -> None:
             before = [parameter.detach().clone() for parameter in parameters]
-            step(real, z)
+            backward(real, z)
+            step()
             # The gradient of the second step is taken where the first one led, and applied where it began.
-            opt_G.zero_grad()
-            fake = G(z)
-            (ahead(real, fake) if steps else g_loss(D, real, fake)).backward()
-            opt_D.zero_grad()
-            loss_of_D(real, z).backward()
+            backward(real, z)
             with torch.no_grad():
                 torch._foreach_copy_(parameters, before)
-            opt_D.step()
-            opt_G.step()
+            step()
 
         return update
 

@@ -7,9 +7,11 @@ graph is traversed once, in the backward pass of the result.
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 class Arguments(NamedTuple):
@@ -68,9 +70,9 @@ def tensors_in(*values: Any) -> list[Tensor]:
     return found
 
 
-def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return each tensor once, in the order of first occurrence."""
-    return list({id(t): t for t in tensors}.values())
+def distinct(objects: Iterable[_T]) -> list[_T]:
+    """Return each object once, in the order of first occurrence."""
+    return list({id(one): one for one in objects}.values())
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:

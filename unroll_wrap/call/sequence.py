@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ..optimizers.family import stepped
 from .call import Loss
 from .discriminator import all_modules, all_parameters, given_modules
 from .losses import check_losses
@@ -134,9 +135,9 @@ def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.M
 
 def moves_of(updates: Sequence[Updated], order: Order, owned: Sequence[Tensor]) -> list[list[Move]]:
     """Return, for each inner step of one round, the moves that are made at the same point."""
-    position = {id(p): i for i, p in enumerate(owned)}
-    moves = [
-        Move(f"updates[{i}].loss", update.loss, frozenset(position[id(p)] for p in update.owned()))
-        for i, update in enumerate(updates)
-    ]
+    moves = []
+    for k, update in enumerate(updates):
+        held = {id(p) for one in update.steppers.plain(update.optimizer) for p in stepped(one)}
+        mine = frozenset(i for i, p in enumerate(owned) if id(p) in held)
+        moves.append(Move(f"updates[{k}].loss", update.loss, mine))
     return [moves] if order == "simultaneous" else [[move] for move in moves]

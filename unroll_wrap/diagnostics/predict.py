@@ -59,7 +59,8 @@ def predict(
     Two short calls are enough, because both grow linearly in K: with K = 1 and 2, with 2n and 3n for
     ``Recompute(every=n)`` where n > 1, with n + 1 and n + 2 for ``Truncate(n)``, or with 2 and 3 for
     ``stop_gradient=True``. Each runs once, while the memory of tensors is counted, without that inside an operator. So
-    this takes the time of three steps. Where D is so small that counting would show, both are timed once more.
+    this takes the time of three steps. Where D is so small that counting would show, and on the ranks of a group, both
+    are timed once more.
 
     Args:
         unrolled: the loss.
@@ -101,7 +102,9 @@ def predict(
     compiled = seen.backward != unrolled.backward
     if compiled:
         examined.quietly(steps=short[0])
-    if compiled or sum(m.seconds for m in counted) > _SHARE * sum(times):
+    # Ranks of a group make the same calls, so there a clock, which each has of its own, decides nothing.
+    ranks = not isinstance(unrolled.average_gradients, bool)
+    if compiled or ranks or sum(m.seconds for m in counted) > _SHARE * sum(times):
         times = [_seconds(lambda k=k: examined.quietly(steps=k), device) for k in short]
     a, b = short
     per_step = (times[1] - times[0]) / (b - a)

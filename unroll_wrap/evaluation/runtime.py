@@ -1,14 +1,15 @@
 """Prepare everything that a call needs besides D's tensors: torch's settings, compiled code, wrappers, checkpoints."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.forward_ad import unpack_dual
 
+from ..call.batch import tensors_in
 from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
 from ..live.undo import Undo
 from ..operators import norms_watched
@@ -58,11 +59,11 @@ def prepare(
     return settings
 
 
-def refuse_surroundings(given: Iterable[Tensor]) -> None:
+def refuse_surroundings(*given: Any) -> None:
     """Raise if the call is in a context of torch in which its derivative cannot be taken.
 
     Args:
-        given: the tensors of the batch.
+        *given: the arguments of the losses.
 
     Raises:
         RuntimeError: inference mode is on, in which nothing can be differentiated, even within ``enable_grad``; or a
@@ -78,7 +79,7 @@ def refuse_surroundings(given: Iterable[Tensor]) -> None:
             "An unroll takes optimizer steps and differentiates them backwards, which cannot happen inside torch.func "
             "(grad, vmap, jvp). Call the loss outside, and use backward() or torch.autograd.grad."
         )
-    if forward_level() >= 0 and any(unpack_dual(t).tangent is not None for t in given):
+    if forward_level() >= 0 and any(unpack_dual(t).tangent is not None for t in tensors_in(*given)):
         raise RuntimeError(
             "A tensor of the batch has a tangent, of torch.autograd.forward_ad, and an unrolled loss is differentiated "
             "backwards alone. Pass the tensor without it, and use backward() or torch.autograd.grad."

@@ -16,13 +16,14 @@ from .training import modules_of, moved_by, stepping
 
 
 class Player:
-    """One player of a sequence, with what its own training step consists of: the parameters, and whoever steps them.
+    """One player of a sequence, with what its own training step consists of: loss, parameters, and who steps them.
 
     Args:
         update: an update of this player.
     """
 
     def __init__(self, update: Any) -> None:
+        self.loss = update.loss
         self.modules = modules_of(update)
         self.steppers = stepping(update.optimizer)
         self.params = list(moved_by(self.steppers, update).values())
@@ -44,10 +45,9 @@ class RealRounds(RealSteps):
         weights = self.weights(steps)
         again = nullcontext() if around is nullcontext else in_place(Swap(modules_of(unrolled), []))
         players = [Player(update) for update in unrolled.updates]
-        losses = [update.loss for update in unrolled.updates]
         roots: list[Any] = [*(m for one in players for m in one.modules), *(s for one in players for s in one.steppers)]
         with (
-            Snapshot([*roots, losses, self._g_loss, self._batch, self._inner, self._kwargs]),
+            Snapshot([*roots, [one.loss for one in players], self._g_loss, self._batch, self._inner, self._kwargs]),
             guards.unrolling(),
             again,
         ):
@@ -59,7 +59,7 @@ class RealRounds(RealSteps):
                     if k in weights:
                         total += weights[k] * self._returned(players, start, shifted, around)
                     if k < steps:
-                        self._round(players, start, losses, self._inner[k], around)
+                        self._round(players, start, self._inner[k], around)
                 return total
 
     def _returned(self, players: Sequence[Player], start: Sequence[Snapshot], shifted: Shift, around: Around) -> float:
@@ -72,18 +72,16 @@ class RealRounds(RealSteps):
             with shifted() if self._constant else nullcontext():
                 return self._evaluate("loss", self._g_loss, self._batch, around("loss")).item()
 
-    def _round(
-        self, players: Sequence[Player], start: Sequence[Snapshot], losses: Sequence[Any], batch: Any, around: Around
-    ) -> None:
+    def _round(self, players: Sequence[Player], start: Sequence[Snapshot], batch: Any, around: Around) -> None:
         order = self._unrolled.order
         grads: list[list[Tensor | None]] = []
-        for i, (player, loss) in enumerate(zip(players, losses, strict=True)):
+        for i, player in enumerate(players):
             if order == "level-k":
                 start[i].restore()
             for p, zero in zip(player.params, player.zeros, strict=True):
                 p.requires_grad_(True)
                 p.grad = torch.zeros_like(p) if zero else None
-            value = self._evaluate(f"updates[{i}].loss", loss, batch, around("update"))
+            value = self._evaluate(f"updates[{i}].loss", player.loss, batch, around("update"))
             value.backward(inputs=[p for p in player.params if p.requires_grad])
             grads.append([p.grad for p in player.params])
             if order != "simultaneous":

@@ -38,12 +38,13 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
             "detach() or no_grad(); for the value alone, call under torch.no_grad()."
         )
     if not (found.second_term or stop_gradient):
-        cause = (
-            f"{names.player_loss} does not depend on {names.asker}, so the second term of Eq. 12 is missing. Is fake "
-            "detached inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is what you "
-            "want."
-        )
-        if not found.through_d:
+        if found.through_d:
+            cause = (
+                f"{names.player_loss} does not depend on {names.asker}, so the second term of Eq. 12 is missing. Is "
+                "fake detached inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is "
+                "what you want."
+            )
+        else:
             cause = (
                 f"{names.loss} does not depend on {names.player} that is unrolled, so no derivative passes through its "
                 f"steps, and the second term of Eq. 12 is missing. Does {names.loss} ask another network, or detach "
