@@ -180,5 +180,15 @@ def put_parametrization_cache(cache: tuple[int, Any]) -> None:
 
 
 def compile_ahead(graph: Any, inputs: Any) -> Any:
-    """Compile a graph of plain tensors by inductor without dynamo, for which there is no public function."""
-    return torch._inductor.compile(graph, inputs)  # pyright: ignore
+    """Compile a graph of plain tensors by inductor without dynamo, for which there is no public function.
+
+    Inductor looks in its cache on disk only where there is a mode of fake tensors that can have symbolic shapes.
+    """
+    # To import these with the package would take seconds.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    with tracing(TracingContext(fake)):
+        return torch._inductor.compile(graph, [fake.from_tensor(t, static_shapes=True) for t in inputs])  # pyright: ignore

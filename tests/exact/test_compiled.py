@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from unroll_wrap import (
     Compiled,
@@ -164,10 +165,17 @@ def test_a_generator_loss_that_does_not_reach_the_discriminator():
     assert_same(*found)
 
 
-def test_against_the_oracle():
-    """The one test that compiles."""
+def test_against_the_oracle(monkeypatch, tmp_path):
+    """The one test that compiles, and once more as another process would, which finds everything on disk."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     world = World()
+    counters["inductor"].clear()
     value, gradient = world.gradient(*minimax, backward=Compiled())
+    assert counters["inductor"]["fxgraph_cache_miss"] == 2
+    again = world.gradient(*minimax, backward=Compiled())
+    assert (counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]) == (2, 2)
+    assert again[0] == value
+    assert again[1].equal(gradient)
 
     def real_steps():
         return reference.value(world.D, world.optimizer, *minimax, (world.real, world.fake), 3)

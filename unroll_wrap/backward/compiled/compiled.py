@@ -34,7 +34,8 @@ class Compiled(Backward):
     under ``Store()``, and the logger ``unroll_wrap`` says so once. Every call checks the compiled loss of its first
     step against the loss itself.
 
-    The first call takes ten seconds to two minutes, more if D has convolutions. Memory is that of ``Recompute()``.
+    The first call takes ten seconds to two minutes, more if D has convolutions, and a few seconds in later processes,
+    which find the compiled code in inductor's cache on disk. Memory is that of ``Recompute()``.
     """
 
     second_order = True
