@@ -113,6 +113,8 @@ if NAME == "xla":
         ("conv", "adam", "store"),
         ("mlp", "sgd", "recompute"),
         ("tanh", "rmsprop", "stop"),
+        ("tanh", "sgd", "average"),
+        ("group norm", "amsgrad", "truncate"),
     ]
 
 
