@@ -182,13 +182,19 @@ def put_parametrization_cache(cache: tuple[int, Any]) -> None:
 def compile_ahead(graph: Any, inputs: Any) -> Any:
     """Compile a graph of plain tensors by inductor without dynamo, for which there is no public function.
 
-    Inductor looks in its cache on disk only where there is a mode of fake tensors that can have symbolic shapes.
+    Inductor looks in its cache on disk only where there is a mode of fake tensors that can have symbolic shapes. Torch
+    2.6, which has no logger of compile events, fails when it finds something there.
     """
+    compile_graph = torch._inductor.compile  # pyright: ignore
     # To import these with the package would take seconds.
+    from torch._dynamo import utils
+
+    if not hasattr(utils, "CompileEventLogger"):
+        return compile_graph(graph, inputs)
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     with tracing(TracingContext(fake)):
-        return torch._inductor.compile(graph, [fake.from_tensor(t, static_shapes=True) for t in inputs])  # pyright: ignore
+        return compile_graph(graph, [fake.from_tensor(t, static_shapes=True) for t in inputs])

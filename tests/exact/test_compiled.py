@@ -170,10 +170,12 @@ def test_against_the_oracle(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     world = World()
     counters["inductor"].clear()
+    cached = hasattr(torch._dynamo.utils, "CompileEventLogger")  # not so in torch 2.6
     value, gradient = world.gradient(*minimax, backward=Compiled())
-    assert counters["inductor"]["fxgraph_cache_miss"] == 2
+    assert counters["inductor"]["fxgraph_cache_miss"] == 2 * cached
     again = world.gradient(*minimax, backward=Compiled())
-    assert (counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]) == (2, 2)
+    found = counters["inductor"]
+    assert (found["fxgraph_cache_miss"], found["fxgraph_cache_hit"]) == (2 * cached, 2 * cached)
     assert again[0] == value
     assert again[1].equal(gradient)
 
