@@ -16,7 +16,7 @@ LOSS = re.compile(r"^def [dg]_loss\(.*\n(?: .*\n)+", re.MULTILINE)
 
 
 def changed_lines(before, after):
-    """Lines that a diff adds or, if there are more, takes away; blank ones do not count, nor the two losses as functions."""
+    """Lines that a diff adds or, if there are more, takes away, without blank ones and the two losses as functions."""
     after = LOSS.sub("", after)
     diff = [line for line in difflib.ndiff(before.splitlines(), after.splitlines()) if line[2:].strip()]
     return max(sum(line.startswith(sign) for line in diff) for sign in "+-")
