@@ -12,7 +12,7 @@ import torch
 from unroll_wrap import UnrolledGeneratorLoss, verify
 
 CALL = UnrolledGeneratorLoss.__call__
-LOSS = re.compile(r"^def [dg]_loss\(.*\n(?: .*\n)+", re.MULTILINE)
+LOSS = re.compile(r"^( *)def [dg]_loss\(.*\n(?:\1 +.*\n)+", re.MULTILINE)
 
 
 def changed_lines(before, after):
