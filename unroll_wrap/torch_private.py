@@ -121,7 +121,7 @@ def saving_hooks() -> bool:
 
 
 def _refused_to_disable_hooks() -> bool:
-    """Return the same for torch 2.6, which cannot tell the active hooks but does not disable them while there are any."""
+    """Return the same on torch 2.6, which cannot tell the active hooks, but refuses to disable any that are active."""
     message = _C._autograd._saved_tensors_hooks_get_disabled_error_message()
     try:
         _C._autograd._saved_tensors_hooks_disable("")
