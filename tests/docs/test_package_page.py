@@ -1,4 +1,4 @@
-"""What waits for the repository's address: the README's absolute links on a package index, and the notebook's badges."""
+"""What waits for the repository's address: the absolute links of an index's front page, and the notebook's badge."""
 
 import importlib.util
 import json
