@@ -128,6 +128,7 @@ docs: $(DOCS)
 	@echo 'Open site/index.html.'
 
 notebook: $(DOCS)
+	@$(PY) docs/tools/notebook_badge.py
 	@cd examples && ../$(VENV)/bin/jupyter execute --inplace quickstart.ipynb
 
 dist: $(RELEASE)

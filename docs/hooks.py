@@ -29,6 +29,7 @@ ASSETS = (
     "LICENSE",
     "CITATION.cff",
 )
+IMAGE = re.compile(r'<img [^>]*src="([^"]+)"[^>]*>')
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -53,12 +54,12 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    """Of a page with a heading for each message, the sidebar has the chapters alone."""
+    """Pictures open in full size, and of a page with a heading for each message the sidebar has the chapters alone."""
     if page.file.src_uri == "troubleshooting.md":
         for chapter in page.toc:
             for section in chapter.children:
                 section.children.clear()
-    return html
+    return IMAGE.sub(r'<a href="\1">\g<0></a>', html)
 
 
 def relinked(markdown, source):

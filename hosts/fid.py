@@ -1,4 +1,7 @@
-"""FID with torchmetrics. `pip install torchmetrics torch-fidelity` brings the Inception network of `feature=2048`."""
+"""FID with torchmetrics.
+
+`pip install torchmetrics torch-fidelity` brings the Inception network of `feature=2048`.
+"""
 
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -6,10 +9,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 @torch.no_grad()
 def fid(G, noise, loader, feature=2048, device="cpu"):
-    """Between a loader's images, in [-1, 1], and as many of G's; `noise(n)` is what G takes.
+    """Between a loader's images, in [-1, 1], and as many of G's; G takes `noise(n)`.
 
-    For images of another kind than photographs pass a network of your own as `feature`, trained on them. It takes
-    images in [0, 1] and returns a row of features for each.
+    For images that are not photographs, pass a network trained on them as `feature`. It
+    takes images in [0, 1] and returns a row of features for each.
     """
     metric = FrechetInceptionDistance(feature=feature, normalize=True).to(device)
     training = G.training

@@ -1,4 +1,4 @@
-"""An Ignite handler that puts what unrolling does among the metrics, where every logger of Ignite's finds it.
+"""An Ignite handler that puts what unrolling does among the metrics, for every logger.
 
 trainer.add_event_handler(Events.ITERATION_COMPLETED(every=100), LogDiagnosis(unrolled))
 """

@@ -6,7 +6,10 @@ from unroll_wrap import diagnose
 
 
 class LogDiagnosis(Callback):
-    """Needs `self.unrolled` in the module, and `return {"unrolled": (real, fake)}` at the end of `training_step`."""
+    """Needs `self.unrolled` in the module.
+
+    At its end `training_step` has to `return {"unrolled": (real, fake)}`.
+    """
 
     def __init__(self, every=100):
         self.every = every

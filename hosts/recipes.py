@@ -3,6 +3,7 @@
 python hosts/recipes.py --write
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -26,11 +27,12 @@ def listing(name):
 
 
 def recipe(host):
-    """Its diff with the lines around each change, without the positions."""
-    lines = SCRIPTS[host].with_suffix(".diff").read_text(encoding="utf-8").splitlines()
-    while lines[0].startswith(("@@", "---", "+++")):
-        del lines[0]
-    return "```diff\n" + "\n".join("" if line.startswith("@@") else line.rstrip() for line in lines) + "\n```"
+    """Its diff with the lines around each change, and dots for what lies between."""
+    text = SCRIPTS[host].with_suffix(".diff").read_text(encoding="utf-8")
+    parts = re.split(r"^@@.*@@\n", text, flags=re.MULTILINE)[1:]
+    # Blank lines at the ends of a part are those of the file, and stand for nothing here.
+    shown = "\n ...\n".join(re.sub(r"^(?: \n)+|(?:\n )+\Z", "", part.rstrip("\n")) for part in parts)
+    return "```diff\n" + "\n".join(line.rstrip() for line in shown.splitlines()) + "\n```"
 
 
 def marks(host):

@@ -189,7 +189,9 @@ class UnrolledLoss:
         given = options.get(self.names.player_loss), options.get(self.names.loss)
         # Not `or`: a loss that is an empty nn.ModuleList is falsy.
         found = self.player_loss if given[0] is None else given[0], self.loss if given[1] is None else given[1]
-        check_exchanged(**dict(zip((self.names.player_loss, self.names.loss), found, strict=True)))
+        names = self.names.player_loss, self.names.loss
+        check_losses(**{name: one for name, one in zip(names, given, strict=True) if one is not None})
+        check_exchanged(**dict(zip(names, found, strict=True)))
         return found
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,23 @@ def put_engine_functions(functions: tuple[Any, ...]) -> None:
 
 def saving_hooks() -> bool:
     """Return whether hooks on saved tensors are active; there is no public way to see those of an outer context."""
-    return _C._autograd._top_saved_tensors_default_hooks(False) is not None
+    if hasattr(_C._autograd, "_top_saved_tensors_default_hooks"):
+        return _C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return _refused_to_disable_hooks()
+
+
+def _refused_to_disable_hooks() -> bool:
+    """Return the same on torch 2.6, which cannot tell the active hooks, but refuses to disable any that are active."""
+    message = _C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    try:
+        _C._autograd._saved_tensors_hooks_disable("")
+    except RuntimeError:
+        return True
+    finally:
+        _C._autograd._saved_tensors_hooks_enable()
+        if message is not None:
+            _C._autograd._saved_tensors_hooks_disable(message)
+    return False
 
 
 def runs_in_backward() -> Callable[[Any], bool]:

@@ -16,11 +16,22 @@ from problems import PROBLEMS, softplus
 from snapshot import changed, snapshot
 from torch_optimizer_rows import FACTORIES, REFUSED, VERDICTS
 
-from unroll_wrap import FiniteDifference, Recompute, Truncate, detach, diagnose, is_unrolling, verify
+from unroll_wrap import (
+    FiniteDifference,
+    Recompute,
+    Truncate,
+    UnrolledGeneratorLoss,
+    detach,
+    diagnose,
+    is_unrolling,
+    non_saturating,
+    verify,
+)
 from unroll_wrap.optimizers.rules.adam import Adam
 from unroll_wrap.unrolling import unroll
 from unroll_wrap.unrolling.unroll import Sensitivity
 
+F64 = torch.float64
 # Where torch or the net itself computes something from D or fake under no_grad.
 WITH_CUTS = {name for name, row in PROBLEMS.items() if row.chain}
 
@@ -345,6 +356,32 @@ def test_a_users_own_cut_is_told_from_an_error(way):
     world.g_loss = cut_by("not at all")
     report = verified(world)
     assert report.passed and report.cuts == []
+
+
+def test_a_part_that_is_cut_and_too_small_for_a_difference_is_a_note():
+    """The line is named, as by the warning of a call. The control, where nothing is cut, has no note."""
+    world = warm_world()
+
+    def d_loss_with(cut):
+        return lambda D, real, fake: softplus(-D(real)).mean() + softplus(D(fake)).mean() + 1e-9 * D(cut(fake)).mean()
+
+    world.d_loss = d_loss_with(lambda fake: fake.data)
+    report = verified(world)
+    assert report.passed and report.cuts == [] and len(report.notes) == 1
+    assert "A loss detaches a part of what it returns: d_loss at test_verify.py:" in report.notes[0]
+    world.d_loss = d_loss_with(lambda fake: fake)
+    assert verified(world).notes == []
+
+
+@pytest.mark.parametrize("last", [torch.nn.Sigmoid(), torch.nn.Identity()])
+def test_a_sigmoid_before_a_loss_on_logits_is_a_note(last):
+    """The derivative is right, and so the check passes; the control has no note."""
+    torch.manual_seed(0)
+    D, G = torch.nn.Sequential(torch.nn.Linear(2, 1, dtype=F64), last), torch.nn.Linear(2, 2, dtype=F64)
+    unrolled = UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), lr=0.5), *non_saturating, steps=2)
+    report = verify(unrolled, torch.randn(6, 2, dtype=F64), G(torch.randn(6, 2, dtype=F64)))
+    assert report.passed, report
+    assert ["output comes from Sigmoid" in note for note in report.notes] == [True] * isinstance(last, torch.nn.Sigmoid)
 
 
 def test_what_detaches_a_constant_is_no_cut():

@@ -90,7 +90,11 @@ CONSTRUCTOR = {
     ),
     "the value of a loss": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, w.d_loss(w.discriminator, *w.batch())),
-        ["d_loss is a Tensor", "Pass a function"],
+        ["d_loss is a Tensor", "a value and not the function", "Pass a function"],
+    ),
+    "the value of a loss in a call": (
+        lambda w: alone(w)(*w.batch(), d_loss=w.d_loss, g_loss=w.g_loss(w.discriminator, *w.batch())),
+        ["^g_loss is a Tensor", "a value and not the function", "Pass a function"],
     ),
     "K from a config": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, steps=5.0),

@@ -33,11 +33,11 @@ def test_bad_values(tmp_path, options, word):
 
 
 def test_the_moving_picture(tmp_path):
-    """Two updates of each run give a picture of three frames."""
+    """The start, and of four updates without a mode the third and the last: three frames."""
     from PIL import Image
 
     path = tmp_path / "ring.gif"
-    done = run("animate_ring", "--steps", 2, "--every", 1, "--out", path)
+    done = run("animate_ring", "--steps", 4, "--every", 1, "--out", path)
     assert done.returncode == 0, done.stderr
     with Image.open(path) as picture:
         assert picture.n_frames == 3

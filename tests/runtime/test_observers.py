@@ -16,7 +16,15 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, is_unrolling, non_saturating
+from unroll_wrap import (
+    FiniteDifference,
+    Recompute,
+    Store,
+    UnrolledGeneratorLoss,
+    is_unrolling,
+    non_saturating,
+    torch_private,
+)
 from unroll_wrap.evaluation import exchange, hooks
 from unroll_wrap.evaluation.stand_ins import _tensor_for
 from unroll_wrap.torch_private import swap_tensors
@@ -123,6 +131,23 @@ def test_hooks_that_keep_the_users_object_would_be_wrong(monkeypatch):
     wrong = observed("batchnorm_two_batches", OBSERVERS["saved as they are"])
     assert wrong[0].item() == right[0].item()
     assert not all(map(torch.allclose, wrong[1], right[1]))
+
+
+def test_torch_26_sees_hooks_too_and_leaves_them():
+    """It has no function that tells them, so that every call failed; whoever has disabled them finds them disabled."""
+    asked = []
+    with saved_tensors_hooks(lambda t: asked.append("pack") or t, lambda t: asked.append("unpack") or t):
+        assert torch_private._refused_to_disable_hooks() and torch_private.saving_hooks()
+        assert asked == []
+        torch.ones(2, requires_grad=True).exp()
+    assert asked == ["pack"]
+    assert not torch_private._refused_to_disable_hooks() and not torch_private.saving_hooks()
+    with torch.autograd.graph.disable_saved_tensors_hooks("mine"):
+        assert not torch_private._refused_to_disable_hooks()
+        with pytest.raises(RuntimeError, match="mine"), kept_as_they_are():
+            pass
+    with kept_as_they_are():
+        pass
 
 
 @pytest.mark.parametrize("mode", ["argument", "closure"])

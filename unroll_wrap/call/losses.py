@@ -53,6 +53,8 @@ def check_losses(**losses: Any) -> None:
         if not callable(value) or isinstance(value, type):
             pair = "a pair of losses, to be unpacked (*non_saturating)"
             given = pair if isinstance(value, Objective) else described(value)
+            if isinstance(value, Tensor):
+                given = f"{given}, a value and not the function that computes it"
             raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
 
 

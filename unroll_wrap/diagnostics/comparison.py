@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backward import FiniteDifference, Truncate
-from ..call.categories import SecondTermMissing
+from ..call.categories import LogitsExpected, PartialDetach, SecondTermMissing
 from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledLoss
 from ..optimizers.family import family
@@ -74,6 +74,8 @@ class Comparison:
         except Exception as error:
             return report(float("nan"), problems=[str(error)])
         problems = [str(w.message) for w in caught if issubclass(w.category, SecondTermMissing)]
+        logits = [str(w.message) for w in caught if issubclass(w.category, LogitsExpected)]
+        detached = [str(w.message) for w in caught if issubclass(w.category, PartialDetach)]
 
         if old := self.old_fake(self.gradient):
             return report(loss.item(), problems=[*problems, old])
@@ -82,7 +84,7 @@ class Comparison:
         found = [line.at_once() for line in lines]
         right = abs(value - expected) <= tolerance
         if right and found and all(map(Line.settled, lines, found)):
-            return report(value, slopes=found, problems=problems)
+            return report(value, slopes=found, problems=problems, notes=[*self._notes, *logits, *detached])
 
         cuts = Cuts()
         self.real(around=cuts.watched)
@@ -99,7 +101,8 @@ class Comparison:
         self.differ = not all(s.agrees for s in found)
         if not all(map(Line.settled, lines, found)):
             self.doubtful = bool(adaptive_and_fresh(self.examined.unrolled.parts()[1]))
-        return report(value, slopes=found, problems=problems, cuts=where)
+        notes = [*self._notes, *logits, *([] if where else detached)]
+        return report(value, slopes=found, problems=problems, cuts=where, notes=notes)
 
     def old_fake(self, gradient: Sequence[Tensor]) -> str | None:
         """Return a message if a call's gradient shows that the losses use another fake than was passed, or None."""

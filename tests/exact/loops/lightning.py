@@ -30,30 +30,30 @@ class GAN(LightningModule):
     def training_step(self, batch):
         (imgs,) = batch
         optimizer_g, optimizer_d = self.optimizers()
-        valid, fake = torch.ones(len(imgs), 1).type_as(imgs), torch.zeros(len(imgs), 1).type_as(imgs)
         z = torch.randn(len(imgs), self.latent_dim).type_as(imgs)
+        valid = torch.ones(len(imgs), 1).type_as(imgs)
 
         self.toggle_optimizer(optimizer_g)
-        gen_imgs = self.generator(z)
-        g_loss = self.adversarial_loss(self.discriminator(gen_imgs), valid)
+        g_loss = self.adversarial_loss(self.discriminator(self.generator(z)), valid)
+        optimizer_g.zero_grad()
         self.manual_backward(g_loss)
         optimizer_g.step()
-        optimizer_g.zero_grad()
         self.untoggle_optimizer(optimizer_g)
 
         self.toggle_optimizer(optimizer_d)
         real_loss = self.adversarial_loss(self.discriminator(imgs), valid)
+        fake = torch.zeros(len(imgs), 1).type_as(imgs)
         fake_loss = self.adversarial_loss(self.discriminator(self.generator(z).detach()), fake)
         d_loss = (real_loss + fake_loss) / 2
+        optimizer_d.zero_grad()
         self.manual_backward(d_loss)
         optimizer_d.step()
-        optimizer_d.zero_grad()
         self.untoggle_optimizer(optimizer_d)
 
     def configure_optimizers(self):
         opt_g = torch.optim.Adam(self.generator.parameters(), lr=0.01, betas=(0.5, 0.999))
         opt_d = torch.optim.Adam(self.discriminator.parameters(), lr=0.01, betas=(0.5, 0.999))
-        return [opt_g, opt_d], []
+        return opt_g, opt_d
 
 
 quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
