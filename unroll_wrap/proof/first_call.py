@@ -15,13 +15,15 @@ from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
 from ..live.snapshot import Snapshot
 from .real_rounds import real_steps
+from .training import clears_itself
 
 logger = logging.getLogger("unroll_wrap")
 
 
-def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Sequence[Tensor], swap: Swap) -> list[str]:
+def guesses(optimizers: Iterable[Any], traced: Iterable[Any], params: Sequence[Tensor], swap: Swap) -> list[str]:
     """Return in words what the package does not know about the user's objects; ``traced`` optimizers have no rule."""
     found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
+    found += [f"{type(o).__name__} has a zero_grad of its own" for o in optimizers if clears_itself(o)]
     for p in params:
         if type(p) is not nn.Parameter:
             found.append(f"a parameter of D is a {type(p).__name__}")
@@ -35,7 +37,7 @@ def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Sequenc
         found.append(
             "a profiler, hooks on saved tensors or weak references keep D's tensors, and others stand in for them"
         )
-    for module in modules:
+    for module in swap.modules:
         if module._backward_hooks or module._backward_pre_hooks:
             found.append(f"the {type(module).__name__} in D has backward hooks")
     found += [f"D keeps a {type(o).__name__} outside of its registers" for o in swap.holders.belongings.objects]
