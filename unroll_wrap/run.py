@@ -1,7 +1,7 @@
 """Run one call of an unrolled loss: take the steps, sweep back over them, and restore the user's objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .evaluation.graph import is_made_by
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
+from .evaluation.written import Writes, Written
 from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
@@ -45,6 +46,7 @@ class Known:
         traces: the recorded steps of optimizers without a rule.
         proven: the doubts that a first call has settled by real steps.
         on_logits: losses that are known to be given logits.
+        writes: whether the first evaluation of a call has written to parameters, which a later one may no more.
         hooks: the number of the next hook when parameters were last searched for hooks. Each registration of a hook
             anywhere increases it.
     """
@@ -54,6 +56,7 @@ class Known:
     proven: set[str] = field(default_factory=set)
     on_logits: set[Loss] = field(default_factory=set)
     hooks: int = -1
+    writes: Writes | None = None
 
 
 def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
@@ -144,7 +147,9 @@ def _unroll(
             f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
             f"or detach it.{more}"
         )
-    detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
+    detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not unrolled._watched else None
+    watch = differentiate and not unrolled.stop_gradient and not (unrolled._watched and known.writes is None)
+    written = Written(owned, known.writes) if watch else None
     unrolled._watched |= differentiate
     evaluate = Evaluator(
         unrolled.player,
@@ -157,6 +162,8 @@ def _unroll(
         known.on_logits,
         detached,
         _held(swap.frozen, optimizers),
+        written=written,
+        who=unrolled.names.short,
     )
     with autocast.outside(), torch.enable_grad():
         unroll = unrolled.unroll(
@@ -166,7 +173,7 @@ def _unroll(
             g_loss=call.g_loss,
             inner_batch=call.inner and autocast.within(once_a_round(call.inner, unrolled.round)),
             batch=call.batch,
-            transforms=unrolled.transforms(owned),
+            transforms=replace(unrolled.transforms(owned), check=watch),
             differentiate=differentiate,
             stop_gradient=unrolled.stop_gradient,
             ranks=ranks,
@@ -191,6 +198,8 @@ def _unroll(
         )
     check_options_kept()
     swap.check_unwritten()
+    if written:
+        known.writes = written.found
     return value, unroll
 
 

@@ -120,7 +120,7 @@ class Unroll:
             self._note(self.batch)
             return point, k, self.batch
         swap = self.evaluate.swap
-        self.evaluate.put(leaves := [p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
+        self.evaluate.put(leaves := self.evaluate.leaves(point.params()), point.buffers, point.contents)
         batch = self.inner_batch(k)
         if leads_to(tensors_in(batch), swap.handles(leaves)):
             raise ValueError(
