@@ -77,7 +77,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         known.hooks = RemovableHandle.next_id
     fresh: list[str] = []
     with (undo := Undo()), undo:
-        exclude_others(modules, undo)
+        exclude_others(modules, undo, unrolled.names.player)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
         swap = Swap(modules, owned, bool(unrolled.average) or unrolled.backward.rewinds)
         known.memory = check_memory(swap.holders, known.memory)
@@ -88,7 +88,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
             unroll = None
-            value = evaluate_plainly(call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits)
+            value = evaluate_plainly(call, unrolled.names, unrolled.player, swap, owned, known.on_logits)
         else:
             if getattr(unrolled.backward, "steps", call.steps) >= call.steps:
                 fresh = adaptive_and_fresh(optimizers)
@@ -149,7 +149,7 @@ def _unroll(
         )
     detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not unrolled._watched else None
     watch = differentiate and not unrolled.stop_gradient and not (unrolled._watched and known.writes is None)
-    written = Written(owned, known.writes) if watch else None
+    written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     unrolled._watched |= differentiate
     evaluate = Evaluator(
         unrolled.player,

@@ -14,6 +14,7 @@ from .. import guards
 from ..call.batch import Arguments, cut, distinct
 from ..call.call import Call
 from ..call.logits import check_logits
+from ..call.names import Names
 from ..live.restore import set_versions
 from ..live.settings import Setting
 from ..operators import twice_differentiable
@@ -130,7 +131,8 @@ class Evaluator:
         leaves = self.leaves(params)
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
-        values = self.written.values(params) if self.written else ()
+        written = self.written if self.leaf is None else None
+        values = written.values(params) if written else ()
         made = checkpoints_made()
         try:
             with noted() as hooks:
@@ -157,8 +159,8 @@ class Evaluator:
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
-        if self.written:
-            self.written.check(name, values, params, self.who)
+        if written:
+            written.check(name, values, params, self.who)
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
@@ -227,7 +229,7 @@ class Evaluator:
                 return run(self.discriminator, *arguments.batch, **arguments.kwargs)
         except (TypeError, AttributeError) as error:
             given = (self.discriminator, *arguments.batch)
-            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):
+            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error, self.who):
                 raise told from error
             raise
         except torch.OutOfMemoryError:
@@ -240,11 +242,11 @@ class Evaluator:
 
 
 def evaluate_plainly(
-    call: Call, name: str, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
+    call: Call, names: Names, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
 ) -> Tensor:
-    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is; messages call it ``name``."""
+    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
-    with explained(name, call.g_loss, (discriminator, *call.batch), call.kwargs), swap.shielded():
+    with explained(names.loss, call.g_loss, (discriminator, *call.batch), call.kwargs, names.short), swap.shielded():
         value = call.g_loss(discriminator, *call.batch, **call.kwargs)
-    check_logits(call.g_loss, value := one_element(name, value), on_logits)
+    check_logits(call.g_loss, value := one_element(names.loss, value), on_logits)
     return value

@@ -21,15 +21,17 @@ class Written:
     Args:
         owned: the parameters that move.
         earlier: what an earlier call has found, if it has found anything.
+        again: the name of a loss that is run for a comparison with an inner step.
 
     Attributes:
         found: what this call has found, if anything.
     """
 
-    def __init__(self, owned: Sequence[Tensor], earlier: Writes | None) -> None:
+    def __init__(self, owned: Sequence[Tensor], earlier: Writes | None, again: str) -> None:
         self.found: Writes | None = None
         self._now = Writes(tuple(p._version for p in owned))
         self._excused = earlier in (None, self._now)
+        self._again = again
         self._seen: set[str] = set()
 
     def values(self, params: Sequence[Tensor]) -> list[Tensor]:
@@ -43,7 +45,7 @@ class Written:
             ValueError: they differ, in an evaluation that cannot be the first of a layer.
         """
         first = not self._seen
-        if name in self._seen:  # Replayed.
+        if name in self._seen or name == self._again:
             return
         self._seen.add(name)
         if not (shapes := [tuple(b.shape) for b, p in zip(before, params, strict=True) if _differs(b, p)]):

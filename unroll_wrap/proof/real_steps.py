@@ -116,7 +116,7 @@ class RealSteps:
         given = (self._unrolled.player, *batch)
         # Autocast keeps copies of weights, and does not see that a step has changed them.
         torch.clear_autocast_cache()
-        with explained(name, loss, given, kwargs), torch.enable_grad(), around:
+        with explained(name, loss, given, kwargs, self._unrolled.names.short), torch.enable_grad(), around:
             value = loss(*given, **kwargs)
         self.values.append((name, value.item()))
         return value
