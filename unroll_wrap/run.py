@@ -127,7 +127,7 @@ def _unroll(
     rules = [rule_of(o) for o in optimizers]
     ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
     traced = [o for o in optimizers if o not in ruled]
-    doubts = [d for d in guesses(optimizers, traced, owned, swap) if d not in known.proven]
+    doubts = [d for d in guesses(optimizers, rules, owned, swap) if d not in known.proven]
     proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
     if traced:
         # A live step may skip parameters that do not require grad, and most loops freeze D for the generator's step.

@@ -102,9 +102,9 @@ def _check_differentiable(
         past = new.grad_fn is node and bool(((new != old) & (old == old)).any())
         if old.requires_grad and (past or (not result.requires_grad and bool(result.any()))):
             raise ValueError(
-                f"{name} {'writes to its argument' if past else 'returns a tensor without graph'}, of shape "
-                f"{tuple(result.shape)}, so that no derivative passes through it. Leave out .data, .detach() and "
-                "no_grad() there, or pass stop_gradient=True for the first term alone."
+                f"{name} detaches its argument, of shape {tuple(result.shape)}, or writes to it past autograd, so that "
+                "no derivative passes through. Leave out .data, .detach() and no_grad() there, or pass "
+                "stop_gradient=True for the first term alone."
             )
 
 
