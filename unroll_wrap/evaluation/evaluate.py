@@ -113,8 +113,7 @@ class Evaluator:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
-        self.rewrote = False
-        self._turn, self._versions = 0, [p._version for p in self.owned]
+        self.rewrote, self._turn, self._versions = False, 0, [p._version for p in self.owned]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
 
     def __call__(
@@ -131,8 +130,7 @@ class Evaluator:
         leaves = self.leaves(params)
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
-        written = self.written if self.leaf is None else None
-        values = written.values(params) if written else ()
+        values = self.written.values(params) if self.written and not self.leaf else []
         made = checkpoints_made()
         try:
             with noted() as hooks:
@@ -159,8 +157,8 @@ class Evaluator:
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
-        if written:
-            written.check(name, values, params, self.who)
+        if self.written and values:
+            self.written.check(name, values, params, self.who)
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
@@ -203,12 +201,12 @@ class Evaluator:
 
     def leaves(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return fresh leaves of a graph, made of ``params``."""
-        if self.leaf is not None:
+        if self.leaf:
             return [self.leaf(p) for p in params]
         # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
         # autograd would consider all of them changed.
         leaves = [p.data.requires_grad_() for p in params]
-        # As after a real step, so that code which keeps what it has computed of a parameter computes it anew.
+        # As after a real step, so that code which keeps what it has computed of a parameter does so anew.
         self._turn += 1
         set_versions(leaves, [v + self._turn for v in self._versions])
         return leaves

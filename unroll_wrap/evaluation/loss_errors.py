@@ -65,17 +65,17 @@ def misfit(
         return None
     except TypeError as cause:
         batch = ", ".join(described(x) for x in given[1:]) or "nothing"
-        given_ = "real and fake, as in unrolled(real, fake)" if who == "D" else "what it needs, as in unrolled(real, z)"
-        remedy = f"Pass {given_}, and a loss that takes {who} first."
+        second = "fake" if who == "D" else "z"
+        remedy = f"Pass the batch, as in unrolled(real, {second}), and a loss that takes {who} first."
         if is_criterion(loss):
             remedy = (
-                f"{type(loss).__name__} is of outputs and labels: pass a function that takes {who} first, and calls it."
+                f"{type(loss).__name__} is of outputs and labels: pass a function that takes {who} first and calls it."
             )
         elif isinstance(given[-1], int):
             remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
         return TypeError(
-            f"{name} does not fit this call: {cause}. It is called as {name}({who}, *batch, **kwargs), here with {who}, "
-            f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
+            f"{name} does not fit this call: {cause}. It is called as {name}({who}, *batch, **kwargs), here with "
+            f"{who}, {batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
     if told := _several(given[0], error) or _listed(given, error) or _swapped(name, error):
         return told

@@ -72,7 +72,9 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     helpers = _helpers([getattr(home, name, None) for name in names], scope)
     functions = tuple(getattr(kind, n, None) for n in names)
     # Torch wraps the step of the class whose instance is the first, which may be that of a subclass alone.
-    untouched = all(_end(inspect.getattr_static(kind, n, None)) is _end(inspect.getattr_static(home, n, None)) for n in names)
+    untouched = all(
+        _end(inspect.getattr_static(kind, n, None)) is _end(inspect.getattr_static(home, n, None)) for n in names
+    )
     # Helpers are checked for torch's classes only, because another library's may come from any of its files.
     checked = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
     allowed = all(_is_ours(f, home) for f in checked if callable(f))

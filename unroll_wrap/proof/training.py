@@ -49,7 +49,7 @@ def clears_itself(stepper: Any) -> bool:
 
 
 def clear(steppers: list[Any], params: list[Tensor], zeros: list[bool]) -> None:
-    """Do what a loop does before ``backward()``: leave no gradients, or zeros, or what a ``zero_grad`` of its own does."""
+    """Do what a loop does before ``backward()``: leave no gradients, or zeros, or call a ``zero_grad`` of its own."""
     own = [one for one in steppers if clears_itself(one)]
     theirs = {id(p) for o in _optimizers_in(own) for group in o.param_groups for p in group["params"]}
     for p, zero in zip(params, zeros, strict=True):

@@ -123,7 +123,7 @@ class Unroll:
         swap = self.evaluate.swap
         self.evaluate.put(leaves := self.evaluate.leaves(point.params()), point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
-        before = written.values(leaves) if written else ()
+        before = written.values(own) if written else ()
         batch = self.inner_batch(k)
         if written:
             written.check(name, before, own, self.names.short)

@@ -60,7 +60,8 @@ class Compiled(Backward):
                 if len(self._programs) >= _MOST:
                     key = None
                     raise ValueError(
-                        f"it is the {_MOST + 1}th kind of loss or batch. Pass {unroll.names.player_loss} once, at construction"
+                        f"it is the {_MOST + 1}th kind of loss or batch. Pass {unroll.names.player_loss} once, at "
+                        "construction"
                     )
                 # The key holds the ids of these objects, so they have to stay alive.
                 self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
@@ -82,7 +83,13 @@ class Compiled(Backward):
         """Return whether the compiled loss still equals ``d_loss``; if not, stop using the program."""
         positional = batch.arguments[0]
         evaluation = unroll.evaluate(
-            unroll.names.player_loss, unroll.d_loss, point.params(), point.buffers, positional, walk=False, contents=point.contents
+            unroll.names.player_loss,
+            unroll.d_loss,
+            point.params(),
+            point.buffers,
+            positional,
+            walk=False,
+            contents=point.contents,
         )
         expected = evaluation.loss.detach().reshape(())
         near = (loss - expected).abs() <= 10 * torch.finfo(loss.dtype).eps ** 0.75 * (1 + expected.abs())
