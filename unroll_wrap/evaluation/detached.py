@@ -48,9 +48,9 @@ class Detached:
             value = loss(*batch, **kwargs)
         if mode.read:
             raise ValueError(
-                f"{name} reads .grad of a parameter of {self._who}, at {mode.read}: within an unroll there is none, and "
-                "in real steps there may be one of an earlier step. Take gradients with torch.autograd.grad, or leave "
-                "this out where unroll_wrap.is_unrolling()."
+                f"{name} reads .grad of a parameter of {self._who}, at {mode.read}: within an unroll there is none, "
+                "and in real steps there may be one of an earlier step. Take gradients with torch.autograd.grad, or "
+                "leave this out where unroll_wrap.is_unrolling()."
             )
         if mixed := [tuple(p.shape) for p in self.switched_off.values() if p.requires_grad]:
             raise ValueError(
