@@ -63,9 +63,9 @@ class UnrolledLoss:
 
     Attributes:
         prove: whether the first call is compared with K real steps of the live objects where the package has to guess:
-            the optimizer has no rule of its own, or there are hooks, classes or attributes of parameters, or objects in
-            the player, of a kind that it does not know; or a profiler or hooks on saved tensors keep its tensors. That
-            costs these K steps once; False switches it off.
+            the optimizer has no rule of the package's, or a ``zero_grad`` of its own; there are hooks, classes or
+            attributes of parameters, or objects in the player, of a kind that it does not know; or a profiler or hooks
+            on saved tensors keep its tensors. That costs these K steps once; False switches it off.
 
     Raises:
         TypeError: an argument is of a wrong type, or the optimizer cannot be unrolled.

@@ -1,7 +1,7 @@
 """Run one call of an unrolled loss: take the steps, sweep back over them, and restore the user's objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .call.average import weights_of
 from .call.batch import tensors_in
 from .call.call import Call, Loss, once_a_round
 from .call.discriminator import check_gradient_hooks
-from .call.optimizer import options_of, refuse_steps
+from .call.optimizer import options_of, refuse_reads, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, evaluate_plainly
@@ -21,6 +21,7 @@ from .evaluation.graph import is_made_by
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
+from .evaluation.written import Writes, Written
 from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
@@ -45,6 +46,7 @@ class Known:
         traces: the recorded steps of optimizers without a rule.
         proven: the doubts that a first call has settled by real steps.
         on_logits: losses that are known to be given logits.
+        writes: whether the first evaluation of a call has written to parameters, which a later one may no more.
         hooks: the number of the next hook when parameters were last searched for hooks. Each registration of a hook
             anywhere increases it.
     """
@@ -54,6 +56,7 @@ class Known:
     proven: set[str] = field(default_factory=set)
     on_logits: set[Loss] = field(default_factory=set)
     hooks: int = -1
+    writes: Writes | None = None
 
 
 def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
@@ -74,7 +77,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         known.hooks = RemovableHandle.next_id
     fresh: list[str] = []
     with (undo := Undo()), undo:
-        exclude_others(modules, undo)
+        exclude_others(modules, undo, unrolled.names.player)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
         swap = Swap(modules, owned, bool(unrolled.average) or unrolled.backward.rewinds)
         known.memory = check_memory(swap.holders, known.memory)
@@ -85,7 +88,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
             unroll = None
-            value = evaluate_plainly(call, unrolled.names.loss, unrolled.player, swap, owned, known.on_logits)
+            value = evaluate_plainly(call, unrolled.names, unrolled.player, swap, owned, known.on_logits)
         else:
             if getattr(unrolled.backward, "steps", call.steps) >= call.steps:
                 fresh = adaptive_and_fresh(optimizers)
@@ -124,7 +127,7 @@ def _unroll(
     rules = [rule_of(o) for o in optimizers]
     ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
     traced = [o for o in optimizers if o not in ruled]
-    doubts = [d for d in guesses(swap.modules, traced, owned, swap) if d not in known.proven]
+    doubts = [d for d in guesses(optimizers, rules, owned, swap) if d not in known.proven]
     proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
     if traced:
         # A live step may skip parameters that do not require grad, and most loops freeze D for the generator's step.
@@ -135,6 +138,7 @@ def _unroll(
     keep_entries(optimizers, undo)
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
+    refuse_reads(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
     if not unrolled._watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
         who = unrolled.names.short
@@ -144,7 +148,9 @@ def _unroll(
             f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
             f"or detach it.{more}"
         )
-    detached = Detached(swap.modules) if differentiate and not unrolled._watched else None
+    detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not unrolled._watched else None
+    watch = differentiate and not unrolled.stop_gradient and not (unrolled._watched and known.writes is None)
+    written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     unrolled._watched |= differentiate
     evaluate = Evaluator(
         unrolled.player,
@@ -157,6 +163,8 @@ def _unroll(
         known.on_logits,
         detached,
         _held(swap.frozen, optimizers),
+        written=written,
+        who=unrolled.names.short,
     )
     with autocast.outside(), torch.enable_grad():
         unroll = unrolled.unroll(
@@ -166,7 +174,7 @@ def _unroll(
             g_loss=call.g_loss,
             inner_batch=call.inner and autocast.within(once_a_round(call.inner, unrolled.round)),
             batch=call.batch,
-            transforms=unrolled.transforms(owned),
+            transforms=replace(unrolled.transforms(owned), check=watch),
             differentiate=differentiate,
             stop_gradient=unrolled.stop_gradient,
             ranks=ranks,
@@ -191,6 +199,8 @@ def _unroll(
         )
     check_options_kept()
     swap.check_unwritten()
+    if written:
+        known.writes = written.found
     return value, unroll
 
 

@@ -217,6 +217,56 @@ MODULES = [
         ("test_live_discriminators.py::test_exact",),
     ),
     Row(
+        "A loss, or `resample=`, that writes to parameters: weights clipped, decayed or normalised in place",
+        REFUSED,
+        "No derivative passes through that: use `param_transform=`. With K = 1 in `d_loss` it is told after the next "
+        "real step, because a layer may initialise itself.",
+        (
+            "test_losses_and_parameters.py::test_a_loss_that_writes_to_parameters_is_refused",
+            "test_losses_and_parameters.py::test_one_step_is_told_after_the_next_real_step",
+        ),
+    ),
+    Row(
+        "A loss that reads `.grad` of D's parameters",
+        REFUSED,
+        "Compute the gradient in the loss.",
+        ("test_losses_and_parameters.py::test_a_loss_that_reads_a_gradient_is_refused",),
+    ),
+    Row(
+        "A loss that asks for the class or the version of a parameter",
+        EXACT,
+        "",
+        (
+            "test_losses_and_parameters.py::test_what_a_loss_reads_is_there_in_g_loss_too",
+            "test_losses_and_parameters.py::test_what_is_kept_by_the_version_of_a_parameter",
+        ),
+    ),
+    Row(
+        "A layer that the forward pass builds or appends",
+        EXACT,
+        "Gone after the call.",
+        ("test_losses_and_parameters.py::test_a_layer_that_a_loss_builds_is_gone_after_the_call",),
+    ),
+    Row(
+        "A gradient hook that keeps momentum on its parameter; a transform that keeps it, or detaches",
+        REFUSED,
+        "Keep state in the optimizer.",
+        (
+            "test_losses_and_parameters.py::test_a_gradient_hook_that_keeps_momentum_on_its_parameter_is_refused",
+            "test_transforms_without_derivative.py::test_refused",
+            "test_transforms_without_derivative.py::test_momentum_in_a_closure",
+        ),
+    ),
+    Row(
+        "An optimizer with a `zero_grad` of its own",
+        EXACT,
+        "Proven by the first call, and refused if it does more than to clear gradients.",
+        (
+            "test_zero_grad.py::test_one_that_clears_is_exact",
+            "test_zero_grad.py::test_one_that_does_more_is_refused",
+        ),
+    ),
+    Row(
         "`zero_grad(set_to_none=False)`, and a head that `d_loss` does not reach",
         EXACT,
         "As the gradients of zeros present at the call say; refused where that cannot be seen.",

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from unroll_wrap import (
+    Compiled,
     Extrapolate,
     FiniteDifference,
     Recompute,
@@ -208,6 +209,33 @@ MESSAGES = {
     "no asker": (lambda g: UnrolledSequence(updates_of(g), g.g_loss, None), "^asker is None"),
     "no player": (lambda g: UnrolledSequence([(3, g.opt_D, g.d_loss)], g.g_loss, g.G), r"^updates\[0\].player is 3"),
 }
+
+
+def test_messages_name_the_generator_where_it_moves(caplog):
+    """Not D: an unroll in an unroll, a loss that does not fit, one that writes, and what Compiled logs."""
+    game = warm_game()
+    unrolled = of_D(game, lambda G, *batch: unrolled(*batch), steps=2)
+    refused(game, lambda: unrolled(*game.batch), RuntimeError, r"^This generator \(\w+\) is being unrolled already")
+    misfit = of_D(game, lambda G, real: G(real).mean(), steps=2)
+    words = (
+        r"^g_loss does not fit this call: .* as g_loss\(G, \*batch, \*\*kwargs\), here with G, .*unrolled\(real, z\)"
+    )
+    refused(game, lambda: misfit(*game.batch), TypeError, words)
+
+    def writing(G, *batch):
+        for p in G.parameters():
+            p.data.mul_(0.9)
+        return game.g_loss(G, *batch)
+
+    refused(
+        game, lambda: of_D(game, writing)(*game.batch), ValueError, "^g_loss at inner step 1 writes to parameters of G"
+    )
+    hook = next(game.G.parameters()).register_hook(lambda g: g)
+    of_D(game, backward=Compiled(), steps=1)(*game.batch)
+    hook.remove()
+    assert "g_loss is not compiled but run as it is: ValueError: G's parameters have gradient hooks" in caplog.text
+    sequence = UnrolledSequence(updates_of(game, lambda D, *batch: sequence(*batch)), game.g_loss, game.G, steps=2)
+    refused(game, lambda: sequence(*game.batch), RuntimeError, r"^This player \(\w+\) is being unrolled already")
 
 
 def test_a_missing_second_term_is_told_of_a_sequence():

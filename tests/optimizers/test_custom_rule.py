@@ -98,9 +98,76 @@ def test_a_wrong_rule_is_caught_by_the_oracle():
 
     register_rule(Lion, Forgetful)
     world = world_of(lambda params: Lion(params, weight_decay=0.1))
-    loss, expected = call(world, wrapped(world, steps=3)), expect(world, steps=3)
+    unrolled = wrapped(world, steps=3)
+    with pytest.raises(ValueError, match="Lion steps by Forgetful, a registered rule"):
+        call(world, unrolled)
+    unrolled.prove = False
+    loss, expected = call(world, unrolled), expect(world, steps=3)
     with pytest.raises(AssertionError, match="real steps give"):
         assert_exact(loss, world, expected)
+
+
+class Counted(NamedTuple):
+    """Updates so far as an int, and what else an optimizer keeps as one."""
+
+    step: int
+    momentum: Tensor
+    phase: int
+
+
+@dataclass(frozen=True)
+class CountedRule(LionRule):
+    """The same, counting in ints."""
+
+    def init(self, param: Tensor) -> Any:
+        return Counted(0, torch.zeros_like(param), 3)
+
+    def update(self, param: Tensor, grad: Tensor, state: Any) -> tuple[Tensor, Any]:
+        assert type(state.step) is int and type(state.phase) is int
+        param, new = super().update(param, grad, state)
+        return param, Counted(int(new.step), new.momentum, state.phase)
+
+
+@pytest.mark.parametrize("kept", [int, float, torch.tensor])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_rule_that_counts_in_ints(kept, warm):
+    """However the optimizer keeps the count."""
+
+    class Counting(Lion):
+        def step(self, closure=None):
+            for state in self.state.values():
+                state["step"] = int(state["step"])
+            super().step(closure)
+            for state in self.state.values():
+                state["step"], state["phase"] = kept(state["step"]), kept(3)
+
+    register_rule(Counting, CountedRule)
+    world = world_of(lambda params: Counting(params, weight_decay=0.1), warm=warm)
+    assert_exact(call(world, wrapped(world, steps=3)), world, expect(world, steps=3), gap=1e-3)
+
+
+@pytest.mark.parametrize("initial", [torch.zeros((), dtype=torch.long), torch.zeros(()), torch.zeros(3)])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_tensor_that_cannot_be_packed_names_the_key(initial, warm):
+    """A count in a tensor, whatever the live optimizer has."""
+
+    @dataclass(frozen=True)
+    class Tensors(LionRule):
+        def init(self, param):
+            return LionState(initial, torch.zeros_like(param))  # pyright: ignore[reportArgumentType]
+
+    register_rule(Lion, Tensors)
+    world = world_of(Lion, warm=warm)
+    with pytest.raises(ValueError, match=r"The rule Tensors starts with step = .* a count is a plain number"):
+        call(world, wrapped(world, steps=1))
+
+
+def test_a_count_that_the_optimizer_lacks_names_the_key():
+    """As for tensors."""
+    register_rule(Lion, CountedRule)
+    world = world_of(Lion)
+    with pytest.raises(ValueError, match="Lion keeps phase = None for a parameter"):
+        call(world, wrapped(world, steps=1))
 
 
 def test_groups_and_subclasses_use_the_registered_rule():

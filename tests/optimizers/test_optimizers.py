@@ -1,6 +1,8 @@
 """Every row of the optimizer table, adopted live or from a spec."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import reference
@@ -162,3 +164,27 @@ def test_value_of_capturable_optimizers_on_cuda(options):
     world.draw = lambda i: (real, world.generator(noise))
     world.warm()
     assert_value(call(world, unrolled_of(world, steps=3)).cpu(), oracle(reference.value, world, steps=3).cpu())
+
+
+@pytest.mark.parametrize("body", ["pass", "kind = 1", "def state_dict(self): return super().state_dict()"])
+def test_a_subclass_whose_instance_is_the_first_of_all(body):
+    """Torch then wraps the step that the subclass inherits, and not Adam's own: the rule applies all the same."""
+    code = f"""
+import torch
+from unroll_wrap.optimizers.read import rule_of
+class Mine(torch.optim.Adam):
+    {body}
+class Stepping(torch.optim.Adam):
+    def step(self, closure=None): return super().step(closure)
+p = [torch.nn.Parameter(torch.zeros(2))]
+mine, stepping = Mine(p), Stepping(p)
+assert "step" in vars(Mine), "this torch wraps nothing"
+assert rule_of(mine).__name__ == "Adam", "traced"
+assert rule_of(torch.optim.Adam(p)).__name__ == rule_of(mine).__name__ == "Adam"
+assert rule_of(stepping) is None
+mine.register_step_pre_hook(lambda *_: None)
+assert rule_of(mine) is None
+Mine.step = lambda self, closure=None: None
+assert rule_of(Mine(p)) is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

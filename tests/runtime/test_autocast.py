@@ -13,6 +13,7 @@ from torch import nn
 from unroll_wrap import Recompute, Store
 from unroll_wrap.evaluation.autocast import Autocast
 from unroll_wrap.evaluation.gradients import Factor, gradients
+from unroll_wrap.proof.real_rounds import real_steps
 
 STEPS = 3
 DTYPES = [torch.bfloat16, torch.float16]
@@ -178,6 +179,26 @@ def test_no_steps_under_autocast_are_the_users_own_loss_bit_for_bit():
         assert plain.dtype is loss.dtype and plain.item() == loss.item()
         a, b = gradient_of(plain, world), gradient_of(loss, world)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_real_steps_under_autocast_use_the_weights_of_each_step(dtype):
+    """Autocast keeps 16-bit copies of weights within its context, which a real step makes stale."""
+    world = single_world()
+    value, _, _ = long_graph(world, dtype)
+    batch = world.batch()
+    # A doubt, so that the first call is compared with real steps.
+    world.discriminator[0].weight.factor = 1.0  # type: ignore[assignment]
+    unrolled = unrolled_of(world, steps=STEPS)
+    with torch.autocast("cpu", dtype=dtype):
+        taken = real_steps(unrolled, world.d_loss, world.g_loss, batch, [batch] * STEPS, {}).run()
+        found = unrolled(*batch).item()
+    assert abs(taken - value.item()) <= VALUE * abs(value.item())
+    assert abs(found - value.item()) <= VALUE * abs(value.item())
+    # The control: the copies of the first step would give another value.
+    with torch.autocast("cpu", dtype=dtype):
+        stale = oracle(reference.value, world, steps=STEPS).item()
+    assert abs(stale - value.item()) > 1e-5 * abs(value.item())
 
 
 def test_without_autocast_there_is_nothing_to_enter():

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from ..call.messages import is_users, line_of
 from ..torch_private import FunctionMode, pytree
 
 _DETACH = {"detach", "detach_"}
+_READ = cast("Any", Tensor.grad).__get__
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -20,6 +21,8 @@ class Detached:
 
     Args:
         modules: the modules of the discriminator.
+        owned: the parameters that move.
+        who: what messages call their player.
 
     Attributes:
         found: a text for each loss whose value is computed from something that it has detached.
@@ -27,11 +30,13 @@ class Detached:
         switched_off: by id, the parameters that a loss has frozen.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module], owned: Iterable[Tensor], who: str) -> None:
         self.found: list[str] = []
         self.switched_on: dict[int, Tensor] = {}
         self.switched_off: dict[int, Tensor] = {}
         self._modules = {id(m) for m in modules}
+        self._owned = {id(p) for p in owned}
+        self._who = who
         self._seen: set[str] = set()
 
     def run(self, name: str, loss: Callable[..., Tensor], *batch: Any, **kwargs: Any) -> Tensor:
@@ -39,8 +44,14 @@ class Detached:
         if name in self._seen:
             return loss(*batch, **kwargs)
         self._seen.add(name)
-        with _Mode(self._modules, self.switched_on, self.switched_off) as mode:
+        with _Mode(self._modules, self._owned, self.switched_on, self.switched_off) as mode:
             value = loss(*batch, **kwargs)
+        if mode.read:
+            raise ValueError(
+                f"{name} reads .grad of a parameter of {self._who}, at {mode.read}: within an unroll there is none, "
+                "and in real steps there may be one of an earlier step. Take gradients with torch.autograd.grad, or "
+                "leave this out where unroll_wrap.is_unrolling()."
+            )
         if mixed := [tuple(p.shape) for p in self.switched_off.values() if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad off for parameters of shapes {mixed[:4]} and on again: a part of it "
@@ -53,9 +64,11 @@ class Detached:
 
 
 class _Mode(FunctionMode):
-    def __init__(self, modules: set[int], on: dict[int, Tensor], off: dict[int, Tensor]) -> None:
+    def __init__(self, modules: set[int], owned: set[int], on: dict[int, Tensor], off: dict[int, Tensor]) -> None:
         super().__init__()
+        self.read: str | None = None
         self._modules = modules
+        self._owned = owned
         self._on = on
         self._off = off
         # The tensors are kept beside their ids, because the id of a freed tensor may pass to another one.
@@ -71,6 +84,8 @@ class _Mode(FunctionMode):
         name = getattr(func, "__name__", "")
         if func in _SWITCHES:
             self._switch(*args[:2], **(kwargs or {}))
+        if func == _READ and id(args[0]) in self._owned and is_users(frame := sys._getframe(1)):
+            self.read = line_of(frame)
         out = func(*args, **(kwargs or {}))
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")

@@ -14,6 +14,8 @@ from .. import guards
 from ..call.batch import Arguments, cut, distinct
 from ..call.call import Call
 from ..call.logits import check_logits
+from ..call.names import Names
+from ..live.restore import set_versions
 from ..live.settings import Setting
 from ..operators import twice_differentiable
 from .autocast import Autocast
@@ -23,6 +25,7 @@ from .graph import captures, edge, now, reach
 from .hooks import gradient_hooks, noted
 from .loss_errors import explained, misfit, misplaced, one_element
 from .swap import Swap
+from .written import Written
 
 
 class Evaluation(NamedTuple):
@@ -85,6 +88,8 @@ class Evaluator:
         detached: notes what the losses detach, in a first call; None in later ones.
         frozen: parameters that did not require grad at the call and that an optimizer holds.
         leaf: makes the leaf for a parameter while a compiler traces; None outside a compiler.
+        written: looks for losses that write to parameters; None where that makes no difference, or is known.
+        who: what messages call the player that moves.
         hooks: the gradient hooks of ``owned``, each with the position of its parameter.
         left: the gradients that the loop has left in ``.grad``, each with the position of its parameter.
         rewrote: whether a parameter was set while the last loss ran, as by a layer that initialises itself.
@@ -101,12 +106,14 @@ class Evaluator:
     detached: Detached | None = None
     frozen: Sequence[Tensor] = ()
     leaf: Callable[[Tensor], Tensor] | None = None
+    written: Written | None = None
+    who: str = "D"
 
     def __post_init__(self) -> None:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
-        self.rewrote = False
+        self.rewrote, self._turn, self._versions = False, 0, [p._version for p in self.owned]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
 
     def __call__(
@@ -120,11 +127,10 @@ class Evaluator:
         contents: Any = None,
     ) -> Evaluation:
         """Run ``loss(D, *batch, **kwargs)`` while D holds fresh leaves made of ``params`` and clones of ``buffers``."""
-        # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
-        # autograd would consider all of them changed.
-        leaves = [p.data.requires_grad_() for p in params] if self.leaf is None else [self.leaf(p) for p in params]
+        leaves = self.leaves(params)
         arguments = cut(batch, self.kwargs)
         self.put(leaves, buffers, contents)
+        values = self.written.values(params) if self.written and not self.leaf else []
         made = checkpoints_made()
         try:
             with noted() as hooks:
@@ -151,6 +157,8 @@ class Evaluator:
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
+        if self.written and values:
+            self.written.check(name, values, params, self.who)
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
@@ -191,6 +199,18 @@ class Evaluator:
         """
         return [i for i, grad in self.left if not grad.is_sparse and not grad.any()]
 
+    def leaves(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """Return fresh leaves of a graph, made of ``params``."""
+        if self.leaf:
+            return [self.leaf(p) for p in params]
+        # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
+        # autograd would consider all of them changed.
+        leaves = [p.data.requires_grad_() for p in params]
+        # As after a real step, so that code which keeps what it has computed of a parameter does so anew.
+        self._turn += 1
+        set_versions(leaves, [v + self._turn for v in self._versions])
+        return leaves
+
     def put(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Let D hold the leaves, clones of the buffers, and the contents of attributes and containers."""
         if self.leaf is None:
@@ -207,7 +227,7 @@ class Evaluator:
                 return run(self.discriminator, *arguments.batch, **arguments.kwargs)
         except (TypeError, AttributeError) as error:
             given = (self.discriminator, *arguments.batch)
-            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error):
+            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error, self.who):
                 raise told from error
             raise
         except torch.OutOfMemoryError:
@@ -220,11 +240,11 @@ class Evaluator:
 
 
 def evaluate_plainly(
-    call: Call, name: str, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
+    call: Call, names: Names, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
 ) -> Tensor:
-    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is; messages call it ``name``."""
+    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
-    with explained(name, call.g_loss, (discriminator, *call.batch), call.kwargs), swap.shielded():
+    with explained(names.loss, call.g_loss, (discriminator, *call.batch), call.kwargs, names.short), swap.shielded():
         value = call.g_loss(discriminator, *call.batch, **call.kwargs)
-    check_logits(call.g_loss, value := one_element(name, value), on_logits)
+    check_logits(call.g_loss, value := one_element(names.loss, value), on_logits)
     return value

@@ -33,12 +33,14 @@ def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeErro
 
 
 @contextmanager
-def explained(name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Say of an error in this context which loss it is in, and whether that takes the arguments of the call."""
+def explained(
+    name: str, loss: Callable[..., Any], given: Sequence[Any], kwargs: Mapping[str, Any], who: str
+) -> Iterator[None]:
+    """Say of an error in this context which loss it is in, and whether that takes ``who`` and the call's arguments."""
     try:
         yield
     except Exception as error:
-        told = misfit(name.split()[0], loss, given, kwargs, error) if isinstance(error, _OF_ARGUMENTS) else None
+        told = misfit(name.split()[0], loss, given, kwargs, error, who) if isinstance(error, _OF_ARGUMENTS) else None
         if sys.version_info >= (3, 11):
             (told or error).add_note(f"That was {name}, run by an unrolled loss.")
         if told:
@@ -52,6 +54,7 @@ def misfit(
     given: Sequence[Any],
     kwargs: Mapping[str, Any],
     error: TypeError | AttributeError,
+    who: str,
 ) -> TypeError | None:
     """Return a clearer error if the loss does not take the arguments of the call, or else None."""
     if isinstance(loss, Of):
@@ -62,16 +65,17 @@ def misfit(
         return None
     except TypeError as cause:
         batch = ", ".join(described(x) for x in given[1:]) or "nothing"
-        remedy = "Pass real and fake, as in unrolled(real, fake), and a loss that takes D first."
+        second = "fake" if who == "D" else "z"
+        remedy = f"Pass the batch, as in unrolled(real, {second}), and a loss that takes {who} first."
         if is_criterion(loss):
             remedy = (
-                f"{type(loss).__name__} is of outputs and labels: pass a function that takes D first, and calls it."
+                f"{type(loss).__name__} is of outputs and labels: pass a function that takes {who} first and calls it."
             )
         elif isinstance(given[-1], int):
             remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
         return TypeError(
-            f"{name} does not fit this call: {cause}. It is called as {name}(D, *batch, **kwargs), here with D, "
-            f"{batch} and the keywords {sorted(kwargs)}. {remedy}"
+            f"{name} does not fit this call: {cause}. It is called as {name}({who}, *batch, **kwargs), here with "
+            f"{who}, {batch} and the keywords {sorted(kwargs)}. {remedy}"
         )
     if told := _several(given[0], error) or _listed(given, error) or _swapped(name, error):
         return told

@@ -40,7 +40,8 @@ def check_memory(holders: Holders, checked: Memory | None = None) -> Memory:
     }
     others = distinct([*holders.live, *holders.carried, *(t for t, _, _ in places)])
     tensors = [*params, *(t for t in others if id(t) not in normed and not any(t is p for p in params))]
-    where = tuple(map(Tensor.data_ptr, tensors))
+    # Sparse tensors have no memory that a parameter's could overlap.
+    where = tuple(t.data_ptr() if t.layout is torch.strided else 0 for t in tensors)
     if checked is not None and checked.where == where:
         return checked
     moving = set(map(id, params))

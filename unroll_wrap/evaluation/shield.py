@@ -1,60 +1,64 @@
-"""Keep D's parameters requiring grad while ``g_loss`` runs."""
+"""Keep D's parameters requiring grad while ``g_loss`` runs.
+
+Most loops switch D's ``requires_grad`` off around the generator's step, some from within the loss. An unroll
+differentiates through D all the same, so these switches have no effect there. The parameters keep their class, which a
+loss may ask for; it is the class ``nn.Parameter`` whose switches leave some parameters alone for a while.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
-from .stand_ins import kind_of, put_kind
+from ..live.settings import Setting
+from ..live.undo import Undo
+
+_flag: Any = Tensor.requires_grad
+_kept: set[int] = set()
 
 
-class Shielded(nn.Parameter):
-    """A parameter while ``g_loss`` runs, which always requires grad.
+def _asked(self: Tensor, requires_grad: bool = True) -> Tensor:
+    return self if id(self) in _kept else Tensor.requires_grad_(self, requires_grad)
 
-    Most loops switch D's ``requires_grad`` off around the generator's step, some from within the loss. An unroll
-    differentiates through D all the same, so these switches have no effect there.
-    """
 
-    def requires_grad_(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, requires_grad: bool = True
-    ) -> "Shielded":
-        """Return the parameter with its flag still on, whatever is asked."""
-        return self
+def _set(self: Tensor, value: bool) -> None:
+    if id(self) not in _kept:
+        _flag.__set__(self, value)
 
-    @property
-    def requires_grad(self) -> bool:
-        """Always True."""
-        return True
 
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        pass
+_SWITCHES = {"requires_grad_": _asked, "requires_grad": property(lambda self: _flag.__get__(self), _set)}
+
+
+def _put(switches: dict[str, Any]) -> None:
+    for name in _SWITCHES:
+        if name in switches:
+            setattr(nn.Parameter, name, switches[name])
+        elif name in vars(nn.Parameter):
+            delattr(nn.Parameter, name)
+
+
+_switches = Setting(
+    lambda: {name: vars(nn.Parameter)[name] for name in _SWITCHES if name in vars(nn.Parameter)},
+    _put,
+    lambda _: _SWITCHES,
+)
 
 
 @contextmanager
 def shielded(params: Sequence[Tensor]) -> Iterator[None]:
-    """Keep plain parameters requiring grad within this context, whatever a loss asks of them.
+    """Keep parameters requiring grad within this context, whatever a loss asks of them.
 
     Raises:
-        ValueError: a loss has switched off a parameter of another class.
+        ValueError: a loss has switched off a tensor that is no parameter, or has switches of its own.
     """
-    try:
-        for p in params:
-            if kind_of(p) is nn.Parameter:
-                put_kind(p, Shielded)
+    with (undo := Undo()), undo:
+        undo.later(lambda: _kept.difference_update(map(id, params)))
+        _kept.update(map(id, params))
+        _switches.hold(undo)
         yield
-    finally:
-        unshield(params)
-    off = [kind_of(p).__name__ for p in params if not p.requires_grad]
-    if off:
+    if off := [type(p).__name__ for p in params if not p.requires_grad]:
         raise ValueError(
             f"g_loss switches requires_grad off for {len(off)} parameters of D, the first of them a {off[0]}: no "
             "derivative would pass through D's steps. Leave that to the training loop."
         )
-
-
-def unshield(params: Sequence[Tensor]) -> None:
-    """Make shielded parameters plain again, as often as you like."""
-    for p in params:
-        if kind_of(p) is Shielded:
-            put_kind(p, nn.Parameter)

@@ -37,15 +37,10 @@ def _standing(kind: type) -> type:
     return new_class(kind.__name__, (_StandsIn, kind), exec_body=lambda own: own.update(__module__=kind.__module__))
 
 
-def kind_of(tensor: Tensor) -> type:
+def _kind_of(tensor: Tensor) -> type:
     """Return the class of a tensor, which it has again when nothing stands in for it."""
     kind = type(tensor)
     return kind.__bases__[1] if issubclass(kind, _StandsIn) else kind
-
-
-def put_kind(tensor: Tensor, kind: type) -> None:
-    """Give a tensor another class, whether anything stands in for it or not."""
-    tensor.__class__ = _standing(kind) if isinstance(tensor, _StandsIn) else kind  # pyright: ignore
 
 
 def _handed_on(value: Any, asked: dict[int, Tensor]) -> Any:
@@ -53,7 +48,7 @@ def _handed_on(value: Any, asked: dict[int, Tensor]) -> Any:
     if issubclass(kind, _StandsIn):
         if (tensor := _tensor_for.get(id(value))) is None:
             # A copy that a loss has made.
-            value.__class__ = kind_of(value)
+            value.__class__ = _kind_of(value)
             return value
         asked[id(tensor)] = value
         return tensor
@@ -114,7 +109,7 @@ class StandIns:
         """Let the user's tensors be themselves again, as often as you like."""
         for t in self._tensors:
             if isinstance(t, _StandsIn):
-                t.__class__ = kind_of(t)  # pyright: ignore[reportAttributeAccessIssue]
+                t.__class__ = _kind_of(t)  # pyright: ignore[reportAttributeAccessIssue]
         _set_data(self._tensors, self.contents.values())
         for t in self._tensors:
             _tensor_for.pop(id(t), None)

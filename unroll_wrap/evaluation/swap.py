@@ -19,7 +19,7 @@ from ..live.undo import Undo
 from .exchange import Exchange
 from .frozen import left_alone, put_back_written
 from .holders import Holders
-from .shield import shielded, unshield
+from .shield import shielded
 
 
 class Swap:
@@ -78,7 +78,6 @@ class Swap:
         """Put everything back as it was, as often as you like."""
         self._exchange.home()
         self._after_exchange()
-        unshield(self._params)
         self._looks.restore()
         self._inside = self._clones = ()
         put_back_written(self._unwritten)
@@ -193,6 +192,11 @@ class Swap:
             if value is not self._carried[i] and isinstance(value, Tensor):
                 now[i] = value
         return tuple(now)
+
+    def marks(self) -> list[tuple[int, int]]:
+        """Return what is another if something writes to a buffer or unregistered tensor, or puts one in its place."""
+        now = [*self._carried, *(container.get(key) for container, key, _ in self._places)]
+        return [(id(t), t._version) for t in now if isinstance(t, Tensor)]
 
     def after_loss(self) -> tuple[tuple[Tensor, ...], Any]:
         """Return the buffers and contents that ``d_loss`` has left."""

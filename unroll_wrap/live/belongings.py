@@ -21,7 +21,7 @@ _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dty
 # Objects of these packages, such as trainers and loggers, are no part of the discriminator.
 _FRAMEWORKS = frozenset(
     "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric "
-    "logging multiprocessing numpy pathlib pytorch_lightning re threading torch torchvision tqdm types typing "
+    "logging multiprocessing numpy pathlib pytorch_lightning re threading torch torchvision tqdm typing "
     "wandb weakref".split()
 )
 _DEEPEST = 6

@@ -10,8 +10,8 @@ from .undo import LOCK, Undo
 _thread_of: dict[int, tuple[int, object]] = {}
 
 
-def exclude_others(modules: Sequence[nn.Module], undo: Undo) -> None:
-    """Prevent any other unroll of these modules until ``undo`` allows it again.
+def exclude_others(modules: Sequence[nn.Module], undo: Undo, who: str) -> None:
+    """Prevent any other unroll of these modules until ``undo`` allows it again; messages call the player ``who``.
 
     Raises:
         RuntimeError: another thread is unrolling one of them, or this thread is, and calls this from a loss.
@@ -34,13 +34,13 @@ def exclude_others(modules: Sequence[nn.Module], undo: Undo) -> None:
             _thread_of.update(dict.fromkeys(ids, me))
     if taken is None:
         return
-    name = type(taken).__name__
+    name, who = type(taken).__name__, who.split()[-1]
     if thread == me[0]:
         raise RuntimeError(
-            f"This discriminator ({name}) is being unrolled already, by the call whose loss calls this. Use the "
-            "plain loss inside d_loss and g_loss."
+            f"This {who} ({name}) is being unrolled already, by the call whose loss calls this. Use the plain loss "
+            "inside losses."
         )
     raise RuntimeError(
-        f"Another thread is unrolling this discriminator ({name}) at this moment. One thread at a time may: wait "
-        "for it (threading.Lock), or give each thread a discriminator of its own (copy.deepcopy)."
+        f"Another thread is unrolling this {who} ({name}) at this moment. One thread at a time may: wait for it "
+        f"(threading.Lock), or give each thread a {who} of its own (copy.deepcopy)."
     )

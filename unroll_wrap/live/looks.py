@@ -34,18 +34,17 @@ class Looks:
 
     def note(self) -> None:
         """Note the current state."""
-        self._before = [(m, vars(m).copy(), m._parameters.copy(), m._buffers.copy()) for m in self._every]
+        self._before = [(m, vars(m).copy(), [(r, r.copy()) for r in _registers(m)]) for m in self._every]
         self._contents = self._belongings.contents()
         self._flags = [(p, p.requires_grad) for p in self._live]
 
     def restore(self) -> None:
         """Restore the noted state, as often as you like."""
-        for module, attributes, params, buffers in self._before:
-            # Most modules have none.
-            if params or module._parameters:
-                refill(module._parameters, params)
-            if buffers or module._buffers:
-                refill(module._buffers, buffers)
+        for module, attributes, registers in self._before:
+            for register, before in registers:
+                # Most modules have none.
+                if before or register:
+                    refill(register, before)
             _restore(vars(module), attributes)
         self._belongings.refill(self._contents)
         for restore in self._belongings.sources:
@@ -62,6 +61,12 @@ class Looks:
         for module, attributes in zip(self._modules, contents[0], strict=True):
             _restore(vars(module), attributes)
         self._belongings.refill(contents[1])
+
+
+def _registers(module: nn.Module) -> tuple[dict[Any, Any], ...]:
+    """Return what a forward pass may add to: a layer that is built from the first batch, or a hook."""
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return module._parameters, module._buffers, module._modules, *hooks  # pyright: ignore[reportReturnType]
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:

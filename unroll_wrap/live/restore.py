@@ -4,7 +4,7 @@ import functools
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -123,13 +123,11 @@ def _state(one: Any) -> tuple[Callable[[Any], Any], Any] | None:
     return (functools.partial(numpy.copyto, one), one.copy()) if writeable else None
 
 
-def set_versions(changed: list[Was]) -> None:
-    """Restore autograd's version counters: the values that graphs have saved are back, so they may be used."""
-    if not changed:
-        return
+def set_versions(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Set autograd's version counters."""
     try:
-        put_versions(tuple(w.tensor for w in changed), tuple(w.version for w in changed))
+        put_versions(tuple(tensors), tuple(versions))
     except TypeError:
         # Older versions of torch take one at a time.
-        for was in changed:
-            put_versions(was.tensor, was.version)
+        for tensor, version in zip(tensors, versions, strict=True):
+            put_versions(tensor, version)

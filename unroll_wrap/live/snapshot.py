@@ -86,7 +86,9 @@ class Snapshot:
         with without_torch_function(), torch.no_grad():
             for was in self._tensors:
                 was.put_back()
-            set_versions([w for w in self._tensors if w.version >= 0 and w.tensor._version != w.version])
+            # The values that graphs have saved are back, so they may be used.
+            changed = [w for w in self._tensors if w.version >= 0 and w.tensor._version != w.version]
+            set_versions([w.tensor for w in changed], [w.version for w in changed])
 
     def objects(self) -> list[Any]:
         """Return all objects that the snapshot has seen."""

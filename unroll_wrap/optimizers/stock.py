@@ -71,7 +71,10 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     scope = vars(sys.modules[home.__module__])
     helpers = _helpers([getattr(home, name, None) for name in names], scope)
     functions = tuple(getattr(kind, n, None) for n in names)
-    untouched = all(inspect.getattr_static(kind, n, None) is inspect.getattr_static(home, n, None) for n in names)
+    # Torch wraps the step of the class whose instance is the first, which may be that of a subclass alone.
+    untouched = all(
+        _end(inspect.getattr_static(kind, n, None)) is _end(inspect.getattr_static(home, n, None)) for n in names
+    )
     # Helpers are checked for torch's classes only, because another library's may come from any of its files.
     checked = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
     allowed = all(_is_ours(f, home) for f in checked if callable(f))
@@ -116,6 +119,11 @@ def _chain(step: Any) -> Iterator[types.FunctionType]:
             return
         yield step
         step = getattr(step, "__wrapped__", None)
+
+
+def _end(function: Any) -> Any:
+    """Return the innermost function that a function wraps, or what else is given."""
+    return next(reversed(list(_chain(function))), function)
 
 
 def _is_ours(function: Any, home: type) -> bool:

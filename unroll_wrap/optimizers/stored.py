@@ -24,6 +24,15 @@ def counts_of(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> dic
 def state_of(optimizer: torch.optim.Optimizer, rule: UpdateRule, param: Tensor, counts: dict[int, float]) -> Any:
     """Return the state for one parameter; ``counts`` are the numbers that ``counts_of`` has read."""
     fresh = rule.init(param.detach())
+    for name, initial in fresh._asdict().items():
+        if isinstance(initial, Tensor) and not (
+            initial.is_floating_point() and (initial.shape == param.shape or not rule.elementwise)
+        ):
+            raise ValueError(
+                f"The rule {type(rule).__name__} starts with {name} = {tuple(initial.shape)} ({initial.dtype}) for a "
+                f"parameter of shape {tuple(param.shape)}. Its tensors have floating-point numbers and, if it is "
+                "elementwise, the parameter's shape; a count is a plain number."
+            )
     stored = optimizer.state.get(param)
     if not stored:
         return fresh
@@ -40,14 +49,13 @@ def _adopt(
     """Return an entry of the optimizer's own state, after a check against the rule's initial entry."""
     if initial is None and value is None:
         return None
-    if isinstance(initial, float):
-        return counts[id(value)] if id(value) in counts else float(value)
+    if isinstance(initial, (int, float)) and value is not None:
+        return type(initial)(counts[id(value)] if id(value) in counts else float(value))
     if isinstance(initial, Scalar):
         return Scalar(value.detach()) if isinstance(value, Tensor) else Scalar.of(value)
     if isinstance(value, (int, float)):
         return param.new_tensor(float(value))
-    shape = param.shape if initial is None else initial.shape
-    dtype = param.dtype if initial is None else initial.dtype
+    shape, dtype = (initial.shape, initial.dtype) if isinstance(initial, Tensor) else (param.shape, param.dtype)
     if not isinstance(value, Tensor) or (value.shape, value.dtype, value.device) != (shape, dtype, param.device):
         given = f"{tuple(value.shape)} ({value.dtype}) on {value.device}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(

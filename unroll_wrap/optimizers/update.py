@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .block import Block, Joined, Layout, each, layout, pack, pairs, regroup, split, unpack, values_of
 from .rule import Pullback
-from .transforms import Transforms
+from .transforms import Transforms, check_leaves
 
 
 class Update(NamedTuple):
@@ -114,6 +114,8 @@ def update(
         if transforms.parameter:
             with transforms.holding(params_of(new)):
                 new = [_transformed(b, transforms) for b in new]
+    if differentiable and transforms.check:
+        check_leaves([t for b in new for t in values_of(b)], [*leaves, *(t for b in old for t in values_of(b))])
     return Update(old, new, leaves, layout(blocks), None)
 
 

@@ -1,7 +1,7 @@
 """Compare the first call's value with K real steps, wherever the package has to guess what a user's object does."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,13 +15,22 @@ from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
 from ..live.snapshot import Snapshot
 from .real_rounds import real_steps
+from .training import clears_itself
 
 logger = logging.getLogger("unroll_wrap")
 
 
-def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Sequence[Tensor], swap: Swap) -> list[str]:
-    """Return in words what the package does not know about the user's objects; ``traced`` optimizers have no rule."""
-    found = [f"{type(o).__name__} has no update rule of its own" for o in traced]
+def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Tensor], swap: Swap) -> list[str]:
+    """Return in words what the package does not know about the user's objects; a rule is None for what is traced."""
+    found: list[str] = []
+    for optimizer, rule in zip(optimizers, rules, strict=True):
+        name = type(optimizer).__name__
+        if rule is None:
+            found.append(f"{name} has no update rule of its own")
+        elif not rule.__module__.startswith("unroll_wrap."):
+            found.append(f"{name} steps by {rule.__name__}, a registered rule")
+        if clears_itself(optimizer):
+            found.append(f"{name} has a zero_grad of its own")
     for p in params:
         if type(p) is not nn.Parameter:
             found.append(f"a parameter of D is a {type(p).__name__}")
@@ -35,7 +44,7 @@ def guesses(modules: Iterable[nn.Module], traced: Iterable[Any], params: Sequenc
         found.append(
             "a profiler, hooks on saved tensors or weak references keep D's tensors, and others stand in for them"
         )
-    for module in modules:
+    for module in swap.modules:
         if module._backward_hooks or module._backward_pre_hooks:
             found.append(f"the {type(module).__name__} in D has backward hooks")
     found += [f"D keeps a {type(o).__name__} outside of its registers" for o in swap.holders.belongings.objects]

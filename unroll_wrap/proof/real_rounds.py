@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import guards
@@ -12,7 +11,7 @@ from ..evaluation.checkpoints import in_place
 from ..evaluation.swap import Swap
 from ..live.snapshot import Snapshot
 from .real_steps import Around, RealSteps, Shift
-from .training import modules_of, moved_by, stepping
+from .training import clear, modules_of, moved_by, stepping
 
 
 class Player:
@@ -78,9 +77,9 @@ class RealRounds(RealSteps):
         for i, player in enumerate(players):
             if order == "level-k":
                 start[i].restore()
-            for p, zero in zip(player.params, player.zeros, strict=True):
+            for p in player.params:
                 p.requires_grad_(True)
-                p.grad = torch.zeros_like(p) if zero else None
+            clear(player.steppers, player.params, player.zeros)
             value = self._evaluate(f"updates[{i}].loss", player.loss, batch, around("update"))
             value.backward(inputs=[p for p in player.params if p.requires_grad])
             grads.append([p.grad for p in player.params])

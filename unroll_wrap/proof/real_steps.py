@@ -14,7 +14,7 @@ from ..evaluation.loss_errors import explained
 from ..evaluation.swap import Swap
 from ..live.snapshot import Snapshot
 from ..optimizers.transforms import takes
-from .training import modules_of, moved_by, steppers_of
+from .training import clear, modules_of, moved_by, steppers_of
 
 Shift = Callable[[], AbstractContextManager[object]]
 Around = Callable[[str], AbstractContextManager[object]]
@@ -84,8 +84,7 @@ class RealSteps:
             if 0 in weights:
                 total += weights[0] * self._g(shifted, around)
             for k, batch in enumerate(self._inner):
-                for p, zero in zip(moved.values(), zeros, strict=True):
-                    p.grad = torch.zeros_like(p) if zero else None
+                clear(steppers, list(moved.values()), zeros)
                 with nullcontext() if k < self._constant else shifted():
                     loss = self._evaluate(f"{own} at inner step {k}", self._d_loss, batch, around(own))
                     loss.backward(inputs=[p for p in moved.values() if p.requires_grad])
@@ -117,7 +116,7 @@ class RealSteps:
         given = (self._unrolled.player, *batch)
         # Autocast keeps copies of weights, and does not see that a step has changed them.
         torch.clear_autocast_cache()
-        with explained(name, loss, given, kwargs), torch.enable_grad(), around:
+        with explained(name, loss, given, kwargs, self._unrolled.names.short), torch.enable_grad(), around:
             value = loss(*given, **kwargs)
         self.values.append((name, value.item()))
         return value

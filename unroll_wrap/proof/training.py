@@ -42,13 +42,34 @@ def stepping(given: Any) -> list[Any]:
     return found
 
 
+def clears_itself(stepper: Any) -> bool:
+    """Return whether ``zero_grad`` is not that of torch or of a known library, so that it may do anything."""
+    step = inspect.unwrap(getattr(stepper, "zero_grad", None) or torch.optim.Optimizer.zero_grad)
+    return str(getattr(step, "__module__", "")).split(".")[0] not in ("torch", *_HOSTS)
+
+
+def clear(steppers: list[Any], params: list[Tensor], zeros: list[bool]) -> None:
+    """Do what a loop does before ``backward()``: leave no gradients, or zeros, or call a ``zero_grad`` of its own."""
+    own = [one for one in steppers if clears_itself(one)]
+    theirs = {id(p) for o in _optimizers_in(own) for group in o.param_groups for p in group["params"]}
+    for p, zero in zip(params, zeros, strict=True):
+        if id(p) not in theirs:
+            p.grad = torch.zeros_like(p) if zero else None
+    for one in own:
+        one.zero_grad()
+
+
 def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
     """Return D's parameters that these objects step, by name, except frozen ones that were never stepped."""
-    optimizers = [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
+    optimizers = _optimizers_in(steppers)
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
     frozen = {id(p) for p in unrolled.frozen if not p.requires_grad and p.grad is None} - stepped
     return {name: p for name, p in named_parameters(unrolled) if id(p) in held - frozen}
+
+
+def _optimizers_in(steppers: list[Any]) -> list[Any]:
+    return [o for o in Snapshot(steppers).objects() if hasattr(o, "param_groups")]
 
 
 def named_parameters(unrolled: Any) -> list[tuple[str, Tensor]]:

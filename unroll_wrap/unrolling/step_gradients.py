@@ -101,10 +101,17 @@ def _checked(
             "differentiated again. Leave sparse=True out."
         )
     # The optimizer sees the gradient that the hooks on the live parameter return.
+    marks = evaluate.swap.marks() if evaluate.hooks else []
     for i, hook in evaluate.hooks:
         if (g := grads[i]) is not None:
             changed = hook(g)
             grads[i] = g if changed is None else changed
+    if evaluate.hooks and marks != evaluate.swap.marks():
+        raise ValueError(
+            f"A gradient hook on a parameter of {evaluate.who} changes a tensor that it or its parameters keep: later "
+            "steps depend on that, and no derivative would pass through it. Keep momentum and the like in the state of "
+            "the optimizer, or leave what is a log out where unroll_wrap.is_unrolling()."
+        )
     if len(present) < len(grads):
         for i in evaluate.zeroed if mine is None else mine.intersection(evaluate.zeroed):
             grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]

@@ -114,15 +114,25 @@ class Unroll:
         """Return the arguments of ``step``: the batch is drawn while D is at θ^k, which may change the point's buffers.
 
         Raises:
-            ValueError: the batch has a graph that leads to θ^k, which a step cannot differentiate.
+            ValueError: the batch has a graph that leads to θ^k, which a step cannot differentiate; or what draws it
+                changes parameters or freezes them.
         """
         if self.inner_batch is None:
             self._note(self.batch)
             return point, k, self.batch
         swap = self.evaluate.swap
-        self.evaluate.put(leaves := [p.data.requires_grad_() for p in point.params()], point.buffers, point.contents)
+        self.evaluate.put(leaves := self.evaluate.leaves(point.params()), point.buffers, point.contents)
+        own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
+        before = written.values(own) if written else ()
         batch = self.inner_batch(k)
-        if leads_to(tensors_in(batch), swap.handles(leaves)):
+        if written:
+            written.check(name, before, own, self.names.short)
+        if not all([p.requires_grad for p in own]):
+            raise ValueError(
+                f"{name} switches requires_grad off for parameters of {self.names.short}, which a real step would then "
+                f"leave where they are. Let {self.names.player_loss} freeze them, the same in every step."
+            )
+        if leads_to(tensors_in(batch), own):
             raise ValueError(
                 f"The batch that resample gave for inner step {k} has a graph that leads to "
                 f"{self.names.short}'s parameters. Detach it there, or compute it inside {self.names.player_loss}."

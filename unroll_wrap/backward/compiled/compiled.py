@@ -61,12 +61,15 @@ class Compiled(Backward):
                 if len(self._programs) >= _MOST:
                     key = None
                     raise ValueError(
-                        f"it is the {_MOST + 1}th kind of loss or batch. Pass d_loss once, at construction"
+                        f"it is the {_MOST + 1}th kind of loss or batch. Pass {unroll.names.player_loss} once, at "
+                        "construction"
                     )
                 # The key holds the ids of these objects, so they have to stay alive.
                 self._alive[key] = unroll.d_loss, unroll.evaluate.swap.modules
                 logger.info(
-                    "d_loss is compiled, which takes a while: kind %d of loss and batch.", len(self._programs) + 1
+                    "%s is compiled, which takes a while: kind %d of loss and batch.",
+                    unroll.names.player_loss,
+                    len(self._programs) + 1,
                 )
                 # Tracing runs the loss, which may draw random numbers.
                 with RandomState(unroll.evaluate.owned).replayed():
@@ -74,21 +77,27 @@ class Compiled(Backward):
         except FloatingPointError:
             return None  # A later call will compile it: this one is about to raise.
         except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
-            self._give_up(key, f"{type(error).__name__}: {error}")
+            self._give_up(unroll, key, f"{type(error).__name__}: {error}")
         return self._programs[key]
 
     def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
         """Return whether the compiled loss still equals ``d_loss``; if not, stop using the program."""
         positional = batch.arguments[0]
         evaluation = unroll.evaluate(
-            "d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False, contents=point.contents
+            unroll.names.player_loss,
+            unroll.d_loss,
+            point.params(),
+            point.buffers,
+            positional,
+            walk=False,
+            contents=point.contents,
         )
         expected = evaluation.loss.detach().reshape(())
         near = (loss - expected).abs() <= 10 * torch.finfo(loss.dtype).eps ** 0.75 * (1 + expected.abs())
         right = bool(near | ~(loss.isfinite() | expected.isfinite()))
         if not right:
             reason = "its value is no longer that of its first call. Pass what changes as an argument"
-            self._give_up(_key(unroll, point, batch), reason)
+            self._give_up(unroll, _key(unroll, point, batch), reason)
         return right
 
     @property
@@ -96,11 +105,11 @@ class Compiled(Backward):
         """Whether any loss has been compiled."""
         return any(self._programs.values())
 
-    def _give_up(self, key: Any, reason: str) -> None:
+    def _give_up(self, unroll: Unroll, key: Any, reason: str) -> None:
         """Run this loss as under ``Store()`` from now on, and log each reason once."""
         if reason not in self._reported:
             self._reported.add(reason)
-            logger.warning("d_loss is not compiled but run as it is: %.500s", reason)
+            logger.warning("%s is not compiled but run as it is: %.500s", unroll.names.player_loss, reason)
         self._programs[key] = None
 
 

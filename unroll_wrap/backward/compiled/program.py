@@ -58,11 +58,13 @@ class Program:
         if unroll.evaluate.autocast.active:
             raise ValueError("autocast is on, in whose 16 bits compiled code rounds otherwise")
         if unroll.evaluate.hooks:
-            raise ValueError("D's parameters have gradient hooks. Pass what they do as grad_transform")
+            who = unroll.names.short
+            raise ValueError(f"{who}'s parameters have gradient hooks. Pass what they do as grad_transform")
         positional = batch.arguments[0]
-        evaluation = unroll.evaluate("d_loss", unroll.d_loss, point.params(), point.buffers, positional, walk=False)
+        name = unroll.names.player_loss
+        evaluation = unroll.evaluate(name, unroll.d_loss, point.params(), point.buffers, positional, walk=False)
         if not evaluation.loss.isfinite().all():
-            raise FloatingPointError("d_loss is not finite, and nothing can be compared with it")
+            raise FloatingPointError(f"{name} is not finite, and nothing can be compared with it")
         grads = unroll.gradients(evaluation)[0]
         self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
