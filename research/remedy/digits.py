@@ -19,7 +19,7 @@ from common.training import evaluation_noise
 from remedy.settings import SETTINGS, TOGETHER
 from remedy.task import Measure, Minibatch, Task
 
-# Too dear here: an update takes as long as five to ten plain ones.
+# Left out for the time that they take.
 WITHOUT = ("symplectic", *(label for label, setting in SETTINGS.items() if setting.group == TOGETHER))
 SHARED = "size noise batch g_lr betas updates seconds samples evaluate_every looks classifier_updates".split()
 

@@ -25,9 +25,10 @@ def draw(path: Path, tasks: Sequence[Task], found: Mapping[tuple[str, str], Sequ
             if not of_group:
                 panel.set_axis_off()
                 continue
-            for place, setting in enumerate(["plain", *(s for s in of_group if s != "plain")]):
+            of_any_task = [s for s in SETTINGS if SETTINGS[s].group == group and s != "plain"]
+            for setting in ["plain", *(s for s in of_group if s != "plain")]:
                 is_plain = setting == "plain"
-                color = "black" if is_plain else f"C{place - 1}"
+                color = "black" if is_plain else f"C{of_any_task.index(setting)}"
                 curve = mean_curve(found[task.name, setting])
                 panel.plot(*curve, color=color, linestyle="--" if is_plain else "-", label=setting)
             if task.name != "digits":  # whose thousand nothing comes near to

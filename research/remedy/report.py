@@ -40,15 +40,17 @@ def write_results(out: Path, preset: str, tasks: Sequence[Task], seeds: Sequence
         task.name: [summarise(task, found[task.name, s]) for s in task.settings if found[task.name, s]]
         for task in tasks
     }
-    unfinished = {f"{task}, {name}": len(of) for (task, name), of in found.items() if len(of) < len(seeds)}
+    unfinished = {key: len(records) for key, records in found.items() if len(records) < len(seeds)}
 
     tasks = [task for task in tasks if rows[task.name]]
     note = "Smoke: shows that every setting runs. These numbers mean nothing.\n\n" if preset == "smoke" else ""
     parts = [f"## All\n\n{overview(tasks, rows)}"]
     parts += [f"## {task.name}, {task.modes:,} modes\n\n{table(task, rows[task.name])}" for task in tasks]
     if unfinished:
-        words = [f"{name} ({count} of {len(seeds)} seeds)" for name, count in unfinished.items()]
-        parts.append("Not finished: " + "; ".join(words) + ".\n")
+        of_count: dict[str, list[str]] = {}
+        for (task, setting), count in unfinished.items():
+            of_count.setdefault(f"{task}, {count} of {len(seeds)} seeds", []).append(setting)
+        parts.append("Not finished:\n\n" + "".join(f"- {of}: {'; '.join(names)}\n" for of, names in of_count.items()))
     text = note + "\n".join(parts)
     write_text(out / "table.md", text)
     write_json(
@@ -61,7 +63,7 @@ def write_results(out: Path, preset: str, tasks: Sequence[Task], seeds: Sequence
             "rates_of_D": {task.name: list(task.rates) for task in tasks},
             "processor_seconds": round(sum(record["seconds"] for record in everything), 1),
             "runs_finished": len(everything),
-            "not_finished": unfinished,
+            "not_finished": {", ".join(key): count for key, count in unfinished.items()},
             "runs": [row for task in tasks for row in rows[task.name]],
         },
     )

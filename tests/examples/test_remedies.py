@@ -58,7 +58,7 @@ def test_smoke(mnist, tmp_path, capsys, monkeypatch):
 
     next((tmp_path / "runs").glob("square-R1-seed*.json")).unlink()
     assert command.main([*options, "--report"]) == 0
-    assert "Not finished: square, R1 (0 of 1 seeds)" in (tmp_path / "table.md").read_text()
+    assert "Not finished:\n\n- square, 0 of 1 seeds: R1\n" in (tmp_path / "table.md").read_text()
 
 
 def test_no_digits_no_run(tmp_path, capsys, monkeypatch):
