@@ -101,13 +101,12 @@ def train(run: Run, task: Task) -> dict[str, Any]:
     }
 
 
-def reading(record: Mapping[str, Any], unit: str) -> dict[str, float]:
+def reading(record: Mapping[str, Any], unit: str, *, over: float = 1.005) -> dict[str, float]:
     """The last evaluation within the budget of updates, or of seconds, which the last update may exceed a little."""
-    unit_of = {"updates": ("update", 1.0), "seconds": ("seconds", 1.005)}
-    name, most = unit_of[unit]
-    return [point for point in record["points"] if point[name] <= most * record["budget"][unit]][-1]
+    name = {"updates": "update", "seconds": "seconds"}[unit]
+    return [point for point in record["points"] if point[name] <= over * record["budget"][unit]][-1]
 
 
 def score(record: Mapping[str, Any], task: Task) -> float:
-    """What D's rate is chosen by, at both budgets alike."""
-    return sum(task.score(reading(record, unit)) for unit in ("updates", "seconds"))
+    """What D's rate is chosen by, at both budgets alike, the last update of the seconds left out."""
+    return sum(task.score(reading(record, unit, over=1.0)) for unit in ("updates", "seconds"))
