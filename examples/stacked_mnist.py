@@ -97,10 +97,19 @@ PRESETS = {
 }
 
 
+def generator(config: Config) -> nn.Sequential:
+    """Z → 4·4·64 → 32 → 16 → 8 → 3."""
+    return conv_generator(config.noise, (64, 32, 16, 8, 3))
+
+
+def discriminator(config: Config, colors: int = 3) -> nn.Sequential:
+    """3 → 8X → 16X → 32X → 1 logit."""
+    return conv_discriminator(32, (colors, *(round(config.size * channels) for channels in (8, 16, 32))))
+
+
 def build(config: Config, device: torch.device) -> Players:
-    """G: z → 4·4·64 → 32 → 16 → 8 → 3 and D: 3 → 8X → 16X → 32X → 1 logit, each with its Adam."""
-    G = conv_generator(config.noise, (64, 32, 16, 8, 3))
-    D = conv_discriminator(32, (3, *(round(config.size * channels) for channels in (8, 16, 32))))
+    """Both networks, each with its Adam."""
+    G, D = generator(config), discriminator(config)
     return with_adam(G, D, device, g_lr=config.g_lr, d_lr=config.d_lr, betas=config.betas)
 
 

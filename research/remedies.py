@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from ring_remedies.command import main
+from remedy.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))

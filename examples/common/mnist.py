@@ -78,19 +78,18 @@ def sample_digits(size: int, images: Tensor) -> Tensor:
     return to_pixels(images[torch.randint(len(images), (size, 1), device=images.device)])
 
 
-def sample_stacked(size: int, images: Tensor) -> Tensor:
+def sample_stacked(size: int, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Three digits drawn at random, one in each colour: section 3.3.1.
-
-    Drawn from torch's global generator.
 
     Args:
         size: Number of samples.
         images: Digits, uint8 of shape (n, 28, 28).
+        generator: Draws them; torch's global one where there is none.
 
     Returns:
         Shape (size, 3, 32, 32), in [-1, 1].
     """
-    chosen = torch.randint(len(images), (size, 3), device=images.device)
+    chosen = torch.randint(len(images), (size, 3), device=images.device, generator=generator)
     return pad_to_32(to_pixels(images[chosen]))
 
 

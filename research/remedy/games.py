@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ring_remedies.players import Players, Update
+from remedy.players import Players, Update
+from remedy.task import Minibatch
 
 CONSENSUS = 1.0
 SYMPLECTIC = 1.0
@@ -52,11 +53,12 @@ def adjusted(by: Callable[..., Sequence[Tensor]]) -> Callable[[Players], Update]
         G, D, opt_G, opt_D, d_loss, g_loss = players
         of_D, of_G = list(D.parameters()), list(G.parameters())
 
-        def update(real: Tensor, z: Tensor) -> None:
-            fake = G(z)
+        def update(for_D: Minibatch, for_G: Minibatch) -> None:
+            of_first = G(for_D.z)
+            of_second = of_first if for_G is for_D else G(for_G.z)
             v = [
-                *torch.autograd.grad(d_loss(D, real, fake), of_D, create_graph=True),
-                *torch.autograd.grad(g_loss(D, real, fake), of_G, create_graph=True),
+                *torch.autograd.grad(d_loss(D, for_D.real, of_first), of_D, create_graph=True),
+                *torch.autograd.grad(g_loss(D, for_G.real, of_second), of_G, create_graph=True),
             ]
             for parameter, direction in zip([*of_D, *of_G], by(v, [*of_D, *of_G]), strict=True):
                 parameter.grad = direction.detach()

@@ -6,24 +6,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ring_remedies import discriminators, games, penalties, unrolled
-from ring_remedies.extragradient import extragradient
-from ring_remedies.optimistic import OptimisticAdam
-from ring_remedies.players import Players, Update
-from unroll_wrap import Extrapolate, Objective, non_saturating
+from remedy import discriminators, games, penalties, unrolled
+from remedy.extragradient import extragradient
+from remedy.optimistic import OptimisticAdam
+from remedy.penalties import Penalty
+from remedy.players import Players, Update
+from remedy.task import Task
+from unroll_wrap import Extrapolate, Objective, non_saturating, wasserstein
 
 UNROLLING, REMEDIES, TOGETHER = "unrolling", "other remedies", "other remedies with K = 5"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs from the plain game."""
+    """What differs from the plain game, on every task alike."""
 
     group: str
     start: Callable[[Players], Update] = unrolled.plain
-    D: Callable[..., nn.Module] = discriminators.plain
+    D: Callable[[Task], nn.Module] = discriminators.plain
     objective: Objective = non_saturating
+    penalty: Callable[[Task], Penalty] | None = None
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
+    d_lr: float = 1.0  # times the task's rate of D
 
 
 def _unrolling() -> dict[str, Setting]:
@@ -40,9 +44,16 @@ def _unrolling() -> dict[str, Setting]:
     return {label: Setting(UNROLLING, start) for label, start in starts.items()}
 
 
+# Where D's rate is not searched: the simplest remedy, alone and with unrolling.
+FAST_D = {
+    "plain, fast D": Setting(UNROLLING, d_lr=5.0),
+    "K = 5, fast D": Setting(UNROLLING, unrolled.unrolled(steps=5), d_lr=5.0),
+}
+
+
 REMEDY = {
-    "R1": Setting(REMEDIES, objective=penalties.r1),
-    "WGAN-GP": Setting(REMEDIES, objective=penalties.wgan_gp),
+    "R1": Setting(REMEDIES, penalty=penalties.r1),
+    "WGAN-GP": Setting(REMEDIES, objective=wasserstein, penalty=penalties.gradient_penalty),
     "spectral norm": Setting(REMEDIES, D=discriminators.spectral),
     "packing": Setting(REMEDIES, D=discriminators.packed),
     "minibatch std": Setting(REMEDIES, D=discriminators.spread),
@@ -64,4 +75,4 @@ def _together() -> dict[str, Setting]:
     }
 
 
-SETTINGS = {**_unrolling(), **REMEDY, **_together()}
+SETTINGS = {**_unrolling(), **FAST_D, **REMEDY, **_together()}

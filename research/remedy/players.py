@@ -6,8 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# One update of both players, on a minibatch of data and of noise.
-Update = Callable[[Tensor, Tensor], None]
+from remedy.task import Minibatch
+
+# One update of both players, on a minibatch for D's and one for G's. They are the same, or they are not.
+Update = Callable[[Minibatch, Minibatch], None]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Players(NamedTuple):
@@ -21,14 +24,13 @@ class Players(NamedTuple):
     g_loss: Callable[..., Tensor]
 
 
-def in_turn(
-    players: Players, loss_of_D: Callable[[Tensor, Tensor], Tensor], loss_of_G: Callable[[Tensor, Tensor], Tensor]
-) -> Update:
+def in_turn(players: Players, loss_of_D: Loss, loss_of_G: Loss) -> Update:
     """D moves, then G, each by one step on `loss(real, z)`."""
 
-    def update(real: Tensor, z: Tensor) -> None:
-        for optimizer, loss in ((players.opt_D, loss_of_D), (players.opt_G, loss_of_G)):
-            value = loss(real, z)
+    def update(for_D: Minibatch, for_G: Minibatch) -> None:
+        moves = (players.opt_D, loss_of_D, for_D), (players.opt_G, loss_of_G, for_G)
+        for optimizer, loss, minibatch in moves:
+            value = loss(*minibatch)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -36,7 +38,7 @@ def in_turn(
     return update
 
 
-def plain_loss_of_D(players: Players) -> Callable[[Tensor, Tensor], Tensor]:
+def plain_loss_of_D(players: Players) -> Loss:
     """D's loss on fakes that it cannot change."""
 
     def loss(real: Tensor, z: Tensor) -> Tensor:

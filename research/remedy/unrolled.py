@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ring_remedies.players import Players, Update, in_turn, plain_loss_of_D
+from remedy.players import Players, Update, in_turn, plain_loss_of_D
 from unroll_wrap import UnrolledDiscriminatorLoss, UnrolledGeneratorLoss, UnrolledSequence
 
 
