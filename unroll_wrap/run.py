@@ -13,7 +13,7 @@ from .call.average import weights_of
 from .call.batch import tensors_in
 from .call.call import Call, Loss, once_a_round
 from .call.discriminator import check_gradient_hooks
-from .call.optimizer import options_of, refuse_reads, refuse_steps
+from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, evaluate_plainly
@@ -138,7 +138,6 @@ def _unroll(
     keep_entries(optimizers, undo)
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
-    refuse_reads(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
     if not unrolled._watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
         who = unrolled.names.short

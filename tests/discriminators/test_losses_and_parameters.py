@@ -137,22 +137,6 @@ def test_a_loss_that_clears_gradients_is_not_refused():
     world.unrolled()(world.real, world.fake()).backward()
 
 
-@pytest.mark.parametrize("of", ["d_loss", "g_loss"])
-@pytest.mark.parametrize("read", [lambda o, p: o.state[p]["exp_avg"].norm(), lambda o, p: o.state.get(p)["step"] / 100])
-def test_a_loss_that_reads_the_optimizers_state_is_refused(of, read):
-    """It would be that of the call in every step. Options, such as the learning rate, may be read."""
-    world = World(lambda: Net(lambda D: 1.0))
-    before, state = world.state(), world.optimizer.state
-    plain = {"d_loss": d_loss, "g_loss": g_loss}
-    weight = world.D.a.weight
-    losses = {**plain, of: lambda *given: plain[of](*given) * (1 + read(world.optimizer, weight))}
-    with pytest.raises(ValueError, match="A loss reads the state of the optimizer"):
-        UnrolledGeneratorLoss(world.D, world.optimizer, **losses, steps=3)(world.real, world.fake())
-    assert same(before, world.state()) and world.optimizer.state is state
-    of_the_rate = lambda *given: d_loss(*given) * world.optimizer.param_groups[0]["lr"]  # noqa: E731
-    UnrolledGeneratorLoss(world.D, world.optimizer, of_the_rate, g_loss, steps=3)(world.real, world.fake()).backward()
-
-
 # What is written.
 
 

@@ -173,7 +173,7 @@ def _is_number(word):
 
 def fresh(seed, made_by, warm=30):
     """What a call warns of, and the length of its gradient."""
-    made = game("dcgan", seed, double=False, warm=warm, rows=16)
+    made = game("dcgan", seed, double=True, warm=warm, rows=16)
     adam = functools.partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))
     optimizer = adam if made_by == "callable" else made.optimizer
     if made_by == "fresh":
@@ -187,10 +187,10 @@ def fresh(seed, made_by, warm=30):
 
 @pytest.mark.parametrize("made_by", ["callable", "fresh"])
 def test_a_first_step_that_outweighs_the_rest(made_by):
-    """Two seeds of a hundred; the controls are a seed whose first step does not, and the live optimizer."""
+    """In 64 bits, where all machines agree; the controls are a seed whose first step does not, and the live optimizer."""
     said, long = fresh(32, made_by)
     assert said == [FreshState]
     quiet, usual = fresh(31, made_by)
-    assert quiet == [] and long > 3 * usual
+    assert quiet == [] and long > 2.8 * usual
     said, stepped = fresh(32, "live")
     assert said == [] and stepped < long / 3

@@ -160,31 +160,6 @@ def refuse_steps(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> Non
         of_one[_refuse_step] = _refuse_step
 
 
-class _Unread(dict[Any, Any]):
-    """Stands in for the state of an optimizer while losses run, in which the steps of an unroll do not appear."""
-
-    def _refuse(self, *_: Any) -> Any:
-        raise ValueError(
-            "A loss reads the state of the optimizer, which within an unroll stays as it was at the call, and changes "
-            "in real steps. Keep what the loss needs, such as a count of steps, in the module that it is given."
-        )
-
-    __getitem__ = __contains__ = __iter__ = __len__ = get = items = keys = values = _refuse
-
-
-def refuse_reads(optimizers: Iterable[torch.optim.Optimizer], undo: Undo) -> None:
-    """Make losses raise, until ``undo``, if they read the state of these optimizers, which has been read already."""
-    before = [(o, o.state) for o in optimizers]
-
-    def put_back() -> None:
-        for optimizer, state in before:
-            optimizer.state = state
-
-    undo.later(put_back)
-    for optimizer, _ in before:
-        optimizer.state = _Unread()  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     if is_unrolling():
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from ..call.messages import is_users, line_of
 from ..torch_private import FunctionMode, pytree
 
 _DETACH = {"detach", "detach_"}
-_READ = cast("Any", Tensor.grad).__get__
+_READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue]
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
 
 
