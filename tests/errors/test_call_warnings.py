@@ -187,7 +187,7 @@ def fresh(seed, made_by, warm=30):
 
 @pytest.mark.parametrize("made_by", ["callable", "fresh"])
 def test_a_first_step_that_outweighs_the_rest(made_by):
-    """In 64 bits, where all machines agree; the controls are a seed whose first step does not, and the live optimizer."""
+    """In 64 bits, where machines agree; the controls are a seed whose first step does not, and the live optimizer."""
     said, long = fresh(32, made_by)
     assert said == [FreshState]
     quiet, usual = fresh(31, made_by)
