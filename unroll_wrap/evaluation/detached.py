@@ -10,7 +10,7 @@ from ..call.messages import is_users, line_of
 from ..torch_private import FunctionMode, pytree
 
 _DETACH = {"detach", "detach_"}
-_READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue]
+_READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
 
 

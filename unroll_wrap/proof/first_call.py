@@ -27,7 +27,7 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
         name = type(optimizer).__name__
         if rule is None:
             found.append(f"{name} has no update rule of its own")
-        elif not rule.__module__.startswith(f"{__package__.split('.')[0]}."):
+        elif not rule.__module__.startswith("unroll_wrap."):
             found.append(f"{name} steps by {rule.__name__}, a registered rule")
         if clears_itself(optimizer):
             found.append(f"{name} has a zero_grad of its own")
