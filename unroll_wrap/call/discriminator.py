@@ -60,7 +60,7 @@ def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
     return list(found.values())
 
 
-def check_modules(modules: Sequence[nn.Module]) -> None:
+def check_modules(modules: Sequence[nn.Module], who: str) -> None:
     """Modules whose parameters are there, in Python.
 
     Raises:
@@ -75,8 +75,8 @@ def check_modules(modules: Sequence[nn.Module]) -> None:
             )
         if isinstance(module, LazyModuleMixin) and cast("Any", module).has_uninitialized_params():
             raise ValueError(
-                f"{type(module).__name__}, a lazy module of the discriminator, has no tensors yet. Run the "
-                "discriminator once on a batch before."
+                f"{type(module).__name__}, a lazy module of {who}, has no tensors yet. Run {who} once on a batch "
+                "before."
             )
 
 
