@@ -131,8 +131,8 @@ class UnrolledLoss:
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
-        # Of a copy, which verify makes, its own.
-        self._watched = False
+        # The losses that have been watched. Of a copy, which verify makes, its own.
+        self._watched: frozenset[tuple[int, ...]] = frozenset()
         self._known = Known(check_memory(Holders(modules, self._steppers.owned(modules, optimizers))))
 
     # When a user compiles a whole training step, this call stays uncompiled, as torch's optimizers do.

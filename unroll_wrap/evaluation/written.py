@@ -1,6 +1,6 @@
-"""Find losses that write to the parameters that move, in the first call of an unrolled loss."""
+"""Find losses that write to the parameters that move, in the first call of an unrolled loss, or to the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -58,6 +58,39 @@ class Written:
             "second term of Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or "
             "compute with changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
         )
+
+
+class Given:
+    """The tensors of a batch as they were before the losses ran.
+
+    Args:
+        tensors: the tensors.
+        own: the ids of D's own tensors, which are put back anyway.
+        copied: whether to keep copies, so that the tensors can be put back.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], own: Collection[int], copied: bool) -> None:
+        # A tensor that requires grad is copied for each evaluation.
+        plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in own)]
+        self._before = [(t, t._version, t.clone() if copied else None) for t in plain]
+
+    def put_back(self) -> None:
+        """Give changed tensors their values again, if there are copies."""
+        for t, copy in self._changed():
+            if copy is not None:
+                t.data.copy_(copy)
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError if a loss has changed one of them in place."""
+        if changed := self._changed():
+            raise ValueError(
+                f"A loss changes a tensor of the batch in place, of shape {tuple(changed[0][0].shape)}: it would do so "
+                "in every inner step, and to your own tensor. Let it make a new one (real = real + noise), or begin "
+                "with a copy (real = real.clone())."
+            )
+
+    def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
+        return [(t, copy) for t, version, copy in self._before if t._version != version]
 
 
 def _differs(before: Tensor, now: Tensor) -> bool:
