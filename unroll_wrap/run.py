@@ -154,7 +154,7 @@ def _unroll(
             f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
             f"or detach it.{more}"
         )
-    given = Given(tensors_in(call.batch, call.kwargs), swap.ids, copied=not watched)
+    given = Given(tensors_in(call.batch, call.kwargs), [*owned, *swap.originals()], copied=not watched)
     undo.later(given.put_back)
     detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not watched else None
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from unroll_wrap import UnrolledGeneratorLoss, non_saturating, verify
+from unroll_wrap import Compiled, UnrolledGeneratorLoss, non_saturating, verify
 
 CASES = {}
 
@@ -231,3 +231,13 @@ def test_tensors_of_d_in_the_batch(also):
     world = World(Shifted, also=also, **losses)
     unrolled = UnrolledGeneratorLoss(world.D, world.optimizer, world.d_loss, world.g_loss, steps=3)
     assert verify(unrolled, *world.batch(20), *also(world.D))
+
+
+def test_tensors_of_d_in_the_batch_are_not_compiled(caplog):
+    """A program would take them for constants, so the call is made without one, and says so."""
+    losses = {"d_loss": penalised(non_saturating.d_loss), "g_loss": penalised(non_saturating.g_loss)}
+    world = World(Shifted, also=lambda D: [D.net[0].weight], **losses)
+    unrolled = UnrolledGeneratorLoss(world.D, world.optimizer, world.d_loss, world.g_loss, steps=3, backward=Compiled())
+    found = unrolled(*world.batch(20), *world.also(world.D)).item()
+    assert "the batch has a tensor of the discriminator" in caplog.text
+    assert abs(found - world.value(20, 3)) < 1e-12

@@ -46,6 +46,24 @@ def test_a_batch_that_a_loss_copies_first():
     of(lambda D, real, fake: noisy(D, real.clone(), fake), steps=3)(*batch())
 
 
+@pytest.mark.parametrize("of_parameter", [torch.Tensor.detach, lambda p: p.data, lambda p: p.detach()[:2]])
+def test_a_batch_in_the_memory_of_a_parameter(of_parameter):
+    """A real step would move it in place; a copy is constant, in real steps too."""
+    D = net()
+    weight = of_parameter(D[0].weight)
+
+    def near(D, real, fake, anchor):
+        return d_loss(D, real, fake) + (D[0].weight[: len(anchor)] - anchor).square().sum()
+
+    def returned(D, real, fake, anchor):
+        return g_loss(D, real, fake) + 0 * anchor.sum()
+
+    unrolled = UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), lr=0.1), near, returned, steps=2)
+    with pytest.raises(ValueError, match="lies in the memory of a tensor of D"):
+        unrolled(*batch(), weight)
+    unrolled(*batch(), weight.clone())
+
+
 class Weighted(nn.Module):
     """Weighs its output by the length of the last gradient of its features."""
 
