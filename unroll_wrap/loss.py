@@ -132,8 +132,8 @@ class UnrolledLoss:
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
-        # Of a copy, which verify makes, its own.
-        self._watched = False
+        # The losses that have been watched. Of a copy, which verify makes, its own.
+        self._watched: frozenset[tuple[int, ...]] = frozenset()
         holders = Holders(modules, self._steppers.owned(modules, optimizers))
         self._known = Known(check_memory(holders, self.names.player))
 

@@ -21,7 +21,7 @@ from .evaluation.graph import is_made_by
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
-from .evaluation.written import Writes, Written
+from .evaluation.written import Given, Writes, Written
 from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
@@ -29,6 +29,7 @@ from .optimizers.family import keep_entries, keep_flags, keep_options, stepped
 from .optimizers.fresh import adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import Proof, guesses
+from .proof.training import check_clearing
 from .unrolling.finite import check_finite
 from .unrolling.one_process import OneProcess
 from .unrolling.result import check_terms, hand_over, warn_of
@@ -44,7 +45,7 @@ class Known:
     Attributes:
         memory: where the discriminator's tensors lie, and which of them share memory.
         traces: the recorded steps of optimizers without a rule.
-        proven: the doubts that a first call has settled by real steps.
+        proven: the doubts that a call has settled by real steps, and by how many.
         on_logits: losses that are known to be given logits.
         writes: whether the first evaluation of a call has written to parameters, which a later one may no more.
         hooks: the number of the next hook when parameters were last searched for hooks. Each registration of a hook
@@ -53,7 +54,7 @@ class Known:
 
     memory: Memory | None
     traces: Traces = field(default_factory=Traces)
-    proven: set[str] = field(default_factory=set)
+    proven: dict[str, int] = field(default_factory=dict)
     on_logits: set[Loss] = field(default_factory=set)
     hooks: int = -1
     writes: Writes | None = None
@@ -98,7 +99,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         return value, []
     if proof := unroll.proof:
         proof.check(value, unroll.d_losses)
-        known.proven.update(proof.doubts)
+        known.proven.update(dict.fromkeys(proof.doubts, call.steps))
     if unroll.differentiate:
         last = weights_of(unrolled.average, call.steps)[call.steps]
         first_only = unrolled.stop_gradient or not (call.steps and last)
@@ -106,6 +107,8 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         detached = unroll.evaluate.detached if unroll.evaluate.second_order and unroll.sensitivity.second_term else None
         warn_of(detached.found if detached else (), fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
+        # Last, because a call that raises is no proof for the next one.
+        unrolled._watched |= {_code_of(call)}
     return value, unroll.d_losses
 
 
@@ -121,13 +124,17 @@ def _unroll(
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and sweep back; return the value and the unroll. ``undo`` then restores the user's objects."""
     known: Known = unrolled._known
+    watched = _code_of(call) in unrolled._watched
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
     rules = [rule_of(o) for o in optimizers]
     ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
     traced = [o for o in optimizers if o not in ruled]
-    doubts = [d for d in guesses(optimizers, rules, owned, swap) if d not in known.proven]
+    # More steps may come to what fewer have not, such as a teacher that is moved after each.
+    doubts = [d for d in guesses(optimizers, rules, owned, swap) if known.proven.get(d, 0) < call.steps]
+    if unrolled.prove and known.proven and not doubts:
+        check_clearing(optimizers, owned, call.steps)
     proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
     if traced:
         # A live step may skip parameters that do not require grad, and most loops freeze D for the generator's step.
@@ -139,7 +146,7 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
-    if not unrolled._watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
+    if not watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
         who = unrolled.names.short
         more = " If it is fake, the generator was passed in the place of D." if unrolled.names.optional else ""
         raise ValueError(
@@ -147,10 +154,11 @@ def _unroll(
             f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
             f"or detach it.{more}"
         )
-    detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not unrolled._watched else None
-    watch = differentiate and not unrolled.stop_gradient and not (unrolled._watched and known.writes is None)
+    given = Given(tensors_in(call.batch, call.kwargs), [*owned, *swap.originals()], copied=not watched)
+    undo.later(given.put_back)
+    detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not watched else None
+    watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
     written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
-    unrolled._watched |= differentiate
     evaluate = Evaluator(
         unrolled.player,
         owned,
@@ -197,10 +205,17 @@ def _unroll(
             unrolled.names,
         )
     check_options_kept()
+    given.check_unchanged()
     swap.check_unwritten()
     if written:
         known.writes = written.found
     return value, unroll
+
+
+def _code_of(call: Call) -> tuple[int, ...]:
+    """Return what is the same for the losses of two calls if they run the same code, though not on the same objects."""
+    losses = [getattr(loss, "func", loss) for loss in (call.d_loss, call.g_loss)]
+    return tuple(hash(getattr(loss, "__code__", type(loss))) for loss in losses)
 
 
 def _held(frozen: Sequence[Tensor], optimizers: Sequence[Any]) -> list[Tensor]:

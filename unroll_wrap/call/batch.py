@@ -6,7 +6,7 @@ graph is traversed once, in the backward pass of the result.
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -32,8 +32,14 @@ class Arguments(NamedTuple):
     aliases: list[Tensor]
 
 
-def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Replace the floating-point tensors in ``batch`` and ``kwargs``, also in containers, by fresh stand-ins."""
+def cut(batch: tuple[Any, ...], kwargs: dict[str, Any], kept: Collection[int] = ()) -> Arguments:
+    """Replace the floating-point tensors in ``batch`` and ``kwargs``, also in containers, by fresh stand-ins.
+
+    Args:
+        batch: the positional arguments of a loss after D.
+        kwargs: its keyword arguments.
+        kept: the ids of tensors that stay, because they are D's own and hold what D is at this step.
+    """
     originals: list[Tensor] = []
     leaves: list[Tensor] = []
     aliases: list[Tensor] = []
@@ -53,7 +59,7 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         return leaf.clone() if leaf.dtype is tensor.dtype else leaf.to(tensor.dtype)
 
     def stand_in(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or id(tensor) in kept:
             return tensor
         if id(tensor) not in stand_in_of:
             stand_in_of[id(tensor)] = made(tensor)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ from .hooks import gradient_hooks, noted
 from .loss_errors import explained, misfit, misplaced, one_element
 from .swap import Swap
 from .written import Written
+
+# More than training ever counts, and less than torch's counters hold.
+_versions = count(2**31)
 
 
 class Evaluation(NamedTuple):
@@ -113,7 +117,9 @@ class Evaluator:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
-        self.rewrote, self._turn, self._versions = False, 0, [p._version for p in self.owned]
+        self.rewrote = False
+        # A loss may ask for strides, or go by them (as_strided), and the parameters of a step are packed without any.
+        self._strided = [(i, p.stride()) for i, p in enumerate(self.owned) if not p.is_contiguous()]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
 
     def __call__(
@@ -128,7 +134,7 @@ class Evaluator:
     ) -> Evaluation:
         """Run ``loss(D, *batch, **kwargs)`` while D holds fresh leaves made of ``params`` and clones of ``buffers``."""
         leaves = self.leaves(params)
-        arguments = cut(batch, self.kwargs)
+        arguments = cut(batch, self.kwargs, self.swap.ids)
         self.put(leaves, buffers, contents)
         values = self.written.values(params) if self.written and not self.leaf else []
         made = checkpoints_made()
@@ -153,7 +159,8 @@ class Evaluator:
             )
         self.rewrote = False
         for mine, param in zip(own, params, strict=True):
-            # With `p.data = ...` the loss has given a parameter other memory, and the update reads the old memory.
+            # With `p.data = ...` the loss has given a parameter other memory, and the update reads the old memory. One
+            # with strides of its own has other memory anyway, and the loss may have written to that.
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
@@ -206,9 +213,12 @@ class Evaluator:
         # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
         # autograd would consider all of them changed.
         leaves = [p.data.requires_grad_() for p in params]
-        # As after a real step, so that code which keeps what it has computed of a parameter does so anew.
-        self._turn += 1
-        set_versions(leaves, [v + self._turn for v in self._versions])
+        for i, stride in self._strided:
+            leaf = params[i].new_empty_strided(params[i].shape, stride)
+            leaves[i] = leaf.copy_(params[i].data).requires_grad_()
+        # Code that keeps what it has computed of a parameter by its version computes it anew, as after a real step, and
+        # does not take what it keeps now for that of a later real step.
+        set_versions(leaves, [next(_versions)] * len(leaves))
         return leaves
 
     def put(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:

@@ -32,6 +32,9 @@ class Swap:
         params: the parameters that the inner optimizer moves, each once.
         rewinds: whether steps run in another order than in training, so that what a forward pass leaves in containers
             has to be restored before each step.
+
+    Attributes:
+        ids: the ids of the user's tensors that take part.
     """
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:
@@ -44,6 +47,7 @@ class Swap:
         self.holders = holders = Holders(modules, params)
         self._params, self._carried = holders.params, holders.carried
         self._exchange = Exchange([*self._params, *self._carried])
+        self.ids = {*map(id, self._params), *map(id, self._carried)}
         self._places, self._slots = holders.places, holders.slots
         self.frozen = [t for t in holders.carried if isinstance(t, nn.Parameter)]
         self._looks = Looks(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
@@ -195,8 +199,15 @@ class Swap:
 
     def marks(self) -> list[tuple[int, int]]:
         """Return what is another if something writes to a buffer or unregistered tensor, or puts one in its place."""
+        return [(id(t), t._version) for t in self._kept()]
+
+    def attached(self) -> set[int]:
+        """Return the ids of buffers and unregistered tensors that have a graph now."""
+        return {id(t) for t in self._kept() if t.requires_grad}
+
+    def _kept(self) -> list[Tensor]:
         now = [*self._carried, *(container.get(key) for container, key, _ in self._places)]
-        return [(id(t), t._version) for t in now if isinstance(t, Tensor)]
+        return [t for t in now if isinstance(t, Tensor)]
 
     def after_loss(self) -> tuple[tuple[Tensor, ...], Any]:
         """Return the buffers and contents that ``d_loss`` has left."""

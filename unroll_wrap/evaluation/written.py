@@ -1,8 +1,9 @@
-"""Find losses that write to the parameters that move, in the first call of an unrolled loss."""
+"""Find losses that write to the parameters that move, in the first call of an unrolled loss, or to the batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -58,6 +59,59 @@ class Written:
             "second term of Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or "
             "compute with changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
         )
+
+
+class Given:
+    """The tensors of a batch as they were before the losses ran.
+
+    Args:
+        tensors: the tensors.
+        own: D's own tensors, which are put back anyway.
+        copied: whether to keep copies, so that the tensors can be put back.
+
+    Raises:
+        ValueError: one of them lies in the memory of a tensor of D, where a real step would move it.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], copied: bool) -> None:
+        ids = set(map(id, own))
+        # A tensor that requires grad is copied for each evaluation.
+        plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
+        if copied and (shapes := _in_memory_of(plain, own)):
+            raise ValueError(
+                f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D, as p.detach() and "
+                "p.data do: a real step would move it, and an unroll would not. Pass the parameter itself, or a copy "
+                "(p.detach().clone())."
+            )
+        self._before = [(t, t._version, t.clone() if copied else None) for t in plain]
+
+    def put_back(self) -> None:
+        """Give changed tensors their values again, if there are copies."""
+        for t, copy in self._changed():
+            if copy is not None:
+                t.data.copy_(copy)
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError if a loss has changed one of them in place."""
+        if changed := self._changed():
+            raise ValueError(
+                f"A loss changes a tensor of the batch in place, of shape {tuple(changed[0][0].shape)}: it would do so "
+                "in every inner step, and to your own tensor. Let it make a new one (real = real + noise), or begin "
+                "with a copy (real = real.clone())."
+            )
+
+    def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
+        return [(t, copy) for t, version, copy in self._before if t._version != version]
+
+
+def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """Return the shapes of those tensors that lie in the memory of some others."""
+
+    def of(some: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        return [(t.untyped_storage().data_ptr(), t) for t in some if t.layout is torch.strided and t.numel()]
+
+    where = {pointer for pointer, _ in of(own)} - {0}
+    return [tuple(t.shape) for pointer, t in of(tensors) if pointer in where]
 
 
 def _differs(before: Tensor, now: Tensor) -> bool:

@@ -4,10 +4,12 @@ A forward pass may change all of it. Containers are noted with their content, an
 """
 
 import functools
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +63,10 @@ class Belongings:
         self._seen: set[int] = set()
         for own in attributes:
             self._visit(own, None, None, 0)
+        self._classes: set[type] = set()
         for module in modules:
             own = vars(module)
+            self._visit_class(type(module))
             for name, value in own.items():
                 if name not in _OF_EVERY_MODULE and type(value) not in _PLAIN:
                     self._visit(value, own, name, 0)
@@ -117,12 +121,28 @@ class Belongings:
             self._visit(value.__self__, None, None, depth)
         elif isinstance(value, functools.partial):
             self._visit([value.func, value.args, value.keywords], None, None, depth)
+        elif isinstance(value, _OPEN) or type(value).__module__.startswith("torch.distributions."):
+            self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
         elif type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
             self.objects.append(value)
+            self._visit_class(type(value))
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
             for slot in _slots(type(value)):
                 self.slots.append((value, slot))
                 self._visit(getattr(value, slot, None), None, None, depth)
+
+    def _visit_class(self, kind: type) -> None:
+        """Note the numbers, tensors and containers that instances of a user's own class share, such as a count."""
+        for cls in kind.__mro__:
+            if cls in self._classes or cls.__module__.partition(".")[0] in _FRAMEWORKS:
+                continue
+            self._classes.add(cls)
+            for name, value in list(vars(cls).items()):
+                if type(value) in _SHARED and not name.startswith("__"):
+                    if type(value) in _PLAIN:
+                        self.slots.append((cls, name))
+                    else:
+                        self._visit(value, None, None, 1)
 
     def _visit_closure(self, function: types.FunctionType, depth: int) -> None:
         """Note the numbers and tensors that a hook, or a replaced ``forward``, keeps in variables around it.
@@ -140,6 +160,9 @@ class Belongings:
                 self._visit(value, None, None, depth)
 
 
+# What these hold is in their ``__dict__``.
+_OPEN = (threading.local, WeakKeyDictionary)
+_SHARED = _PLAIN | {dict, list, deque, set, Tensor}
 _OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)
 
 

@@ -84,10 +84,11 @@ def put_back(owner: Any, name: str, before: Any) -> None:
     """Restore the value of an attribute."""
     if getattr(owner, name, ABSENT) is before:
         return
+    kind = type if isinstance(owner, type) else object
     if before is ABSENT:
-        object.__delattr__(owner, name)
+        kind.__delattr__(owner, name)
     else:
-        object.__setattr__(owner, name, before)
+        kind.__setattr__(owner, name, before)
 
 
 def source(one: Any) -> Callable[[], Any] | None:

@@ -1,7 +1,7 @@
 """Compare the first call's value with K real steps, wherever the package has to guess what a user's object does."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -38,7 +38,7 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
         if vars(p) and (names := sorted(n for n in vars(p) if not n.startswith("_dynamo"))):
             found.append(f"a parameter of D has the attributes {names}")
         if p._backward_hooks:
-            found.append("a parameter of D has gradient hooks")
+            found.append(f"a parameter of D has gradient hooks: {_names(p._backward_hooks.values())}")
     if is_observed() or not can_exchange(params):
         # What is stood in for has a class of the same name, and not the very class.
         found.append(
@@ -46,9 +46,15 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
         )
     for module in swap.modules:
         if module._backward_hooks or module._backward_pre_hooks:
-            found.append(f"the {type(module).__name__} in D has backward hooks")
+            hooks = (*module._backward_hooks.values(), *module._backward_pre_hooks.values())
+            found.append(f"the {type(module).__name__} in D has backward hooks: {_names(hooks)}")
     found += [f"D keeps a {type(o).__name__} outside of its registers" for o in swap.holders.belongings.objects]
     return list(dict.fromkeys(found))
+
+
+def _names(hooks: Iterable[Any]) -> str:
+    """Return the names of hooks, so that one which is registered later is another doubt."""
+    return ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
 
 
 class Proof:

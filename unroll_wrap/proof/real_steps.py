@@ -50,6 +50,8 @@ class RealSteps:
     ) -> None:
         self._modules = modules_of(unrolled)
         self.values: list[tuple[str, float]] = []
+        # A tensor of the player's in a batch is what the player is at each step.
+        self._own = {id(t) for m in self._modules for t in (*m.parameters(), *m.buffers())}
         self._unrolled = unrolled
         self._d_loss = d_loss
         self._g_loss = g_loss
@@ -111,7 +113,7 @@ class RealSteps:
             return self._evaluate(name, self._g_loss, self._batch, around(name)).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
-        batch, kwargs = _without_the_generator(batch, self._kwargs)
+        batch, kwargs = _without_the_generator(batch, self._kwargs, self._own)
         # Gradients are on even for g_loss, because a loss may differentiate inside.
         given = (self._unrolled.player, *batch)
         # Autocast keeps copies of weights, and does not see that a step has changed them.
@@ -138,12 +140,20 @@ class RealSteps:
                     p.copy_(of_parameter(p.clone(), **({"name": name} if takes(of_parameter, "name") else {})))
 
 
-def _without_the_generator(batch: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of one evaluation, where tensors still require grad but no longer lead to a generator."""
+def _without_the_generator(
+    batch: tuple[Any, ...], kwargs: dict[str, Any], own: set[int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of one evaluation, where tensors still require grad but no longer lead to a generator.
+
+    Args:
+        batch: the positional arguments.
+        kwargs: the keyword arguments.
+        own: the ids of the player's own tensors, which stay as they are.
+    """
     known: dict[int, Tensor] = {}
 
     def alone(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or id(tensor) in own:
             return tensor
         if id(tensor) not in known:
             # detach() keeps a penalty's requires_grad_() off the user's tensor, and clone() lets D begin in place.

@@ -4,7 +4,7 @@ Nothing here is shared with the code of a call, because a check of a call must n
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,37 @@ def clear(steppers: list[Any], params: list[Tensor], zeros: list[bool]) -> None:
             p.grad = torch.zeros_like(p) if zero else None
     for one in own:
         one.zero_grad()
+
+
+def check_clearing(steppers: Sequence[Any], params: Sequence[Tensor], steps: int) -> None:
+    """Raise if a ``zero_grad`` of the user's own would leave gradients in one of the coming steps.
+
+    It may clear them every second time, say, and a first call that was proven says nothing of later ones.
+
+    Raises:
+        ValueError: it would.
+    """
+    own = [one for one in steppers if clears_itself(one)]
+    if not own:
+        return
+    held = {id(p) for o in _optimizers_in(own) for group in o.param_groups for p in group["params"]}
+    mine = [p for p in params if id(p) in held]
+    with Snapshot([*own, *mine]):
+        for k in range(steps):
+            for p in mine:
+                p.grad = torch.ones_like(p)
+            for one in own:
+                one.zero_grad()
+            if any(p.grad is not None and p.grad.any() for p in mine):
+                raise ValueError(
+                    f"zero_grad() of the {type(own[0]).__name__} leaves gradients at inner step {k}, and the loop's "
+                    "step would add to them. Call the loss where zero_grad() clears them, with as many steps as it "
+                    "does so; or let d_loss be the sum of all terms, and zero_grad() clear them always."
+                )
+            for p in mine:
+                p.grad = torch.zeros_like(p)
+            for one in own if k + 1 < steps else ():
+                one.step()
 
 
 def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:

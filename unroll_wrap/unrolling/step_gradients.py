@@ -51,9 +51,16 @@ def gradients(
     # The operators recognise parameters by their class, which the leaves of a tracer do not have.
     skip = not also and evaluate.leaf is None
     hooks = [*evaluation.hooks, *(repair(evaluation.fragile) if options.get("create_graph") else [])]
+    attached = evaluate.swap.attached() if evaluation.hooks else set[int]()
     with parameters_only() if skip else nullcontext():
         asked = [*(params[i] for i in moving), *also]
         found = differentiate(name, [loss], asked, factor=evaluate.autocast.first, **options)
+    if evaluation.hooks and not evaluate.swap.attached() <= attached:
+        raise ValueError(
+            f"A hook on the graph of {name} keeps a gradient in {evaluate.who}, and no derivative would pass through "
+            "that to what later steps make of it. Compute it in the loss with torch.autograd.grad, or keep it detached "
+            "(grad.detach()) if that path is to be cut, or if it is a log."
+        )
     # The hooks are meant for this pass alone, and the pass that differentiates it may reach the same nodes.
     for hook in hooks:
         hook.remove()

@@ -56,6 +56,8 @@ class Compiled(Backward):
         """Return the program for inputs of this kind, compiled on first use; None if it cannot be compiled."""
         key = None
         try:
+            if any(id(t) in unroll.evaluate.swap.ids for t in batch.tensors):
+                raise ValueError(f"the batch has a tensor of {unroll.names.player}. Let the losses read it there")
             key = _key(unroll, point, batch)
             if key not in self._programs:
                 if len(self._programs) >= _MOST:

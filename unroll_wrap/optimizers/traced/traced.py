@@ -3,7 +3,9 @@
 The live optimizer itself is stepped, once for each trace, and restored bit for bit. What it does to parameters and to
 the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. A trace serves
 as long as everything that the step decides by in Python, such as a step count or a learning rate, is the same; and,
-where the step decides by a tensor (``if norm > 1``), as long as the decision is the same.
+where the step decides by a tensor (``if norm > 1``), as long as the decision is the same. What the step reads from
+elsewhere, such as a learning rate in a module, is not seen. So the first trace that a call uses again is compared with
+a live step, and if they differ, all traces are forgotten.
 """
 
 import re
@@ -43,9 +45,11 @@ class _Memory:
     Attributes:
         traces: the traces by key, those used last at the end.
         promoted: the paths of numbers that turned out not to be constants.
+        current: whether the traces agree with the live step in this call.
     """
 
     def __init__(self) -> None:
+        self.current = False
         self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
         self.promoted: frozenset[str] = frozenset()
 
@@ -95,6 +99,7 @@ class Traced(UpdateRule):
             ) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
+        self.memory.current = False
         # While losses run, D's parameters hold the unroll's tensors, so a step that can reach D needs a snapshot.
         at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
         return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
@@ -109,15 +114,22 @@ class Traced(UpdateRule):
             inputs = [*params, *still, *grads, *holes]
             key = (at.seen.key, tuple(self.used), *((t.shape, t.dtype, t.device) for t in inputs))
             traces = self.memory.of(key)
-            for trace in traces:
-                new, decided = trace.run(inputs)
-                if decided == trace.decisions:
+            runs = ((trace, *trace.run(inputs)) for trace in traces)
+            again = next(((trace, new) for trace, new, decided in runs if decided == trace.decisions), None)
+            if again is not None:
+                trace, new = again
+                if not self.memory.current:
+                    self.memory.current = self._recorder().agrees(at, inputs, new)
+                if self.memory.current:
                     return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
+                self.memory.traces.clear()
+                continue
             try:
                 traces.append(trace := self._trace(at, [t.detach() for t in inputs]))
             except Depends as found:
                 at, holes = self._promote(found.paths, at, holes, inputs)
                 continue
+            self.memory.current = True
             new, _ = trace.run(inputs)
             return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
 
