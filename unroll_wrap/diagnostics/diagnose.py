@@ -80,18 +80,17 @@ def _measured(examined: Examined) -> Diagnosis:
         value, d_losses, found = examined.quietly(*given)
         return value, d_losses, torch.cat([g.reshape(-1).cpu().double() for g in examined.inputs.made(found)])
 
-    # Dropout and augmentation fall as they do after K steps, or their noise would look like an effect of the steps.
-    draws = examined.before_loss()
-    *_, plain = gradient(first_alone, 0, draws and draws.replayed())
+    began = time.perf_counter()
+    value, d_losses, total = gradient()
+    seconds = time.perf_counter() - began
+    # Dropout and augmentation draw what they do after K steps, or their noise would look like an effect of the steps.
+    *_, plain = gradient(first_alone, 0, examined.before_loss().replayed() if examined.draws else None)
     try:
         *_, first = gradient(first_alone)
     except ValueError:
         # The first term is 0 if only the returned loss does not depend on whoever minimises it. Otherwise the whole
-        # call below fails too.
+        # call above has failed already.
         first = torch.zeros_like(plain)
-    began = time.perf_counter()
-    value, d_losses, total = gradient()
-    seconds = time.perf_counter() - began
     a, b = float(first.norm()), float((total - first).norm())
     lengths = float(total.norm()) * float(plain.norm())
     along = [v.item() for v in d_losses]

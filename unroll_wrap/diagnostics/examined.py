@@ -42,6 +42,7 @@ class Examined:
         owned: the parameters that the inner steps move.
         state: the random states and the generator's buffers from which every run begins.
         given: the batch, wrt and options, from which another object like this one can be made.
+        draws: whether the last run drew random numbers.
 
     Raises:
         ValueError: the optimizer does not fit the discriminator.
@@ -62,6 +63,7 @@ class Examined:
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         # Batches are drawn only once, because a loader gives other batches the next time.
         drawn = [batches(k) for k in range(self.steps)] if batches else []
+        self.draws = False
         self.given = batch, wrt, {**options, "resample": drawn or None}
         _, _, self.owned = unrolled.parts()
         losses = [*parts_of(self.d_loss), *parts_of(self.g_loss)]
@@ -101,6 +103,7 @@ class Examined:
             inner = (batch for batch in inner or [inputs.batch] * steps if before_step() is None)
         with self._from_the_start(), within or nullcontext():
             loss, d_losses = self._call(unrolled or self.unrolled, steps, inner, self.g_loss)
+            self.draws = not self.state.is_now()
             return loss.detach(), d_losses, inputs.gradient(loss)
 
     @contextmanager
@@ -115,8 +118,8 @@ class Examined:
         one.player_loss, one.loss = self.d_loss, loss
         return one.watched(*self.inputs.batch, steps=steps, resample=inner, **self.inputs.kwargs)
 
-    def before_loss(self) -> EveryState | None:
-        """Return the random state in which the returned loss is evaluated after the steps; None if nothing is drawn.
+    def before_loss(self) -> EveryState:
+        """Return the random state in which the returned loss is evaluated after the steps.
 
         A call with K = 0 that begins in this state draws the same dropout and augmentation as the loss after K steps.
         """
@@ -131,8 +134,7 @@ class Examined:
         with self._from_the_start(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", UnrollWarning)
             self._call(self.unrolled, self.steps, self.inputs.inner or None, noted)
-            drawn = not self.state.is_now()
-        return found[0] if found and drawn else None
+        return found[0]
 
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the result of ``run`` without the warnings of this package."""
