@@ -111,12 +111,13 @@ def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
         error: the error that the loss raised.
     """
     wrong = [x for x in given[1:] if isinstance(x, (list, tuple, nn.Module)) and type(x).__name__ in str(error)]
-    if wrong and isinstance(wrong[0], nn.Module):
+    first = wrong[0] if wrong else ()
+    if isinstance(first, nn.Module):
         return TypeError(
-            f"A loss got {described(wrong[0])}, for a tensor of the batch, and failed: {error}. Pass what the network "
+            f"A loss got {described(first)}, for a tensor of the batch, and failed: {error}. Pass what the network "
             "returns, as in unrolled(real, G(z))."
         )
-    if not wrong or not any(isinstance(x, Tensor) for x in wrong[0]):
+    if not any(isinstance(x, Tensor) for x in first):
         return None
     # A loader of images and labels yields such lists.
     return TypeError(
