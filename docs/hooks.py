@@ -48,6 +48,9 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Links of the repository become links of the site."""
     source = next((s for s, t in PAGES.items() if t == page.file.src_uri), f"docs/{page.file.src_uri}")
+    if page.file.src_uri == "changelog.md":
+        # It has nearly every word of the package, and comes last in a search.
+        page.meta["search"] = {"boost": 0.1}
     if page.file.inclusion is InclusionLevel.NOT_IN_NAV:
         return markdown
     return relinked(markdown, source)

@@ -14,7 +14,7 @@ from .call.discriminator import all_modules, all_parameters, check_modules, give
 from .call.losses import check_exchanged, check_losses, check_order
 from .call.messages import described
 from .call.names import Names
-from .call.optimizer import Steppers
+from .call.optimizer import Steppers, check_no_network
 from .call.processes import check_group
 from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
@@ -118,12 +118,13 @@ class UnrolledLoss:
 
         check_group(average_gradients)
         given = {self.names.player_loss: player_loss, self.names.loss: loss}
+        modules = all_modules(given_modules(player, self.names.player))
+        check_no_network(optimizer, self.names.player)
         check_losses(**{name: one for name, one in given.items() if one is not None or not self.names.optional})
         if not callable(steps):
             count_of(steps)
         check_average(average)
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
-        modules = all_modules(given_modules(player, self.names.player))
         params = all_parameters(modules)
         check_modules(modules, self.names.player)
         second_order = backward.second_order and not stop_gradient

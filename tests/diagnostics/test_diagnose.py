@@ -1,17 +1,30 @@
 """diagnose: every number against an independent computation, a sentence of advice, a plot."""
 
 import itertools
+import random
 from dataclasses import replace
 
 import matplotlib
+import numpy as np
 import pytest
 import reference
 import torch
 from checks import MODES, call, oracle, unrolled_of, warm_world
 from matplotlib import pyplot
 from snapshot import changed, snapshot
+from torch import nn
 
-from unroll_wrap import Compiled, Diagnosis, FiniteDifference, Recompute, Store, Truncate, diagnose
+from unroll_wrap import (
+    Compiled,
+    Diagnosis,
+    FiniteDifference,
+    Recompute,
+    Store,
+    Truncate,
+    UnrolledGeneratorLoss,
+    diagnose,
+    non_saturating,
+)
 from unroll_wrap.diagnostics.peak_memory import PeakMemory
 
 STEPS = 3
@@ -77,6 +90,31 @@ def test_closures_and_the_plain_call_agree(name, mode):
         assert other.cosine == pytest.approx(one.cosine, rel=1e-9) and other.share == pytest.approx(one.share, rel=1e-9)
     else:
         assert abs(other.share - one.share) > 1e-6 and 0 < other.share < 1
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_what_the_losses_draw_is_no_effect_of_the_steps(average):
+    """Dropout in D, augmentation in both losses, and steps too short to matter: the gradient is that at K = 0."""
+    torch.manual_seed(0)
+    G = nn.Linear(3, 4)
+    D = nn.Sequential(nn.Linear(4, 32), nn.LeakyReLU(0.2), nn.Dropout(0.4), nn.Linear(32, 1))
+
+    def augmented(x):
+        return x + 0.1 * torch.randn_like(x) + float(np.random.rand()) + random.random()
+
+    def d_loss(D, real, fake):
+        return non_saturating.d_loss(D, augmented(real), augmented(fake))
+
+    def g_loss(D, real, fake):
+        return non_saturating.g_loss(D, real, augmented(fake))
+
+    still = torch.optim.SGD(D.parameters(), lr=1e-9)
+    unrolled = UnrolledGeneratorLoss(D, still, d_loss, g_loss, steps=1 if average else STEPS, average=average)
+    found = diagnose(unrolled, torch.randn(16, 4), G(torch.randn(16, 3)))
+    assert found.cosine == pytest.approx(1.0, abs=1e-5) and found.ratio == pytest.approx(1.0, abs=1e-5)
+    assert max(found.spread["cosine"], found.spread["ratio"]) < 1e-5
+    moving = UnrolledGeneratorLoss(D, torch.optim.SGD(D.parameters(), lr=3.0), d_loss, g_loss, steps=STEPS)
+    assert diagnose(moving, torch.randn(16, 4), G(torch.randn(16, 3))).cosine < 0.999
 
 
 def test_what_is_left_out_by_choice():

@@ -200,7 +200,7 @@ def test_a_discriminator_that_was_left_in_eval_mode():
     world.discriminator.eval()
     report = verified(world)
     assert report.passed and report.notes == [
-        "BatchNorm2d of D is in eval mode, in the real steps too. If D trains otherwise, call D.train()."
+        "D runs BatchNorm2d in eval mode, here and in the real steps. If D trains otherwise, call D.train()."
     ]
 
 

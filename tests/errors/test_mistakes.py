@@ -69,7 +69,7 @@ CONSTRUCTOR = {
     ),
     "G's optimizer": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, torch.optim.Adam(w.generator.parameters())),
-        ["none of them is the discriminator's", "Pass the optimizer that steps it"],
+        ["none of them is the discriminator's", "Pass the optimizer that steps the discriminator. If that was copied"],
     ),
     "G as D": (
         lambda w: UnrolledGeneratorLoss(w.generator, w.optimizer),
@@ -86,7 +86,15 @@ CONSTRUCTOR = {
     ),
     "K in the place of a loss": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, 5),
-        ["d_loss is 5", "function"],
+        ["d_loss is 5", "function", "passed by its name: steps=5"],
+    ),
+    "an objective's name": (
+        lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, "hinge"),
+        ["d_loss is 'hinge'", "function", r"\(D, opt_D, \*hinge\)"],
+    ),
+    "G, D and its optimizer": (
+        lambda w: UnrolledGeneratorLoss(w.generator, w.discriminator, w.optimizer),
+        ["optimizer is an instance of", "that steps the discriminator, right after it", "No other network is passed"],
     ),
     "the value of a loss": (
         lambda w: UnrolledGeneratorLoss(w.discriminator, w.optimizer, w.d_loss(w.discriminator, *w.batch())),
@@ -210,6 +218,18 @@ CALL = {
     "D after the batch": (
         lambda u, w, real, fake: u(real, fake, d_loss=lambda real, fake, D: D(fake).mean() - D(real).mean()),
         ["calls a tensor as if it were D", "first argument"],
+    ),
+    "G for fake": (
+        lambda u, w, real, fake: u(real, w.generator),
+        ["A loss got an instance of", r"unrolled\(real, G\(z\)\)"],
+    ),
+    "labels that the loss does not take": (
+        lambda u, w, real, fake: u(real, fake, real),
+        ["d_loss does not fit", "and no keywords", "labels=labels", "takes D first"],
+    ),
+    "a name that the loss does not take": (
+        lambda u, w, real, fake: u(real, fake, d_loss=lambda D, real, fake, labels: D(fake).mean(), label=real),
+        ["d_loss does not fit", "and the keywords label. ", "labels=labels"],
     ),
     "a loss without D": (
         lambda u, w, real, fake: u(real, fake, d_loss=lambda real, fake: fake.mean()),

@@ -55,7 +55,15 @@ def check_losses(**losses: Any) -> None:
             given = pair if isinstance(value, Objective) else described(value)
             if isinstance(value, Tensor):
                 given = f"{given}, a value and not the function that computes it"
-            raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.")
+            raise TypeError(f"{name} is {given}. Pass a function (D, *batch, **kwargs) -> scalar.{_meant(value)}")
+
+
+def _meant(value: Any) -> str:
+    if isinstance(value, int):
+        return f" A number of steps is passed by its name: steps={value}."
+    if isinstance(value, str):
+        return " An objective is imported and unpacked, as in (D, opt_D, *hinge)."
+    return ""
 
 
 def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
@@ -71,7 +79,7 @@ def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
     real, fake = batch
     if real.grad_fn is not None and not fake.requires_grad and _takes_real_first(d_loss):
         raise ValueError(
-            f"real has a graph, from a generator as it seems, and fake has none: shapes {tuple(real.shape)} and "
+            f"real has a graph, as a generator's output has, and fake has none: shapes {tuple(real.shape)} and "
             f"{tuple(fake.shape)}. The order is unrolled(real, fake)."
         )
 

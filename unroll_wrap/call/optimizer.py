@@ -56,7 +56,8 @@ class Steppers:
         if foreign and len(foreign) == len(held):
             raise ValueError(
                 f"The optimizer ({_names(optimizers)}) owns {len(held)} parameters, and none of them is "
-                f"{self._who}'s. Pass the optimizer that steps it."
+                f"{self._who}'s. Pass the optimizer that steps {self._who}. If that was copied or built anew, make its "
+                "optimizer after it."
             )
         if foreign:
             raise ValueError(
@@ -78,6 +79,19 @@ class Steppers:
                 "it."
             )
         return owned
+
+
+def check_no_network(optimizer: Any, who: str) -> None:
+    """Raise if a network comes where the optimizer of the player is expected, as with (G, D, opt_D).
+
+    Raises:
+        TypeError: it does.
+    """
+    if isinstance(optimizer, nn.Module) and not hasattr(optimizer, "step") and not hasattr(optimizer, "optimizer"):
+        raise TypeError(
+            f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps {who}, right after it. No "
+            "other network is passed."
+        )
 
 
 def _names(optimizers: Sequence[Any]) -> str:

@@ -169,7 +169,8 @@ def _of_mode(modules: Sequence[nn.Module]) -> list[str]:
     asleep = sorted({type(m).__name__ for m in layers if not m.training})
     if not asleep:
         return []
-    return [f"{', '.join(asleep)} of D is in eval mode, in the real steps too. If D trains otherwise, call D.train()."]
+    layers_of_d = " and ".join(asleep)
+    return [f"D runs {layers_of_d} in eval mode, here and in the real steps. If D trains otherwise, call D.train()."]
 
 
 def _by_choice(unrolled: UnrolledLoss, steps: int, unit: float) -> tuple[list[str], int, float]:

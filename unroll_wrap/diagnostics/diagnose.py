@@ -23,8 +23,9 @@ def diagnose(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, repeats: int 
     """Measure both terms of the unrolled gradient (Eq. 12), and compare it with the gradient at K = 0.
 
     The call is made from the same state with unrolling (once for memory, once for time), with its first term alone,
-    and with K = 0. To show how the results scatter, the last three are repeated with other random numbers and with
-    batches of the same size, drawn with replacement from the given rows; a batch that a loss captures stays the same.
+    and with K = 0, where the generator's loss draws the same random numbers as after the K steps. To show how the
+    results scatter, the last three are repeated with other random numbers and with batches of the same size, drawn
+    with replacement from the given rows; a batch that a loss captures stays the same.
 
     Args:
         unrolled: the loss, with steps >= 1.
@@ -79,16 +80,17 @@ def _measured(examined: Examined) -> Diagnosis:
         value, d_losses, found = examined.quietly(*given)
         return value, d_losses, torch.cat([g.reshape(-1).cpu().double() for g in examined.inputs.made(found)])
 
-    *_, plain = gradient(first_alone, 0)
+    began = time.perf_counter()
+    value, d_losses, total = gradient()
+    seconds = time.perf_counter() - began
+    # Dropout and augmentation draw what they do after K steps, or their noise would look like an effect of the steps.
+    *_, plain = gradient(first_alone, 0, examined.before_loss().replayed() if examined.draws else None)
     try:
         *_, first = gradient(first_alone)
     except ValueError:
         # The first term is 0 if only the returned loss does not depend on whoever minimises it. Otherwise the whole
-        # call below fails too.
+        # call above has failed already.
         first = torch.zeros_like(plain)
-    began = time.perf_counter()
-    value, d_losses, total = gradient()
-    seconds = time.perf_counter() - began
     a, b = float(first.norm()), float((total - first).norm())
     lengths = float(total.norm()) * float(plain.norm())
     along = [v.item() for v in d_losses]

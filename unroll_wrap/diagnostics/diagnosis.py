@@ -103,7 +103,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Return a short report."""
-        around = {k: f" ± {v:.2g}" for k, v in self.spread.items()}
+        around = {k: f" ± {v:.1%}" if k == "share" else f" ± {v:.2g}" for k, v in self.spread.items()}
         return "\n".join([
             f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.peak_bytes / 1e6:.3g} MB at its peak",
             f"  {self.names.player_loss:<11}  {' '.join(f'{v:.4g}' for v in self.d_losses)}",

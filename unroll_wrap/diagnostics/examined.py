@@ -1,9 +1,10 @@
 """Resolve the arguments of the examined call once, and run it as often as needed from the same state."""
 
 import copy
+import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class Examined:
         owned: the parameters that the inner steps move.
         state: the random states and the generator's buffers from which every run begins.
         given: the batch, wrt and options, from which another object like this one can be made.
+        draws: whether the last run drew random numbers.
 
     Raises:
         ValueError: the optimizer does not fit the discriminator.
@@ -61,6 +63,7 @@ class Examined:
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         # Batches are drawn only once, because a loader gives other batches the next time.
         drawn = [batches(k) for k in range(self.steps)] if batches else []
+        self.draws = False
         self.given = batch, wrt, {**options, "resample": drawn or None}
         _, _, self.owned = unrolled.parts()
         losses = [*parts_of(self.d_loss), *parts_of(self.g_loss)]
@@ -98,18 +101,40 @@ class Examined:
         if before_step:
             # Batches that are drawn one by one tell when a step begins.
             inner = (batch for batch in inner or [inputs.batch] * steps if before_step() is None)
-        # The snapshot restores what the losses keep in themselves.
-        with (
-            self.state.replayed(),
-            Snapshot([self.d_loss, self.g_loss]),
-            sizes_named(inputs.batch),
-            within or nullcontext(),
-        ):
-            # This calls a copy of the loss, so that the user's own first call still does what only a first call does.
-            one = copy.copy(unrolled or self.unrolled)
-            one.player_loss, one.loss = self.d_loss, self.g_loss
-            loss, d_losses = one.watched(*inputs.batch, steps=steps, resample=inner, **inputs.kwargs)
+        with self._from_the_start(), within or nullcontext():
+            loss, d_losses = self._call(unrolled or self.unrolled, steps, inner, self.g_loss)
+            self.draws = not self.state.is_now()
             return loss.detach(), d_losses, inputs.gradient(loss)
+
+    @contextmanager
+    def _from_the_start(self) -> Iterator[None]:
+        # The snapshot restores what the losses keep in themselves.
+        with self.state.replayed(), Snapshot([self.d_loss, self.g_loss]), sizes_named(self.inputs.batch):
+            yield
+
+    def _call(self, unrolled: UnrolledLoss, steps: int, inner: Any, loss: Any) -> tuple[Tensor, list[Tensor]]:
+        # This calls a copy of the loss, so that the user's own first call still does what only a first call does.
+        one = copy.copy(unrolled)
+        one.player_loss, one.loss = self.d_loss, loss
+        return one.watched(*self.inputs.batch, steps=steps, resample=inner, **self.inputs.kwargs)
+
+    def before_loss(self) -> EveryState:
+        """Return the random state in which the returned loss is evaluated after the steps.
+
+        A call with K = 0 that begins in this state draws the same dropout and augmentation as the loss after K steps.
+        """
+        found: list[EveryState] = []
+
+        @functools.wraps(self.g_loss)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if not found:
+                found.append(EveryState([*self.inputs.tensors, *self.owned], ()))
+            return self.g_loss(*args, **kwargs)
+
+        with self._from_the_start(), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", UnrollWarning)
+            self._call(self.unrolled, self.steps, self.inputs.inner or None, noted)
+        return found[0]
 
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the result of ``run`` without the warnings of this package."""

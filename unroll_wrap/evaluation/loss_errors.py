@@ -65,8 +65,12 @@ def misfit(
         return None
     except TypeError as cause:
         batch = ", ".join(described(x) for x in given[1:]) or "nothing"
+        keywords = f"the keywords {', '.join(sorted(kwargs))}" if kwargs else "no keywords"
         second = "fake" if who == "D" else "z"
-        remedy = f"Pass the batch, as in unrolled(real, {second}), and a loss that takes {who} first."
+        remedy = (
+            f"Pass the batch, as in unrolled(real, {second}), what else the loss takes by its name, as in "
+            f"labels=labels, and a loss that takes {who} first."
+        )
         if is_criterion(loss):
             remedy = (
                 f"{type(loss).__name__} is of outputs and labels: pass a function that takes {who} first and calls it."
@@ -75,7 +79,7 @@ def misfit(
             remedy = f"Was steps={given[-1]} meant? A number of steps is passed by its name."
         return TypeError(
             f"{name} does not fit this call: {cause}. It is called as {name}({who}, *batch, **kwargs), here with "
-            f"{who}, {batch} and the keywords {sorted(kwargs)}. {remedy}"
+            f"{who}, {batch} and {keywords}. {remedy}"
         )
     if told := _several(given[0], error) or _listed(given, error) or _swapped(name, error):
         return told
@@ -83,7 +87,7 @@ def misfit(
     if unknown:
         return TypeError(
             f"{name} passed the keyword {unknown[0]!r} on, and it was not taken: {error}. Keywords of a call go to the "
-            "losses, but for d_loss, g_loss, resample and steps."
+            "losses, except d_loss, g_loss, resample and steps."
         )
     return None
 
@@ -100,15 +104,22 @@ def one_element(name: str, value: Any) -> Tensor:
 
 
 def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
-    """Return an error if the batch holds a list for a tensor, as a loader of images and labels yields it, or None.
+    """Return an error if the batch holds a list or a network for a tensor, or None.
 
     Args:
         given: the arguments of the loss.
         error: the error that the loss raised.
     """
-    wrong = [x for x in given[1:] if isinstance(x, (list, tuple)) and type(x).__name__ in str(error)]
-    if not wrong or not any(isinstance(x, Tensor) for x in wrong[0]):
+    wrong = [x for x in given[1:] if isinstance(x, (list, tuple, nn.Module)) and type(x).__name__ in str(error)]
+    first = wrong[0] if wrong else ()
+    if isinstance(first, nn.Module):
+        return TypeError(
+            f"A loss got {described(first)}, for a tensor of the batch, and failed: {error}. Pass what the network "
+            "returns, as in unrolled(real, G(z))."
+        )
+    if not any(isinstance(x, Tensor) for x in first):
         return None
+    # A loader of images and labels yields such lists.
     return TypeError(
         f"A loss got {described(wrong[0])}, for a tensor of the batch, and failed: {error}. A loader of images and "
         "labels yields both: take them apart, as in `for real, labels in loader`, and pass unrolled(real, fake)."
@@ -147,8 +158,8 @@ def _unusable(name: str, params: Sequence[Tensor], error: Exception) -> ValueErr
     half = next((p.dtype for p in params if p.dtype in (torch.float16, torch.bfloat16)), None)
     if half is not None:
         return ValueError(
-            f"{name} failed, and the discriminator's parameters are in {half}, its batch is not. Keep D and its "
-            f"optimizer in float32 (D.float()), and run the losses under torch.autocast. The loss said: {error}"
+            f"{name} failed, and the discriminator's parameters are in {half}, and its batch is not. Keep D and "
+            f"its optimizer in float32 (D.float()), and run the losses under torch.autocast. The loss said: {error}"
         )
     return None
 

@@ -64,9 +64,9 @@ def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> N
     """
     if detached:
         warnings.warn(
-            f"A loss detaches a part of what it returns: {'; '.join(detached)}. The derivative does not pass there, in "
-            "the unroll either. If only D's own training is to be cut, use unroll_wrap.detach(x) in the place of "
-            "x.detach() or x.data. If it is meant, filter unroll_wrap.PartialDetach.",
+            f"A loss detaches a part of what it returns: {'; '.join(detached)}. No derivative passes there, neither in "
+            "training nor in the unroll. To detach in D's own training alone, write unroll_wrap.detach(x) instead of "
+            'x.detach() or x.data. If you mean both, call warnings.simplefilter("ignore", unroll_wrap.PartialDetach).',
             PartialDetach,
             stacklevel=users_line(),
         )
