@@ -48,11 +48,7 @@ def count_of(steps: Any) -> int:
 
 
 def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] | None:
-    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch.
-
-    Raises:
-        TypeError: ``resample`` cannot be called or iterated over, or a batch that it gives is not a tuple or list.
-    """
+    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch."""
     if resample is None:
         return None
 
@@ -100,11 +96,7 @@ def once_a_round(batch: Callable[[int], Batch], steps: int) -> Callable[[int], B
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
-    """Raise unless ``backward`` is an instance of a backward, and every transform is a function or None.
-
-    Raises:
-        TypeError: ``backward`` or a transform is a class or some other object.
-    """
+    """Raise TypeError unless ``backward`` is an instance of a backward, and every transform is a function or None."""
     if isinstance(backward, type) or not all(hasattr(backward, name) for name in ("tape", "second_order", "rewinds")):
         raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
     for name, value in transforms.items():

@@ -63,12 +63,7 @@ class Updated(NamedTuple):
 
 
 def updates_of(updates: Any) -> list[Updated]:
-    """Return the user's updates, resolved.
-
-    Raises:
-        TypeError: something is no list of (player, optimizer, loss), or an optimizer is missing.
-        ValueError: two players share parameters, or an optimizer does not fit its player.
-    """
+    """Return the user's updates, resolved; raise if one is of a wrong form, or if players share parameters."""
     if not isinstance(updates, (list, tuple)) or not updates:
         raise TypeError(
             f"updates is {described(updates)}. Pass a list such as [(D, opt_D, d_loss), (G, opt_G, g_loss)]."

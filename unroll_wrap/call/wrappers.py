@@ -23,17 +23,7 @@ _PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.", "megatron.", "col
 
 
 def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], second_order: bool) -> None:
-    """Raise if D has a wrapper, a norm or a parameter that cannot be unrolled.
-
-    Args:
-        modules: the modules of the discriminator, wrappers included.
-        params: the parameters of the discriminator.
-        second_order: whether gradients of ``d_loss`` are differentiated.
-
-    Raises:
-        TypeError: a wrapper shards or replaces parameters, or is of an unknown kind; a norm takes statistics over
-            another batch than in real steps, or has no second derivative; or a parameter is not plain memory.
-    """
+    """Raise TypeError if D has a wrapper, a parameter or, for ``second_order``, a norm that cannot be unrolled."""
     for module in modules:
         paths = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object]
         for path in filter(_REFUSED.__contains__, paths):

@@ -68,11 +68,7 @@ class Examined:
         self.state = EveryState([*self.inputs.tensors, *self.owned], self.inputs.captured)
 
     def required(self) -> "Examined":
-        """Return this object if there is something to differentiate with respect to.
-
-        Raises:
-            ValueError: nothing requires grad.
-        """
+        """Return this object if there is something to differentiate with respect to; raise ValueError otherwise."""
         if not self.inputs.tensors:
             raise ValueError(NOTHING)
         return self
@@ -119,12 +115,7 @@ class Examined:
 
 
 def check_examined(unrolled: Any, function: str, batch: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order.
-
-    Raises:
-        TypeError: ``unrolled`` is something else, such as the tensor that the loss returns.
-        RuntimeError: ``torch.no_grad()`` is on.
-    """
+    """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order."""
     if not isinstance(unrolled, UnrolledLoss):
         raise TypeError(
             f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "

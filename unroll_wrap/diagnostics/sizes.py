@@ -10,12 +10,7 @@ from ..call.batch import tensors_in
 
 @contextmanager
 def sizes_named(batch: tuple[Any, ...]) -> Iterator[None]:
-    """Name the size that a loss takes, if torch complains within this context about two sizes and one is the batch's.
-
-    Raises:
-        ValueError: the loss takes batches of another size; this replaces torch's error.
-        RuntimeError: any other error of torch's passes through unchanged.
-    """
+    """Name the size that a loss takes, if torch complains in this context about two sizes, one of them the batch's."""
     try:
         yield
     except (RuntimeError, ValueError) as error:

@@ -11,10 +11,10 @@ def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: 
     Args:
         carried: the user's tensor objects, which hold cloned contents now.
         clones: tensors that hold the original contents now, by position in ``carried``.
-        shared: pairs of tensors that share memory.
+        shared: pairs of tensors that share memory, of which a loss may write to none.
 
     Raises:
-        ValueError: the loss has written to a tensor of such a pair.
+        ValueError: it has.
     """
     together = {id(t) for pair in shared for t in pair}
     unwritten: set[int] = set()

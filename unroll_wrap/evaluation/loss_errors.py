@@ -100,12 +100,7 @@ def one_element(name: str, value: Any) -> Tensor:
 
 
 def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
-    """Return an error if the batch holds a list for a tensor, as a loader of images and labels yields it, or None.
-
-    Args:
-        given: the arguments of the loss.
-        error: the error that the loss raised.
-    """
+    """Return an error if the batch holds a list for a tensor, as a loader of images and labels yields it, or None."""
     wrong = [x for x in given[1:] if isinstance(x, (list, tuple)) and type(x).__name__ in str(error)]
     if not wrong or not any(isinstance(x, Tensor) for x in wrong[0]):
         return None
@@ -116,12 +111,7 @@ def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
 
 
 def _swapped(name: str, error: Exception) -> TypeError | None:
-    """Return an error if a loss calls a tensor, as one does that takes real where D comes, or None.
-
-    Args:
-        name: the name of the loss.
-        error: the error that the loss raised.
-    """
+    """Return an error if a loss calls a tensor, as one does that takes real where D comes, or None."""
     if not str(error).startswith("'Tensor' object is not callable"):
         return None
     return TypeError(
@@ -131,13 +121,7 @@ def _swapped(name: str, error: Exception) -> TypeError | None:
 
 
 def _unusable(name: str, params: Sequence[Tensor], error: Exception) -> ValueError | None:
-    """Return an error if the discriminator is on the meta device or in half precision, or None.
-
-    Args:
-        name: the name of the loss.
-        params: the parameters of the discriminator.
-        error: the error that the loss raised.
-    """
+    """Return an error if the discriminator is on the meta device or in half precision, or None."""
     if any(p.is_meta for p in params):
         return ValueError(
             f"{name} failed, and the discriminator is on the meta device, where tensors have shapes and no numbers. "
@@ -154,12 +138,7 @@ def _unusable(name: str, params: Sequence[Tensor], error: Exception) -> ValueErr
 
 
 def _several(discriminator: Any, error: Exception) -> TypeError | None:
-    """Return an error if a loss calls a list of discriminators as if it were one, or None.
-
-    Args:
-        discriminator: the discriminator that the loss was called with.
-        error: the error that the loss raised.
-    """
+    """Return an error if a loss calls a list of discriminators as if it were one, or None."""
     if isinstance(discriminator, nn.Module) or "object is not callable" not in str(error):
         return None
     return TypeError(

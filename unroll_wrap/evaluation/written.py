@@ -39,11 +39,7 @@ class Written:
         return [p.detach().clone() for p in params]
 
     def check(self, name: str, before: Sequence[Tensor], params: Sequence[Tensor], who: str) -> None:
-        """Compare the parameters with the copies that were made before the loss ``name`` ran.
-
-        Raises:
-            ValueError: they differ, in an evaluation that cannot be the first of a layer.
-        """
+        """Raise if a loss has changed parameters since ``before``, unless a layer may have initialised itself."""
         first = not self._seen
         if name in self._seen or name == self._again:
             return

@@ -61,11 +61,9 @@ class Snapshot:
                     self._visit(one, todo)
 
     def __enter__(self) -> "Snapshot":
-        """Return the snapshot."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Restore everything."""
         try:
             self.restore()
         except BaseException:

@@ -52,14 +52,7 @@ class Plan(NamedTuple):
 def planned(
     nodes: list[Node], place: dict[Any, int | None], asked: list[int | None], outer: list[int | None]
 ) -> Plan | None:
-    """Return the passes through a graph; None if the formulas do not cover it.
-
-    Args:
-        nodes: its nodes except the leaves, in the order in which they were made.
-        place: the place of every node.
-        asked: the place of each parameter; None if no gradient of it is wanted.
-        outer: the place of each leaf in the batch; None if the graph does not reach it.
-    """
+    """Return the passes through a graph; None if the formulas do not cover it. ``Adjoint`` describes the arguments."""
     formulas = [_formula(node) for _, node, _ in nodes]
     known = [f for f in formulas if f is not None]
     edges = [(i, place[n], output) for i, (_, _, following) in enumerate(nodes) for n, output in following]

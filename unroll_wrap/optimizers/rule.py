@@ -87,7 +87,6 @@ class Scalar:
         return Scalar(self.tensor * factor)
 
     def __float__(self) -> float:
-        """Return the value."""
         return self.tensor.item()
 
 

@@ -43,11 +43,7 @@ class Transforms:
         return self.gradients is not None or self.parameter is not None or bool(self.hooks)
 
     def of_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one.
-
-        Raises:
-            ValueError: ``gradients`` does not return one gradient for each, of the same shape and with a derivative.
-        """
+        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one."""
         grads = list(grads)
         for i, hook in self.hooks:
             if (g := grads[i]) is not None and (changed := hook(g.clone())) is not None:
@@ -74,11 +70,7 @@ class Transforms:
         return [None if g is None else next(new) for g in grads]
 
     def of_parameter(self, param: Tensor, i: int) -> Tensor:
-        """Apply ``parameter`` to a copy of the i-th parameter.
-
-        Raises:
-            ValueError: that changes the shape, or no derivative passes through it.
-        """
+        """Apply ``parameter`` to a copy of the i-th parameter; raise if the shape changes or no derivative passes."""
         if self.parameter is None:
             return param
         named = {"name": self.names[i]} if takes(self.parameter, "name") else {}

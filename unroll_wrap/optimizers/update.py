@@ -67,12 +67,7 @@ class Update(NamedTuple):
         return of_grads, of_old
 
     def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
-        """Return the cotangent of the blocks that the update was given.
-
-        Args:
-            of_old: the part of it that passes through the rule.
-            of_params: for each parameter, the part that passes through its gradient.
-        """
+        """Return the cotangent of what the update was given: the part through the rule, and that through g."""
         blocks = add(of_old, of_params)
         return blocks if layout(blocks) == self.entry else regroup(blocks, self.entry)
 

@@ -83,11 +83,7 @@ class Proof:
             self.batches.append(batch)
 
     def check(self, value: Tensor, d_losses: Sequence[Tensor]) -> None:
-        """Raise if a call and real steps give different values, or log a warning if ``d_loss`` does not repeat itself.
-
-        Raises:
-            ValueError: the values differ by more than rounding.
-        """
+        """Raise if a call and real steps differ by more than rounding, unless ``d_loss`` does not repeat itself."""
         found = value.item()
         after = Snapshot(self._losses)
         try:

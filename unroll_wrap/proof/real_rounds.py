@@ -15,11 +15,7 @@ from .training import clear, modules_of, moved_by, stepping
 
 
 class Player:
-    """One player of a sequence, with what its own training step consists of: loss, parameters, and who steps them.
-
-    Args:
-        update: an update of this player.
-    """
+    """One player of a sequence, with what its own training step consists of: loss, parameters, and who steps them."""
 
     def __init__(self, update: Any) -> None:
         self.loss = update.loss

@@ -80,11 +80,7 @@ def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> N
 
 
 def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
-    """Return a scalar equal to ``value`` whose backward pass gives each of the user's tensors its gradient.
-
-    Raises:
-        ValueError: the memory of such a tensor has been freed.
-    """
+    """Return a scalar equal to ``value`` whose backward pass gives each of the user's tensors its gradient."""
     pairs = list(sensitivity.pairs())
     if any(t.numel() and not t.untyped_storage().size() for t, _ in pairs):
         raise ValueError(GIVEN_BACK)

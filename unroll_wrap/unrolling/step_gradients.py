@@ -64,11 +64,7 @@ def gradients(
 
 
 def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
-    """Raise if it is ``wrong`` that a loss captures what a player that moves has computed before the call.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Raise ValueError if it is ``wrong`` that a loss captures what a player has computed before its steps."""
     if wrong:
         raise ValueError(
             f"{evaluation.name} captures a tensor whose graph leads to parameters that the steps move, as D(real) "
@@ -80,11 +76,7 @@ def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
 def _checked(
     evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads, mine: frozenset[int] | None = None
 ) -> Grads:
-    """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros.
-
-    Raises:
-        ValueError: the optimizer could not step by them.
-    """
+    """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros."""
     grads = found
     if isinstance(grads, Joined):
         return grads
