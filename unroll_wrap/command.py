@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from . import __version__
 from .diagnostics.demo import demo
 from .diagnostics.doctor import examine
+from .version import __version__
 
 _DOCTOR = (
     "print versions, the device, which optimizers and backwards work here, and verify a small net: for a first look, "

@@ -59,7 +59,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def of(loss: Tensor, params, outer):
-    found = reach(loss, {id(t) for t in (*params, *outer)}, now() - 10**6)
+    found = reach(loss.grad_fn, {id(t) for t in (*params, *outer)}, now() - 10**6)
     return adjoint(loss, found.nodes, found.ends, params, outer)
 
 

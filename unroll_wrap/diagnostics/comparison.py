@@ -15,23 +15,20 @@ from ..loss import UnrolledLoss
 from ..optimizers.family import family
 from ..optimizers.fresh import adaptive_and_fresh
 from ..proof.real_rounds import real_steps
+from ..proof.real_steps import Around, Shift
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
 from .cuts import Cuts, Diverged
 from .differentiated import NOTHING
-from .directional_derivative import Around, Line, Shift, along, directions
+from .directional_derivative import Line, along, directions
 from .examined import Examined
 from .sizes import sizes_named
 from .verification import Verification
 
 
 class Comparison:
-    """The comparison of one call with real steps that start from the same state.
-
-    Args:
-        examined: the call to compare.
+    """The comparison of one call, ``examined``, with real steps that start from the same state.
 
     Attributes:
-        examined: the call to compare.
         gradient: the gradient of the call, once ``outcome`` has computed it.
         ways: the directions along which ``outcome`` has compared the gradient.
         differ: True if ``outcome`` has found that the value agrees and a derivative does not.
@@ -155,12 +152,9 @@ def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
     felt = [place for place in places if differs(place)] or places
     as_asked = slope(*places)
     return [
-        f"{p}. The derivative is {as_asked:.3g}, and {slope(*_without(p, places)):.3g} without this cut" for p in felt
+        f"{p}. The derivative is {as_asked:.3g}, and {slope(*(q for q in places if q != p)):.3g} without this cut"
+        for p in felt
     ]
-
-
-def _without(place: str, places: Sequence[str]) -> list[str]:
-    return [p for p in places if p != place]
 
 
 def _of_mode(modules: Sequence[nn.Module]) -> list[str]:

@@ -25,25 +25,15 @@ Wrt = Sequence[Tensor] | Tensor | None
 class Examined:
     """One call of an unrolled loss, as ``verify``, ``diagnose`` and ``predict`` examine it.
 
-    Args:
-        unrolled: the loss.
-        batch: the positional arguments of the call.
-        wrt: the tensors to differentiate with respect to, as in Inputs.
-        options: the keyword arguments of the call.
-        steps: K; None for that of ``options`` or of the loss.
-
     Attributes:
         unrolled: the loss.
         d_loss: the discriminator's loss in the call.
         g_loss: the generator's loss in the call.
-        steps: K.
+        steps: K, that of ``options`` or of the loss if the argument is None.
         inputs: the tensors to differentiate with respect to, and the batches with leaves in their place.
         owned: the parameters that the inner steps move.
         state: the random states and the generator's buffers from which every run begins.
         given: the batch, wrt and options, from which another object like this one can be made.
-
-    Raises:
-        ValueError: the optimizer does not fit the discriminator.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """Run one of the user's losses with unrolled tensors in the discriminator, and raise errors that explain its faults."""
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from .checkpoints import checkpoints_made
 from .detached import Detached
 from .graph import captures, edge, now, reach
 from .hooks import gradient_hooks, noted
-from .loss_errors import explained, misfit, misplaced, one_element
+from .loss_errors import explained, misplaced, one_element
 from .swap import Swap
 from .written import Written
 
@@ -132,13 +131,9 @@ class Evaluator:
         self.put(leaves, buffers, contents)
         values = self.written.values(params) if self.written and not self.leaf else []
         made = checkpoints_made()
-        try:
-            with noted() as hooks:
-                value = self._run(name, loss, arguments)
-        except Exception as error:
-            if sys.version_info >= (3, 11):
-                error.add_note(f"That was {name}, run by an unrolled loss.")
-            raise
+        given = (self.discriminator, *arguments.batch)
+        with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
+            value = self._run(name, loss, arguments)
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
             raise ValueError(
@@ -163,7 +158,7 @@ class Evaluator:
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
         outside, behind, captured, once, fragile, nodes, ends = reach(
-            value, {id(t) for t in (*own, *arguments.aliases)}, self._start
+            value.grad_fn, {id(t) for t in (*own, *arguments.aliases)}, self._start
         )
         plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
         plain = plain and self.leaf is None and made == checkpoints_made()
@@ -225,11 +220,6 @@ class Evaluator:
             with guards.unrolling(), self._operators, self.autocast.inside():
                 run = partial(self.detached.run, name.split()[0], loss) if self.detached else loss
                 return run(self.discriminator, *arguments.batch, **arguments.kwargs)
-        except (TypeError, AttributeError) as error:
-            given = (self.discriminator, *arguments.batch)
-            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error, self.who):
-                raise told from error
-            raise
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -45,18 +45,8 @@ class Reach(NamedTuple):
     ends: list[Any]
 
 
-def reach(loss: Tensor, own: set[int], since: int) -> Reach:
-    """Walk the graph of ``loss`` back to its leaves.
-
-    Args:
-        loss: a tensor with a graph.
-        own: the ids of leaves to leave out.
-        since: a mark from ``now``.
-    """
-    return _reach(loss.grad_fn, own, since)
-
-
-def _reach(root: Any, own: set[int], since: int) -> Reach:
+def reach(root: Any, own: set[int], since: int) -> Reach:
+    """Walk a graph from the node ``root`` to its leaves, without those with ids in ``own``; ``since`` is the mark."""
     leaves: dict[int, Tensor] = {}
     behind: dict[int, Tensor] = {}
     once: list[str] = []
@@ -97,24 +87,24 @@ def _reach(root: Any, own: set[int], since: int) -> Reach:
 def is_made_by(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at some of the parameters, and nowhere else."""
     own = set(map(id, params))
-    return any(leaves and leaves <= own for leaves in _leaves_of(tensors))
+    return any(leaves and leaves <= own for leaves in _leaves_of(t.grad_fn for t in tensors))
 
 
 def leads_to(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at one of the parameters."""
     own = set(map(id, params))
-    return any(leaves & own for leaves in _leaves_of(tensors))
+    return any(leaves & own for leaves in _leaves_of(t.grad_fn for t in tensors))
 
 
-def _leaves_of(tensors: Iterable[Tensor]) -> Iterator[set[int]]:
-    """Yield the ids of the leaves of each tensor that has a graph."""
-    yield from ({id(leaf) for leaf in reach(t, set(), 0).leaves} for t in tensors if t.grad_fn is not None)
+def _leaves_of(nodes: Iterable[Any]) -> Iterator[set[int]]:
+    """Yield the ids of the leaves that each node leads to, for nodes other than None."""
+    yield from ({id(leaf) for leaf in reach(n, set(), 0).leaves} for n in nodes if n is not None)
 
 
 def captures(loss: Tensor, since: int, own: set[int]) -> bool:
     """Return whether ``loss`` reaches a graph made before the mark that ends at leaves with ids in ``own`` alone."""
     early = [n for node in edge(loss, since) for n, _ in node.next_functions if _is_early(n, since)]
-    return any(leaves and leaves <= own for leaves in ({id(t) for t in _reach(n, set(), 0).leaves} for n in early))
+    return any(leaves and leaves <= own for leaves in _leaves_of(early))
 
 
 def _is_early(node: Any, since: int) -> bool:

@@ -40,7 +40,7 @@ def explained(
     try:
         yield
     except Exception as error:
-        told = misfit(name.split()[0], loss, given, kwargs, error, who) if isinstance(error, _OF_ARGUMENTS) else None
+        told = _misfit(name.split()[0], loss, given, kwargs, error, who) if isinstance(error, _OF_ARGUMENTS) else None
         if sys.version_info >= (3, 11):
             (told or error).add_note(f"That was {name}, run by an unrolled loss.")
         if told:
@@ -48,7 +48,7 @@ def explained(
         raise
 
 
-def misfit(
+def _misfit(
     name: str,
     loss: Callable[..., Any],
     given: Sequence[Any],

@@ -82,9 +82,6 @@ def _set_data(tensors: Iterable[Tensor], data: Iterable[Tensor]) -> None:
 class StandIns:
     """Tensors of an unroll that stand in for the user's own.
 
-    Args:
-        tensors: the user's tensors.
-
     Attributes:
         contents: the contents of the user's tensors, by the id of the object.
     """

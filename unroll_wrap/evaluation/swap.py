@@ -17,9 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from ..live.looks import Looks
 from ..live.undo import Undo
 from .exchange import Exchange
-from .frozen import left_alone, put_back_written
 from .holders import Holders
 from .shield import shielded
+from .written import left_alone, put_back_written
 
 
 class Swap:

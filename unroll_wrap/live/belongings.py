@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .restore import ABSENT, put_back, refill, source
+from .restore import ABSENT, cells_of, put_back, refill, slots_of, source
 
 # The attributes that every module has, and that only torch writes to; and what Lightning, once imported, has
 # torch.compile leave on each module: its arguments, such as a backend, which are no part of the module.
@@ -120,7 +120,7 @@ class Belongings:
         elif type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
             self.objects.append(value)
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
-            for slot in _slots(type(value)):
+            for slot in slots_of(type(value)):
                 self.slots.append((value, slot))
                 self._visit(getattr(value, slot, None), None, None, depth)
 
@@ -129,11 +129,7 @@ class Belongings:
 
         What it collects in lists and dicts there is a log of the user's, and stays.
         """
-        for cell in function.__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:  # It has none yet.
-                continue
+        for cell, value in cells_of(function):
             if type(value) in _PLAIN or isinstance(value, Tensor):
                 self.slots.append((cell, "cell_contents"))
             if isinstance(value, (Tensor, types.FunctionType)):
@@ -141,8 +137,3 @@ class Belongings:
 
 
 _OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)
-
-
-def _slots(kind: type) -> list[str]:
-    own = [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
-    return [n for names in own for n, member in names.items() if isinstance(member, types.MemberDescriptorType)]

@@ -1,8 +1,10 @@
 """Note and restore a single thing: a tensor, a container, a field, a source of random numbers."""
 
+import contextlib
 import functools
 import random
 import sys
+import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from operator import is_
@@ -88,6 +90,21 @@ def put_back(owner: Any, name: str, before: Any) -> None:
         object.__delattr__(owner, name)
     else:
         object.__setattr__(owner, name, before)
+
+
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the slots of a class."""
+    own = [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
+    return [n for names in own for n, member in names.items() if isinstance(member, types.MemberDescriptorType)]
+
+
+def cells_of(function: types.FunctionType) -> list[tuple[Any, Any]]:
+    """Return the closure cells of a function with their contents, except those that are not bound yet."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            found.append((cell, cell.cell_contents))
+    return found
 
 
 def source(one: Any) -> Callable[[], Any] | None:

@@ -76,24 +76,16 @@ def together(*settings: Setting) -> Setting:
     )
 
 
+_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+
+
 def _kernels() -> tuple[bool, ...]:
-    cuda = torch.backends.cuda
-    return (
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-    )
+    return tuple(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KERNELS)
 
 
 def _use_kernels(chosen: tuple[bool, ...]) -> None:
-    cuda = torch.backends.cuda
-    for enable, yes in zip(
-        (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp),
-        chosen,
-        strict=True,
-    ):
-        enable(yes)
+    for name, yes in zip(_KERNELS, chosen, strict=True):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(yes)
 
 
 math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False, True))

@@ -80,11 +80,7 @@ def update(
 ) -> Update:
     """Step every parameter that has a gradient; as in torch, the others keep their values and their step counts.
 
-    Args:
-        blocks: θ and state.
-        grads: the gradient of each parameter, or None. If a gradient has a graph, that plays no part.
-        transforms: the user's transforms of gradients before the rule, and of parameters after it.
-        differentiable: whether to keep what the pullback needs.
+    If a gradient has a graph, that plays no part. What the pullback needs is kept if the update is ``differentiable``.
     """
     old = split(blocks, [g is not None for g in grads])
     if not transforms:
@@ -141,10 +137,7 @@ _KEPT = 8
 def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Sequence[tuple[int, Tensor]]) -> None:
     """Raise if it is unclear whether the optimizer moves a parameter that ``d_loss`` does not reach.
 
-    Args:
-        blocks: θ and state.
-        grads: the gradients of the loss, with zeros where the loop leaves zeros.
-        left: positions of parameters, each with the gradient that the loop has left in ``.grad``.
+    ``left`` has positions of parameters, each with the gradient that the loop has left in ``.grad``.
 
     Raises:
         ValueError: a gradient of zeros would move the parameter, where None would not.

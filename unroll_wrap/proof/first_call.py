@@ -54,12 +54,6 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
 class Proof:
     """A comparison of a call with K real steps of the live objects from the same state.
 
-    Args:
-        unrolled: the loss.
-        call: the arguments of the call.
-        owned: the parameters that the inner steps move.
-        doubts: what the package does not know, in words.
-
     Attributes:
         batches: the batches of the inner steps, noted while the call runs.
         doubts: what the package does not know, in words.

@@ -24,15 +24,7 @@ class RealSteps:
     """A computation of ``g_loss`` after K steps of the live optimizers on the live parameters.
 
     No tensor, optimizer or module is copied, so that hooks, wrappers and attributes do what they do in training.
-
-    Args:
-        unrolled: the loss, for D, its optimizers and transforms.
-        d_loss: the discriminator's loss.
-        g_loss: the generator's loss.
-        batch: the batch of the call, for ``g_loss``.
-        inner: the batch of each inner step.
-        kwargs: the keyword arguments of both losses.
-        constant: how many of the first steps count as constant in a derivative, by the user's choice.
+    ``inner`` holds the batch of each inner step. The first ``constant`` steps count as constant in a derivative.
 
     Attributes:
         values: the name and the value of each evaluation of a loss in the last run.

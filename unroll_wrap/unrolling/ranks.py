@@ -48,13 +48,9 @@ def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) ->
 
 
 class Ranks(OneProcess):
-    """One call, made by every rank of a group.
+    """One call, made by every rank of a group; the messages between them are made on ``device``.
 
     As a context manager, a rank waits at the end for all others; if it raises, it tells them, and they raise too.
-
-    Args:
-        group: the process group to average over.
-        device: the device on which messages are made.
     """
 
     def __init__(self, group: "dist.ProcessGroup", device: torch.device) -> None:

@@ -12,9 +12,8 @@ from ..evaluation.evaluate import Evaluation
 from ..optimizers.block import Block, unpack
 from ..optimizers.update import Update
 from .one_process import Grads
-from .pull import pull
 from .step import Point
-from .step_gradients import gradients, refuse_stale
+from .step_gradients import gradients, pull, refuse_stale
 from .unroll import Unroll
 
 

@@ -27,10 +27,9 @@ from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
 from .one_process import Grads, OneProcess
-from .pull import pull
 from .sensitivity import Sensitivity
 from .step import Point, Step
-from .step_gradients import gradients, refuse_stale
+from .step_gradients import gradients, pull, refuse_stale
 
 
 @dataclass
@@ -111,12 +110,7 @@ class Unroll:
         return self.step(*self.draw(point, k), differentiable=False)[0]
 
     def draw(self, point: Point, k: int) -> tuple[Point, int, tuple[Any, ...]]:
-        """Return the arguments of ``step``: the batch is drawn while D is at θ^k, which may change the point's buffers.
-
-        Raises:
-            ValueError: the batch has a graph that leads to θ^k, which a step cannot differentiate; or what draws it
-                changes parameters or freezes them.
-        """
+        """Return the arguments of ``step``. The batch is drawn while D is at θ^k, and that may change its buffers."""
         if self.inner_batch is None:
             self._note(self.batch)
             return point, k, self.batch

@@ -44,11 +44,6 @@ class Program:
     It contains the network's gradient and the optimizer's rule, if the rule is in closed form and nothing comes between
     the two. Otherwise it contains the gradient only, and the rule and the transforms run eagerly.
 
-    Args:
-        unroll: the call in which the program is compiled.
-        point: the start of the step.
-        batch: the arguments of the loss in this step.
-
     Raises:
         ValueError: the loss cannot be compiled, or the compiled functions return other values.
         FloatingPointError: the loss is not finite, so no values can be compared.

@@ -45,11 +45,9 @@ class Recorder(NamedTuple):
     promoted: frozenset[str]
 
     def record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
-        """Return the step from a state as a function.
+        """Return the step from a state as a function of ``inputs``: parameters, gradients and holes.
 
-        Args:
-            state: the state before the step.
-            inputs: the values of parameters (all of them, the unrolled ones first), gradients and holes.
+        All parameters are among them, the unrolled ones first.
 
         Raises:
             Depends: numbers that were taken for constants depend on gradients.

@@ -104,10 +104,7 @@ class Seen(NamedTuple):
 def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ()) -> Seen:
     """Return what is seen of an optimizer now, without changing anything.
 
-    Args:
-        stepper: the live optimizer, or what the user steps in its place.
-        params: the parameters that it steps.
-        promoted: the paths of numbers, kept as tensors, that depend on gradients and so are no constants.
+    ``promoted`` are the paths of numbers, kept as tensors, that depend on gradients and so are no constants.
 
     Raises:
         TypeError: the optimizer holds a tensor that an unroll cannot carry.
