@@ -18,7 +18,7 @@ ORDERS = ("alternating", "simultaneous", "level-k")
 
 
 @dataclass(frozen=True)
-class Of:
+class PlayerLoss:
     """A loss that receives its own player first, whatever it is called with."""
 
     player: Any
@@ -48,7 +48,7 @@ class Updated(NamedTuple):
 
     player: Any
     optimizer: Any
-    loss: Of
+    loss: PlayerLoss
     modules: list[nn.Module]
     steppers: Steppers
 
@@ -87,7 +87,7 @@ def _update_of(i: int, one: Any) -> Updated:
             "optimizer that steps it."
         )
     steppers = Steppers(optimizer, all_parameters(modules), f"the player of updates[{i}]")
-    found = Updated(player, optimizer, Of(player, loss), modules, steppers)
+    found = Updated(player, optimizer, PlayerLoss(player, loss), modules, steppers)
     found.owned()
     return found
 
@@ -106,10 +106,10 @@ def _check_apart(updates: Sequence[Updated]) -> None:
 
 
 @dataclass(frozen=True)
-class Together:
+class JointLoss:
     """The losses of all updates as one object, for whoever looks at what the losses of a call refer to."""
 
-    losses: tuple[Of, ...]
+    losses: tuple[PlayerLoss, ...]
 
     def __call__(self, *_: Any, **__: Any) -> Tensor:
         """Raise, because each loss is called alone."""
@@ -118,9 +118,9 @@ class Together:
 
 def parts_of(loss: Any) -> list[Any]:
     """Return the user's own losses, and the players that they receive, of which a loss of a sequence consists."""
-    if isinstance(loss, Together):
+    if isinstance(loss, JointLoss):
         return [part for one in loss.losses for part in parts_of(one)]
-    return [loss.loss, loss.player] if isinstance(loss, Of) else [loss]
+    return [loss.loss, loss.player] if isinstance(loss, PlayerLoss) else [loss]
 
 
 def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.Module]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backward import FiniteDifference, Truncate
 from ..call.categories import LogitsExpected, PartialDetach, SecondTermMissing
+from ..evaluation.loss_errors import sizes_named
 from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledLoss
 from ..optimizers.family import family
@@ -21,7 +22,6 @@ from .cuts import Cuts, Diverged
 from .differentiated import NOTHING
 from .directional_derivative import Line, along, directions
 from .examined import Examined
-from .sizes import sizes_named
 from .verification import Verification
 
 

@@ -13,11 +13,11 @@ from ..call.categories import UnrollWarning
 from ..call.losses import check_order
 from ..call.messages import described
 from ..call.sequence import parts_of
+from ..evaluation.loss_errors import sizes_named
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
 from ..loss import UnrolledLoss
 from .differentiated import NOTHING, Inputs
-from .sizes import sizes_named
 
 Wrt = Sequence[Tensor] | Tensor | None
 

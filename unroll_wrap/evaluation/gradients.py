@@ -38,9 +38,10 @@ class Factor:
     ) -> list[Tensor | None]:
         """Return the gradients, computed from cotangents times the factor and divided by it at the end."""
         bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
+        options["retain_graph"] = True
         while True:
             scaled = [bar * self.value for bar in bars]
-            found = differentiate(name, outputs, inputs, scaled, **{**options, "retain_graph": True})
+            found = differentiate(name, outputs, inputs, scaled, **options)
             overflowed = any(g is not None and not g.isfinite().all() for g in found)
             if not overflowed or self.value <= 1:
                 return [None if g is None else g / self.value for g in found]

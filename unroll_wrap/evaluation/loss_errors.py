@@ -1,6 +1,7 @@
 """Explain in the user's terms why a loss fails, or that it does not return a scalar."""
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
-from ..call.sequence import Of
+from ..call.sequence import PlayerLoss
 from ..torch_private import is_criterion
 
 _OF_ARGUMENTS = (TypeError, AttributeError)
@@ -57,7 +58,7 @@ def _misfit(
     who: str,
 ) -> TypeError | None:
     """Return a clearer error if the loss does not take the arguments of the call, or else None."""
-    if isinstance(loss, Of):
+    if isinstance(loss, PlayerLoss):
         loss, given = loss.loss, (loss.player, *given[1:])
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
@@ -149,3 +150,30 @@ def _several(discriminator: Any, error: Exception) -> TypeError | None:
 
 def _places(places: Sequence[tuple[str, torch.dtype]]) -> str:
     return ", ".join(f"{device} ({dtype})" for device, dtype in places) or "nothing"
+
+
+@contextmanager
+def sizes_named(batch: tuple[Any, ...]) -> Iterator[None]:
+    """Name the size that a loss takes, if torch complains in this context about two sizes, one of them the batch's."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        rows = {t.shape[0] for t in tensors_in(batch) if t.dim()}
+        if wanted := _other_size(str(error), rows):
+            raise ValueError(
+                f"The batch has {min(rows)} samples, and a loss takes batches of {wanted} only: it has a tensor of "
+                f"that size. Pass {wanted} samples, or let the loss make its labels after what D returns "
+                f"(torch.ones_like). Torch said: {error}"
+            ) from error
+        raise
+
+
+def _other_size(text: str, rows: set[int]) -> int | None:
+    """Return the number beside the batch's own in an error about two sizes, or None for any other error."""
+    if "size" not in text or len(rows) != 1:
+        return None
+    # In a shape such as Size([64, 1]), the first number is the size of the batch.
+    leading = [int(n) for n in re.findall(r"Size\(\[(\d+)", text)]
+    found = leading or [int(n) for n in re.findall(r"\((\d+)\)", text)]
+    others = set(found) - rows
+    return others.pop() if set(found) & rows and len(others) == 1 else None

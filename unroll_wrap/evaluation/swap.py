@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..live.looks import Looks
+from ..live.module_state import ModuleState
 from ..live.undo import Undo
 from .exchange import Exchange
 from .holders import Holders
@@ -46,7 +46,7 @@ class Swap:
         self._exchange = Exchange([*self._params, *self._carried])
         self._places, self._slots = holders.places, holders.slots
         self.frozen = [t for t in holders.carried if isinstance(t, nn.Parameter)]
-        self._looks = Looks(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
+        self._state = ModuleState(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._learned = False
@@ -69,7 +69,7 @@ class Swap:
 
     def _note(self) -> None:
         self._exchange.note()
-        self._looks.note()
+        self._state.note()
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
         self._handles = RemovableHandle.next_id
         self._entered = True
@@ -78,7 +78,7 @@ class Swap:
         """Put everything back as it was, as often as you like."""
         self._exchange.home()
         self._after_exchange()
-        self._looks.restore()
+        self._state.restore()
         self._inside = self._clones = ()
         put_back_written(self._unwritten)
         self._entered = False
@@ -89,7 +89,7 @@ class Swap:
 
     def contents(self) -> Any:
         """Return what attributes and containers hold now, or None if no step needs it restored."""
-        return self._looks.contents() if self.rewinds else None
+        return self._state.contents() if self.rewinds else None
 
     def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Put ``params`` and clones of ``buffers`` into the modules.
@@ -99,7 +99,7 @@ class Swap:
         """
         self.out()
         if contents is not None:
-            self._looks.put(contents)
+            self._state.put(contents)
         clones = copies(buffers[i] for i in self._copied)
         self._inside, self._clones = params, clones
         self._put_inside()

@@ -18,7 +18,7 @@ from ..torch_private import has_overlapping_entries, put_versions
 ABSENT = object()
 
 
-class Was(NamedTuple):
+class SavedTensor(NamedTuple):
     """A tensor as it was: its memory, its values and its flags."""
 
     tensor: Tensor
@@ -31,7 +31,7 @@ class Was(NamedTuple):
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor, valued: bool) -> "Was":
+    def of(cls, tensor: Tensor, valued: bool) -> "SavedTensor":
         """Note a tensor as it is now, with its values if ``valued``."""
         alias = memory = tensor.data
         if tensor.layout is torch.strided and not tensor.is_contiguous():

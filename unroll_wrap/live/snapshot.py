@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_private import without_torch_function
-from .restore import ABSENT, Was, cells_of, put_back, refill, set_versions, slots_of, source
+from .restore import ABSENT, SavedTensor, cells_of, put_back, refill, set_versions, slots_of, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
@@ -50,7 +50,7 @@ class Snapshot:
         self._fields: list[tuple[Any, str, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._states: list[Callable[[], Any]] = []
-        self._tensors: list[Was] = []
+        self._tensors: list[SavedTensor] = []
         with without_torch_function(), torch.no_grad():
             todo = list(roots)
             while todo:
@@ -121,7 +121,7 @@ class Snapshot:
             self._fields.append((one, "__dict__", attributes))
 
     def _visit_tensor(self, tensor: Tensor, todo: list[Any]) -> None:
-        was = Was.of(tensor, id(tensor) not in self._bare)
+        was = SavedTensor.of(tensor, id(tensor) not in self._bare)
         self._tensors.append(was)
         todo.append(was.grad)
         if was.leaf and was.flag:

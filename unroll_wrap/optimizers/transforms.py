@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +11,6 @@ from torch import Tensor
 GradTransform = Callable[..., Sequence[Tensor]]
 ParamTransform = Callable[..., Tensor]
 Holding = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
-
-
-def _holding(params: Sequence[Tensor]) -> AbstractContextManager[object]:  # noqa: ARG001
-    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Transforms:
     parameter: ParamTransform | None = None
     names: Sequence[str] = ()
     hooks: Sequence[tuple[int, Callable[[Tensor], Any]]] = ()
-    holding: Holding = field(default=_holding)
+    holding: Holding = nullcontext
     check: bool = False
 
     def __bool__(self) -> bool:

@@ -28,7 +28,6 @@ class Adadelta(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdadeltaState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return AdadeltaState(0.0, zeros, zeros)
 

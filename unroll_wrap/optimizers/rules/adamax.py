@@ -28,7 +28,6 @@ class Adamax(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdamaxState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return AdamaxState(0.0, zeros, zeros)
 

@@ -34,7 +34,6 @@ class ASGD(UpdateRule):
     foreach: bool | None
 
     def init(self, param: Tensor) -> ASGDState:
-        """Return the state before the first update."""
         return ASGDState(0.0, Scalar.of(self.lr), Scalar.of(1.0), torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: ASGDState) -> tuple[Tensor, ASGDState]:

@@ -34,7 +34,6 @@ class NAdam(UpdateRule):
     decoupled_weight_decay: bool
 
     def init(self, param: Tensor) -> NAdamState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return NAdamState(0.0, Scalar.of(1.0), zeros, zeros)
 

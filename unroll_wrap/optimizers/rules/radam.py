@@ -32,7 +32,6 @@ class RAdam(UpdateRule):
     decoupled_weight_decay: bool
 
     def init(self, param: Tensor) -> RAdamState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return RAdamState(0.0, zeros, zeros)
 

@@ -34,7 +34,6 @@ class RMSprop(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> RMSpropState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return RMSpropState(0.0, zeros, zeros if self.momentum > 0 else None, zeros if self.centered else None)
 

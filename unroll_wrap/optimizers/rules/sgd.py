@@ -30,7 +30,6 @@ class SGD(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> SGDState:
-        """Return the state before the first update."""
         return SGDState(None)
 
     def update(self, param: Tensor, grad: Tensor, state: SGDState) -> tuple[Tensor, SGDState]:

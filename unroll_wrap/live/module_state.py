@@ -10,7 +10,7 @@ from .belongings import Belongings
 from .restore import refill
 
 
-class Looks:
+class ModuleState:
     """The attributes, parameters and buffers of modules, and everything else that a forward pass may change in them.
 
     Args:
