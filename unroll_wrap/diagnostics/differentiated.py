@@ -3,13 +3,14 @@
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..call.batch import distinct, mapped
+from ..live.restore import cells_of
 from ..torch_private import pytree
 
 NOTHING = (
@@ -141,9 +142,7 @@ def _referenced(value: Any) -> Iterator[Any]:
     elif isinstance(value, types.MethodType):
         yield from (value.__self__, value.__func__)
     elif isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # the cell is still empty
-                yield cell.cell_contents
+        yield from (content for _, content in cells_of(value))
         yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
         yield from value.__defaults__ or ()
     elif isinstance(value, (list, tuple, dict)):

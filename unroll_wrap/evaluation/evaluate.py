@@ -201,7 +201,7 @@ class Evaluator:
         # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
         # autograd would consider all of them changed.
         leaves = [p.data.requires_grad_() for p in params]
-        # As after a real step, so that code which keeps what it has computed of a parameter does so anew.
+        # A real step raises the versions too, which shows code that caches what it computes of a parameter the change.
         self._turn += 1
         set_versions(leaves, [v + self._turn for v in self._versions])
         return leaves

@@ -36,7 +36,7 @@ class Exchange:
 
     Attributes:
         stand_ins: the tensors that stand in for the user's, where torch refuses to exchange these; None elsewhere.
-        kept: tensors that have given contents back before the others, which an interrupt there leaves undecided.
+        kept: tensors that are giving contents back before the others. An interrupt leaves it open which of them have.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

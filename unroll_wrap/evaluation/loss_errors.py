@@ -15,8 +15,6 @@ from ..call.messages import described
 from ..call.sequence import PlayerLoss
 from ..torch_private import is_criterion
 
-_OF_ARGUMENTS = (TypeError, AttributeError)
-
 
 def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeError) -> ValueError | None:
     """Return a clearer error if the batch has another device or dtype than the discriminator, or else None."""
@@ -41,7 +39,9 @@ def explained(
     try:
         yield
     except Exception as error:
-        told = _misfit(name.split()[0], loss, given, kwargs, error, who) if isinstance(error, _OF_ARGUMENTS) else None
+        told = None
+        if isinstance(error, (TypeError, AttributeError)):
+            told = _misfit(name.split()[0], loss, given, kwargs, error, who)
         if sys.version_info >= (3, 11):
             (told or error).add_note(f"That was {name}, run by an unrolled loss.")
         if told:

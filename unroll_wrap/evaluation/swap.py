@@ -194,7 +194,7 @@ class Swap:
         return tuple(now)
 
     def marks(self) -> list[tuple[int, int]]:
-        """Return what is another if something writes to a buffer or unregistered tensor, or puts one in its place."""
+        """Return the identity and version of each buffer and unregistered tensor, as a write changes one of them."""
         now = [*self._carried, *(container.get(key) for container, key, _ in self._places)]
         return [(id(t), t._version) for t in now if isinstance(t, Tensor)]
 

@@ -60,7 +60,7 @@ class Written:
 
 
 def _differs(before: Tensor, now: Tensor) -> bool:
-    # What was NaN stays so, which is told elsewhere.
+    # NaN differs from itself, and another check reports it.
     return bool(((before != now) & (before == before)).any())
 
 

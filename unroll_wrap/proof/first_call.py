@@ -40,7 +40,7 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
         if p._backward_hooks:
             found.append("a parameter of D has gradient hooks")
     if is_observed() or not can_exchange(params):
-        # What is stood in for has a class of the same name, and not the very class.
+        # While another tensor stands in for one of the user's, that one has another class, of the same name.
         found.append(
             "a profiler, hooks on saved tensors or weak references keep D's tensors, and others stand in for them"
         )

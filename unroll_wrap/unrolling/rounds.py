@@ -47,8 +47,8 @@ class Round(NamedTuple):
 class Rounds(Unroll):
     """An unroll whose inner steps belong to several players.
 
-    The parameters of all players are one list. A player's update leaves the others' None for a gradient, so that their
-    optimizers do not move them; its derivative passes to the parameters of all.
+    The parameters of all players are one list. In a player's update the gradients of the others' parameters are None,
+    so that their optimizers do not move them. Its derivative passes to the parameters of all players.
 
     Attributes:
         moves: for each inner step of one round, the moves that are made at the same point.

@@ -22,7 +22,7 @@ from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import causes, differentiate
 from ..evaluation.graph import leads_to
 from ..live.random_state import undisturbed
-from ..operators import Adjoint, adjoint
+from ..operators import adjoint
 from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
@@ -96,7 +96,7 @@ class Unroll:
                 self.evaluate.swap.handles(evaluation.params),
                 evaluation.arguments.leaves,
             )
-        grads, _ = self.gradients(evaluation, by=by, create_graph=differentiable)
+        grads, _ = gradients(self.evaluate, evaluation, by=by, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
         update, following = self.update(point, averages or grads, differentiable)
         return following, Step(point, evaluation, grads, averages, update, by)
@@ -161,12 +161,6 @@ class Unroll:
                 "inner step has moved. Freeze the same parameters in every step, or with stop_gradient=True."
             )
         self.moved.update((set(range(len(params))) if mine is None else mine) - set(frozen))
-
-    def gradients(
-        self, evaluation: Evaluation, also: Sequence[Tensor] = (), by: Adjoint | None = None, **options: Any
-    ) -> tuple[Grads, list[Tensor | None]]:
-        """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
-        return gradients(self.evaluate, evaluation, also, by, **options)
 
     def update(
         self,

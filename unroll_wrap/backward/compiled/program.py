@@ -15,6 +15,7 @@ from ...evaluation.precision import length
 from ...optimizers.block import Block, each, pairs
 from ...optimizers.update import Update
 from ...unrolling.step import Point
+from ...unrolling.step_gradients import gradients
 from ...unrolling.unroll import Unroll
 from .functions import GRADIENT, Batch, Functions, followed, in_closed_form, inputs_of
 from .inductor import compile_function
@@ -60,7 +61,7 @@ class Program:
         evaluation = unroll.evaluate(name, unroll.d_loss, point.params(), point.buffers, positional, walk=False)
         if not evaluation.loss.isfinite().all():
             raise FloatingPointError(f"{name} is not finite, and nothing can be compared with it")
-        grads = unroll.gradients(evaluation)[0]
+        grads = gradients(unroll.evaluate, evaluation)[0]
         self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
         start = self._start(point)
