@@ -125,15 +125,17 @@ class UnrolledLoss:
         check_options(backward, grad_transform=grad_transform, param_transform=param_transform)
         modules = all_modules(given_modules(player, self.names.player))
         params = all_parameters(modules)
-        check_modules(modules)
-        check_wrappers(modules, params, second_order=backward.second_order and not stop_gradient)
+        check_modules(modules, self.names.player)
+        second_order = backward.second_order and not stop_gradient
+        check_wrappers(modules, params, self.names.player, second_order)
         self._steppers = Steppers(optimizer, params, self.names.player)
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
         # Of a copy, which verify makes, its own.
         self._watched = False
-        self._known = Known(check_memory(Holders(modules, self._steppers.owned(modules, optimizers))))
+        holders = Holders(modules, self._steppers.owned(modules, optimizers))
+        self._known = Known(check_memory(holders, self.names.player))
 
     # When a user compiles a whole training step, this call stays uncompiled, as torch's optimizers do.
     @disable_dynamo

@@ -80,7 +80,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         exclude_others(modules, undo, unrolled.names.player)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
         swap = Swap(modules, owned, bool(unrolled.average) or unrolled.backward.rewinds)
-        known.memory = check_memory(swap.holders, known.memory)
+        known.memory = check_memory(swap.holders, unrolled.names.player, known.memory)
         swap.shared = known.memory.shared
         keep_modes(undo)
         keep_turn(undo)

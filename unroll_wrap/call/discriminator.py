@@ -56,7 +56,7 @@ def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
     return list(found.values())
 
 
-def check_modules(modules: Sequence[nn.Module]) -> None:
+def check_modules(modules: Sequence[nn.Module], who: str) -> None:
     """Raise for a scripted module, whose parameters are not in Python, and for a lazy one before its first batch."""
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
@@ -66,8 +66,8 @@ def check_modules(modules: Sequence[nn.Module]) -> None:
             )
         if isinstance(module, LazyModuleMixin) and cast("Any", module).has_uninitialized_params():
             raise ValueError(
-                f"{type(module).__name__}, a lazy module of the discriminator, has no tensors yet. Run the "
-                "discriminator once on a batch before."
+                f"{type(module).__name__}, a lazy module of {who}, has no tensors yet. Run {who} once on a batch "
+                "before."
             )
 
 

@@ -1,4 +1,4 @@
-"""Find tensors of a discriminator that share memory, where a real step would move both."""
+"""Find tensors of a player that share memory, where a real step would move both."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,14 +12,14 @@ from .holders import Holders
 
 
 class Memory(NamedTuple):
-    """The addresses of all tensors of a discriminator, and the pairs that overlap, of which none moves."""
+    """The addresses of all tensors of a player, and the pairs that overlap, of which none moves."""
 
     where: tuple[int, ...]
     shared: list[tuple[Tensor, Tensor]]
 
 
-def check_memory(holders: Holders, checked: Memory | None = None) -> Memory:
-    """Return where D's tensors lie, and raise if a parameter that moves shares memory with another of them.
+def check_memory(holders: Holders, who: str, checked: Memory | None = None) -> Memory:
+    """Return where the tensors of ``who`` lie, and raise if a parameter that moves shares memory with another of them.
 
     An earlier result, ``checked``, is still valid if all addresses are the same.
 
@@ -44,7 +44,7 @@ def check_memory(holders: Holders, checked: Memory | None = None) -> Memory:
     for one, other in _overlapping(tensors):
         if id(one) in moving or id(other) in moving:
             raise ValueError(
-                f"Two tensors of the discriminator, of shapes {tuple(one.shape)} and {tuple(other.shape)}, lie in "
+                f"Two tensors of {who}, of shapes {tuple(one.shape)} and {tuple(other.shape)}, lie in "
                 "the same memory: a real step moves both, and an unroll would move them apart. Share the "
                 "parameter itself (b.weight = a.weight), or give each a copy (.clone())."
             )

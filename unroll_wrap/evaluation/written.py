@@ -86,9 +86,8 @@ def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: 
             unwritten |= {i} if frozen else set()
         elif id(mine) in together:
             raise ValueError(
-                f"d_loss writes to a tensor of the discriminator, of shape {tuple(mine.shape)}, that lies in the same "
-                "memory as another: a real step changes both, and an unroll would change one. Give each a copy "
-                "(.clone())."
+                f"A loss of a step writes to a tensor of shape {tuple(mine.shape)} that lies in the same memory as "
+                "another: a real step changes both, and an unroll would change one. Give each a copy (.clone())."
             )
     return unwritten
 

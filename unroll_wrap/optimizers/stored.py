@@ -71,4 +71,4 @@ def _remedy(value: Any, shape: torch.Size) -> str:
             "D was cast or moved after this optimizer had stepped it. Do that before the optimizer is made, or let it "
             "follow: opt_D.load_state_dict(opt_D.state_dict())."
         )
-    return "Load a state_dict of this discriminator's."
+    return "Load a state_dict that belongs to these parameters."

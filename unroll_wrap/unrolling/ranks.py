@@ -79,7 +79,7 @@ class Ranks(OneProcess):
 
     def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
         """Raise ValueError unless all ranks are about to make the same call, with the same parameters."""
-        mine = {"steps": repr(steps), "the batch": looks_of(tensors_in(batch)), "the discriminator": looks_of(owned)}
+        mine = {"steps": repr(steps), "the batch": looks_of(tensors_in(batch)), "the parameters": looks_of(owned)}
         mine |= {name: words_of(value) for name, value in facts().items()}
         values = torch.cat([p.detach().reshape(-1).to(self._device) for p in owned])
         total, length = float(values.sum()), float(values.norm())
@@ -99,7 +99,7 @@ class Ranks(OneProcess):
         if any(abs(a - b) > 1e-4 * length for row in rows for a, b in zip(row[1:], rows[0][1:], strict=True)):
             self._over = True
             raise ValueError(
-                "The ranks hold different parameters of the discriminator, which sum to "
+                "The ranks hold different parameters of the player that moves, which sum to "
                 f"{', '.join(f'{row[1]:.6g} on rank {r}' for r, row in enumerate(rows))}. Wrap it in "
                 "DistributedDataParallel, which keeps them the same, or broadcast them from one rank."
             )

@@ -142,7 +142,7 @@ DISAGREE = {
     ),
     "parameters": (
         lambda one, rank: one.discriminator[0].bias.data.add_(0.01 * rank) is None or {},
-        "different parameters of the discriminator, which sum to .* on rank 0, .* on rank 1",
+        "different parameters of the player that moves, which sum to .* on rank 0, .* on rank 1",
     ),
 }
 

@@ -184,7 +184,7 @@ class Recorder(NamedTuple):
                 self.stepper.step()
             for t, before in foreign:
                 if not same(t.detach(), before):
-                    raise RuntimeError(f"it changes {state.seen.paths[id(t)]}, which belongs to the discriminator.")
+                    raise RuntimeError(f"it changes {state.seen.paths[id(t)]}, which is none of its parameters.")
             for p in self.params:
                 p.grad = None
             seen = look(self.stepper, self.params, self.promoted)
@@ -198,7 +198,7 @@ class Recorder(NamedTuple):
                     )
                 raise RuntimeError(
                     "it computes with numbers that it reads out of tensors, with .item(), .tolist(), .numpy() or in "
-                    "code of its own, or with the discriminator's buffers, and these would be constants."
+                    "code of its own, or with buffers of the modules, and these would be constants."
                 )
 
     def _compare(self, recorded: Seen, again: Seen) -> None:
