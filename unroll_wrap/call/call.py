@@ -17,22 +17,14 @@ Steps = int | Callable[[], int]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call, where those of the constructor replace None.
+    """The arguments of a call, where those of the constructor replace None."""
 
-    Attributes:
-        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
-        g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
-        steps: K.
-        batch: the positional arguments of both losses after D.
-        kwargs: the keyword arguments of both losses.
-        inner: ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
-    """
-
-    d_loss: Loss
-    g_loss: Loss
-    steps: int
-    batch: Batch
-    kwargs: dict[str, Any]
+    d_loss: Loss  # ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
+    g_loss: Loss  # ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
+    steps: int  # K.
+    batch: Batch  # The positional arguments of both losses after D.
+    kwargs: dict[str, Any]  # The keyword arguments of both losses.
+    # ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
     inner: Callable[[int], Batch] | None
 
 

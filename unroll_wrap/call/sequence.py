@@ -30,17 +30,11 @@ class PlayerLoss:
 
 
 class Move(NamedTuple):
-    """One update of a look-ahead.
+    """One update of a look-ahead."""
 
-    Attributes:
-        name: what messages call the loss.
-        loss: a function that is called as ``d_loss`` is, and passes its own player on.
-        mine: positions of the parameters that the update moves.
-    """
-
-    name: str
-    loss: Loss
-    mine: frozenset[int]
+    name: str  # What messages call the loss.
+    loss: Loss  # A function that is called as ``d_loss`` is, and passes its own player on.
+    mine: frozenset[int]  # Positions of the parameters that the update moves.
 
 
 class Updated(NamedTuple):

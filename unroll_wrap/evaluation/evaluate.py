@@ -28,36 +28,24 @@ from .written import Written
 
 
 class Evaluation(NamedTuple):
-    """The value of a loss with its graph, and the leaves of that graph.
+    """The value of a loss with its graph, and the leaves of that graph."""
 
-    Attributes:
-        name: the name of the loss in messages.
-        loss: the value, a tensor with one element and with its graph.
-        params: the leaves that D holds as its parameters.
-        arguments: the arguments of the loss, with leaves in place of the user's tensors.
-        outside: all other leaves that the loss reaches, such as those of a generator or a head that it calls.
-        captured: whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
-        once: the names of functions that cannot be differentiated twice, which autograd itself does not report.
-        fragile: the nodes that have to be repaired before the graph is differentiated twice.
-        hooks: the handles of the hooks that the loss has registered on its graph.
-        stale: whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
-        alone: whether a graph is captured that leads to parameters that move and to nothing else.
-        behind: all other leaves that the loss reaches, if the captured graph is stale.
-        nodes: the nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
-    """
-
-    name: str
-    loss: Tensor
-    params: list[Tensor]
-    arguments: Arguments
+    name: str  # The name of the loss in messages.
+    loss: Tensor  # The value, a tensor with one element and with its graph.
+    params: list[Tensor]  # The leaves that D holds as its parameters.
+    arguments: Arguments  # The arguments of the loss, with leaves in place of the user's tensors.
+    # All other leaves that the loss reaches, such as those of a generator or a head that it calls.
     outside: list[Tensor]
-    captured: bool
+    captured: bool  # Whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
+    # The names of functions that cannot be differentiated twice, which autograd itself does not report.
     once: list[str]
-    fragile: list[Any]
-    hooks: list[Any]
+    fragile: list[Any]  # The nodes that have to be repaired before the graph is differentiated twice.
+    hooks: list[Any]  # The handles of the hooks that the loss has registered on its graph.
+    # Whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
     stale: bool = False
-    alone: bool = False
-    behind: Sequence[Tensor] = ()
+    alone: bool = False  # Whether a graph is captured that leads to parameters that move and to nothing else.
+    behind: Sequence[Tensor] = ()  # All other leaves that the loss reaches, if the captured graph is stale.
+    # The nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
     nodes: tuple[list[Any], list[Any]] | None = None
 
     @property
@@ -76,37 +64,26 @@ class Evaluator:
     """Runs losses with given tensors in D.
 
     Attributes:
-        discriminator: the object that the user passed, which the losses receive.
-        owned: the live parameters that the optimizer moves.
-        swap: puts tensors into D.
-        kwargs: the keyword arguments of every loss.
-        autocast: the caller's autocast.
-        second_order: whether the losses will be differentiated twice.
-        settings: the settings of torch that are in force whenever a loss runs.
-        on_logits: the losses that are known to be given logits.
-        detached: notes what the losses detach, in a first call; None in later ones.
-        frozen: parameters that did not require grad at the call and that an optimizer holds.
-        leaf: makes the leaf for a parameter while a compiler traces; None outside a compiler.
-        written: looks for losses that write to parameters; None where that makes no difference, or is known.
-        who: what messages call the player that moves.
         hooks: the gradient hooks of ``owned``, each with the position of its parameter.
         left: the gradients that the loop has left in ``.grad``, each with the position of its parameter.
         rewrote: whether a parameter was set while the last loss ran, as by a layer that initialises itself.
     """
 
-    discriminator: Any
-    owned: list[Tensor]
-    swap: Swap
-    kwargs: dict[str, Any]
-    autocast: Autocast
-    second_order: bool
-    settings: Sequence[Setting] = ()
-    on_logits: set[Any] = field(default_factory=set)
-    detached: Detached | None = None
-    frozen: Sequence[Tensor] = ()
+    discriminator: Any  # The object that the user passed, which the losses receive.
+    owned: list[Tensor]  # The live parameters that the optimizer moves.
+    swap: Swap  # Puts tensors into D.
+    kwargs: dict[str, Any]  # The keyword arguments of every loss.
+    autocast: Autocast  # The caller's autocast.
+    second_order: bool  # Whether the losses will be differentiated twice.
+    settings: Sequence[Setting] = ()  # The settings of torch that are in force whenever a loss runs.
+    on_logits: set[Any] = field(default_factory=set)  # The losses that are known to be given logits.
+    detached: Detached | None = None  # Notes what the losses detach, in a first call; None in later ones.
+    frozen: Sequence[Tensor] = ()  # Parameters that did not require grad at the call and that an optimizer holds.
+    # Makes the leaf for a parameter while a compiler traces; None outside a compiler.
     leaf: Callable[[Tensor], Tensor] | None = None
+    # Looks for losses that write to parameters; None where that makes no difference, or is known.
     written: Written | None = None
-    who: str = "D"
+    who: str = "D"  # What messages call the player that moves.
 
     def __post_init__(self) -> None:
         self._start = now()

@@ -24,25 +24,16 @@ def now() -> int:
 
 
 class Reach(NamedTuple):
-    """The leaves and special nodes that the graph of a loss reaches.
+    """The leaves and special nodes that the graph of a loss reaches."""
 
-    Attributes:
-        leaves: the leaves reached without passing a node made before the mark, except those left out.
-        behind: the leaves reached through a node made before the mark, except those left out.
-        captured: whether a graph made before the mark leads to a tensor of the user's.
-        once: the names of functions marked ``once_differentiable``.
-        fragile: the nodes that have to be repaired before the graph is differentiated twice.
-        nodes: all nodes except those of leaves, each as its sequence number, the node and its ``next_functions``.
-        ends: the nodes of all leaves, including those left out.
-    """
-
-    leaves: list[Tensor]
-    behind: list[Tensor]
-    captured: bool
-    once: list[str]
-    fragile: list[Node]
+    leaves: list[Tensor]  # The leaves reached without passing a node made before the mark, except those left out.
+    behind: list[Tensor]  # The leaves reached through a node made before the mark, except those left out.
+    captured: bool  # Whether a graph made before the mark leads to a tensor of the user's.
+    once: list[str]  # The names of functions marked ``once_differentiable``.
+    fragile: list[Node]  # The nodes that have to be repaired before the graph is differentiated twice.
+    # All nodes except those of leaves, each as its sequence number, the node and its ``next_functions``.
     nodes: list[tuple[int, Node, Any]]
-    ends: list[Any]
+    ends: list[Any]  # The nodes of all leaves, including those left out.
 
 
 def reach(root: Any, own: set[int], since: int) -> Reach:

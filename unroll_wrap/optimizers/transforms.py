@@ -15,24 +15,19 @@ Holding = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Transforms:
-    """The transforms of one call, and what they need.
+    """The transforms of one call, and what they need."""
 
-    Attributes:
-        gradients: maps the list of existing gradients to a list of the same length, or None. If it has an argument
-            ``names``, it receives the names of their parameters.
-        parameter: maps an updated parameter to a parameter, or None. If it has an argument ``name``, it receives that.
-        names: the names of all parameters.
-        hooks: ``(i, hook)`` for gradient hooks of parameter i that are differentiated with the update; they run first.
-        holding: returns a context in which the discriminator has the given tensors as its parameters.
-        check: whether to look for results to which no derivative passes.
-    """
-
+    # Maps the list of existing gradients to a list of the same length, or None. If it has an argument ``names``, it
+    # receives the names of their parameters.
     gradients: GradTransform | None = None
+    # Maps an updated parameter to a parameter, or None. If it has an argument ``name``, it receives that.
     parameter: ParamTransform | None = None
-    names: Sequence[str] = ()
+    names: Sequence[str] = ()  # The names of all parameters.
+    # ``(i, hook)`` for gradient hooks of parameter i that are differentiated with the update; they run first.
     hooks: Sequence[tuple[int, Callable[[Tensor], Any]]] = ()
+    # Returns a context in which the discriminator has the given tensors as its parameters.
     holding: Holding = nullcontext
-    check: bool = False
+    check: bool = False  # Whether to look for results to which no derivative passes.
 
     def __bool__(self) -> bool:
         """Return whether there is any transform or hook."""

@@ -12,21 +12,15 @@ from .transforms import Transforms, check_leaves
 
 
 class Update(NamedTuple):
-    """(θ, g, state) → (θ', state'), and what its pullback needs.
+    """(θ, g, state) → (θ', state'), and what its pullback needs."""
 
-    Attributes:
-        old: θ and state, as leaves if autograd differentiates the update.
-        new: θ' and state'.
-        grads: g, one entry for each parameter, as leaves of their own if autograd differentiates the update.
-        entry: the layout of the blocks that the update was given.
-        closed: the pullback of each block in closed form, None for a block that has not moved; or None in place of the
-            list if autograd differentiates the update.
-    """
-
-    old: list[Block]
-    new: list[Block]
+    old: list[Block]  # θ and state, as leaves if autograd differentiates the update.
+    new: list[Block]  # θ' and state'.
+    # g, one entry for each parameter, as leaves of their own if autograd differentiates the update.
     grads: Sequence[Tensor | None]
-    entry: Layout
+    entry: Layout  # The layout of the blocks that the update was given.
+    # The pullback of each block in closed form, None for a block that has not moved; or None in place of the list if
+    # autograd differentiates the update.
     closed: list[Pullback | None] | None
 
     def following(self) -> list[Block]:

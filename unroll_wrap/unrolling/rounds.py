@@ -49,19 +49,15 @@ class Rounds(Unroll):
 
     The parameters of all players are one list. In a player's update the gradients of the others' parameters are None,
     so that their optimizers do not move them. Its derivative passes to the parameters of all players.
-
-    Attributes:
-        moves: for each inner step of one round, the moves that are made at the same point.
-        asker: positions of the parameters of the player that minimises the returned loss; empty if it does not move.
-        anew: whether every move, and the returned loss, finds its own player at the start, and the others where they
-            have got to. Then there is no pullback.
-        start: θ^0.
     """
 
-    moves: Sequence[Sequence[Move]] = ()
+    moves: Sequence[Sequence[Move]] = ()  # For each inner step of one round, the moves that are made at the same point.
+    # Positions of the parameters of the player that minimises the returned loss; empty if it does not move.
     asker: frozenset[int] = frozenset()
+    # Whether every move, and the returned loss, finds its own player at the start, and the others where they have got
+    # to. Then there is no pullback.
     anew: bool = False
-    start: Point | None = None
+    start: Point | None = None  # θ^0.
     _taken: int = field(default=0, init=False)
 
     @property

@@ -34,42 +34,28 @@ from .step_gradients import gradients, pull, refuse_stale
 
 @dataclass
 class Unroll:
-    """One call: losses, batches and transforms, and what the sweep has found so far.
+    """One call: losses, batches and transforms, and what the sweep has found so far."""
 
-    Attributes:
-        evaluate: runs a loss with given tensors in D.
-        d_loss: ``(D, *batch, **kwargs) -> scalar``.
-        g_loss: ``(D, *batch, **kwargs) -> scalar``.
-        inner_batch: ``k -> batch`` for inner step k; None if every step uses ``batch``.
-        batch: the batch of the call, which ``g_loss`` is given.
-        transforms: the user's transforms of gradients before the rule, and of parameters after it.
-        differentiate: whether the caller wants a gradient at all.
-        stop_gradient: whether the gradient is the first term of Eq. 12 alone.
-        ranks: the processes over which gradients are averaged.
-        proof: if this call will be compared with real steps, is told of every loss before it runs.
-        fresh: whether the optimizer starts from empty state.
-        names: what messages call the losses.
-        d_losses: the values of ``d_loss`` in the inner steps so far, without graph.
-        moved: positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
-        sensitivity: the derivative that the sweep has accumulated so far.
-        outsized: the length of the first step's part of the derivative divided by that of the rest, if autograd ran.
-    """
-
-    evaluate: Evaluator
-    d_loss: Callable[..., Tensor]
-    g_loss: Callable[..., Tensor]
+    evaluate: Evaluator  # Runs a loss with given tensors in D.
+    d_loss: Callable[..., Tensor]  # ``(D, *batch, **kwargs) -> scalar``.
+    g_loss: Callable[..., Tensor]  # ``(D, *batch, **kwargs) -> scalar``.
+    # ``k -> batch`` for inner step k; None if every step uses ``batch``.
     inner_batch: Callable[[int], tuple[Any, ...]] | None
-    batch: tuple[Any, ...]
-    transforms: Transforms
-    differentiate: bool
-    stop_gradient: bool
-    ranks: OneProcess = field(default_factory=OneProcess)
-    proof: Any = None
-    fresh: bool = False
-    names: Names = GENERATOR
+    batch: tuple[Any, ...]  # The batch of the call, which ``g_loss`` is given.
+    transforms: Transforms  # The user's transforms of gradients before the rule, and of parameters after it.
+    differentiate: bool  # Whether the caller wants a gradient at all.
+    stop_gradient: bool  # Whether the gradient is the first term of Eq. 12 alone.
+    ranks: OneProcess = field(default_factory=OneProcess)  # The processes over which gradients are averaged.
+    proof: Any = None  # If this call will be compared with real steps, is told of every loss before it runs.
+    fresh: bool = False  # Whether the optimizer starts from empty state.
+    names: Names = GENERATOR  # What messages call the losses.
+    # The values of ``d_loss`` in the inner steps so far, without graph.
     d_losses: list[Tensor] = field(default_factory=list)
+    # Positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
     moved: set[int] = field(default_factory=set)
+    # The derivative that the sweep has accumulated so far.
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    # The length of the first step's part of the derivative divided by that of the rest, if autograd ran.
     outsized: float = 0.0
 
     through_start = False
@@ -79,12 +65,7 @@ class Unroll:
     ) -> tuple[Point, Step]:
         """Return θ^{k+1} and step k, which keeps what its pullback needs if ``differentiable``.
 
-        Args:
-            point: θ^k.
-            k: the number of the step.
-            batch: the arguments of ``d_loss`` after D.
-            differentiable: whether there will be a pullback.
-            averages: if the step is replayed, the average gradients of several ranks that it used.
+        ``averages`` are the average gradients of several ranks that a replayed step has used.
         """
         # If there is no pullback, the leaves of the graph matter only for a check in the first step.
         evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)

@@ -20,17 +20,11 @@ from ...unrolling.unroll import Unroll
 
 
 class Batch(NamedTuple):
-    """The arguments of a loss, and the tensors in them.
+    """The arguments of a loss, and the tensors in them."""
 
-    Attributes:
-        arguments: the positional arguments after D, and the keyword arguments.
-        tensors: every tensor in ``arguments``, each once, in the order of first occurrence.
-        detached: ``tensors``, detached from their graphs.
-    """
-
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    tensors: list[Tensor]
-    detached: list[Tensor]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # The positional arguments after D, and the keyword arguments.
+    tensors: list[Tensor]  # Every tensor in ``arguments``, each once, in the order of first occurrence.
+    detached: list[Tensor]  # ``tensors``, detached from their graphs.
 
     @classmethod
     def of(cls, batch: tuple[Any, ...], kwargs: dict[str, Any]) -> "Batch":

@@ -22,21 +22,13 @@ from .inductor import compile_function
 
 
 class Taken(NamedTuple):
-    """What the pullback of a step needs.
+    """What the pullback of a step needs."""
 
-    Attributes:
-        program: the compiled functions of the step.
-        start: θ^k in the blocks that these functions use.
-        batch: the arguments of the loss in this step.
-        inputs: the arguments of the compiled step.
-        update: the update by the rules, where that is no part of the compiled step.
-    """
-
-    program: "Program"
-    start: Point
-    batch: Batch
-    inputs: list[Tensor]
-    update: Update | None
+    program: "Program"  # The compiled functions of the step.
+    start: Point  # θ^k in the blocks that these functions use.
+    batch: Batch  # The arguments of the loss in this step.
+    inputs: list[Tensor]  # The arguments of the compiled step.
+    update: Update | None  # The update by the rules, where that is no part of the compiled step.
 
 
 class Program:

@@ -28,21 +28,13 @@ _TRACING = threading.RLock()
 
 
 class Recorder(NamedTuple):
-    """What it takes to step an optimizer from any state, and to see what the step does.
+    """What it takes to step an optimizer from any state, and to see what the step does."""
 
-    Attributes:
-        stepper: the live optimizer or wrapper.
-        params: all parameters that it steps.
-        moved: for each parameter, whether it is unrolled.
-        used: for each unrolled parameter, whether it has a gradient.
-        promoted: the paths of numbers that are no constants.
-    """
-
-    stepper: Any
-    params: Sequence[Tensor]
-    moved: Sequence[bool]
-    used: Sequence[bool]
-    promoted: frozenset[str]
+    stepper: Any  # The live optimizer or wrapper.
+    params: Sequence[Tensor]  # All parameters that it steps.
+    moved: Sequence[bool]  # For each parameter, whether it is unrolled.
+    used: Sequence[bool]  # For each unrolled parameter, whether it has a gradient.
+    promoted: frozenset[str]  # The paths of numbers that are no constants.
 
     def record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
         """Return the step from a state as a function of ``inputs``: parameters, gradients and holes.

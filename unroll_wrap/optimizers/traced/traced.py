@@ -26,15 +26,10 @@ _KEEP = 64
 
 
 class _At(NamedTuple):
-    """The part of the state that is not differentiated.
+    """The part of the state that is not differentiated."""
 
-    Attributes:
-        state: what a step decides by in Python, such as counts and options, with a snapshot of it.
-        carried: the holes that are not floating-point tensors.
-    """
-
-    state: State
-    carried: tuple[Tensor, ...]
+    state: State  # What a step decides by in Python, such as counts and options, with a snapshot of it.
+    carried: tuple[Tensor, ...]  # The holes that are not floating-point tensors.
 
 
 class _Memory:
