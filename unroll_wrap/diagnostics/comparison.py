@@ -26,20 +26,15 @@ from .verification import Verification
 
 
 class Comparison:
-    """The comparison of one call, ``examined``, with real steps that start from the same state.
-
-    Attributes:
-        gradient: the gradient of the call, once ``outcome`` has computed it.
-        ways: the directions along which ``outcome`` has compared the gradient.
-        differ: True if ``outcome`` has found that the value agrees and a derivative does not.
-        doubtful: True if its differences are coarse, and an optimizer's empty state may have a bend in its first step.
-    """
+    """The comparison of one call, ``examined``, with real steps that start from the same state."""
 
     def __init__(self, examined: Examined) -> None:
         self.examined = examined
-        self.gradient: list[Tensor] = []
-        self.ways: list[list[Tensor]] = []
-        self.differ = self.doubtful = False
+        self.gradient: list[Tensor] = []  # The gradient of the call, once ``outcome`` has computed it.
+        self.ways: list[list[Tensor]] = []  # The directions along which ``outcome`` has compared the gradient.
+        self.differ = False  # True if ``outcome`` has found that the value agrees and a derivative does not.
+        # True if its differences are coarse, and an optimizer's empty state may have a bend in its first step.
+        self.doubtful = False
         self._unit = precision([*examined.owned, *examined.inputs.tensors, *_moments(examined)])
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
         self._notes += _of_mode(examined.unrolled.parts()[0])

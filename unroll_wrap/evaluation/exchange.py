@@ -32,18 +32,15 @@ def can_exchange(tensors: Iterable[Tensor]) -> bool:
 
 
 class Exchange:
-    """The user's tensors, and the unroll's tensors that hold their contents now.
-
-    Attributes:
-        stand_ins: the tensors that stand in for the user's, where torch refuses to exchange these; None elsewhere.
-        kept: tensors that are giving contents back before the others. An interrupt leaves it open which of them have.
-    """
+    """The user's tensors, and the unroll's tensors that hold their contents now."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
         self._mine: Sequence[Tensor] = ()
         self._theirs: Sequence[Tensor] = ()
+        # Tensors that are giving contents back before the others. An interrupt leaves it open which of them have.
         self.kept: Sequence[Tensor] = ()
+        # The tensors that stand in for the user's, where torch refuses to exchange these; None elsewhere.
         self.stand_ins: StandIns | None = None
         self._refused: list[Tensor] = []
 

@@ -25,13 +25,10 @@ class Written:
         owned: the parameters that move.
         earlier: what an earlier call has found, if it has found anything.
         again: the name of a loss that is run for a comparison with an inner step.
-
-    Attributes:
-        found: what this call has found, if anything.
     """
 
     def __init__(self, owned: Sequence[Tensor], earlier: Writes | None, again: str) -> None:
-        self.found: Writes | None = None
+        self.found: Writes | None = None  # What this call has found, if anything.
         self._now = Writes(tuple(p._version for p in owned))
         self._excused = earlier in (None, self._now)
         self._again = again

@@ -41,23 +41,16 @@ class Belongings:
     Args:
         modules: the modules to look into; a submodule has to be in the list itself.
         attributes: the attributes of their parameters.
-
-    Attributes:
-        places: the places of tensors, including parameters.
-        objects: the instances of the user's classes.
-        slots: ``(object, name)`` for each slot of these objects, and for each variable of a closure.
-        modules: the modules that no module has registered, such as those in a list.
-        sources: functions that restore numpy arrays and sources of random numbers.
-        containers: the dicts, lists, deques and sets.
     """
 
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
-        self.places: list[Place] = []
-        self.containers: list[Any] = []
-        self.objects: list[Any] = []
+        self.places: list[Place] = []  # The places of tensors, including parameters.
+        self.containers: list[Any] = []  # The dicts, lists, deques and sets.
+        self.objects: list[Any] = []  # The instances of the user's classes.
+        # ``(object, name)`` for each slot of these objects, and for each variable of a closure.
         self.slots: list[tuple[Any, str]] = []
-        self.modules: list[nn.Module] = []
-        self.sources: list[Callable[[], Any]] = []
+        self.modules: list[nn.Module] = []  # The modules that no module has registered, such as those in a list.
+        self.sources: list[Callable[[], Any]] = []  # Functions that restore numpy arrays and sources of random numbers.
         self._seen: set[int] = set()
         for own in attributes:
             self._visit(own, None, None, 0)

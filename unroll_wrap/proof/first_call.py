@@ -52,19 +52,14 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
 
 
 class Proof:
-    """A comparison of a call with K real steps of the live objects from the same state.
-
-    Attributes:
-        batches: the batches of the inner steps, noted while the call runs.
-        doubts: what the package does not know, in words.
-        random: the states of torch's generators before each evaluation of a loss, noted while the call runs.
-    """
+    """A comparison of a call with K real steps of the live objects from the same state."""
 
     def __init__(self, unrolled: Any, call: Call, owned: Sequence[Tensor], doubts: Sequence[str]) -> None:
-        self.batches: list[tuple[Any, ...]] = []
+        self.batches: list[tuple[Any, ...]] = []  # The batches of the inner steps, noted while the call runs.
+        # The states of torch's generators before each evaluation of a loss, noted while the call runs.
         self.random: list[RandomState] = []
         self._owned = owned
-        self.doubts = doubts
+        self.doubts = doubts  # What the package does not know, in words.
         self._losses = call.d_loss, call.g_loss
         self._before = Snapshot(self._losses)
         self._state = EveryState(owned, ())

@@ -25,9 +25,6 @@ class RealSteps:
 
     No tensor, optimizer or module is copied, so that hooks, wrappers and attributes do what they do in training.
     ``inner`` holds the batch of each inner step. The first ``constant`` steps count as constant in a derivative.
-
-    Attributes:
-        values: the name and the value of each evaluation of a loss in the last run.
     """
 
     def __init__(
@@ -41,6 +38,7 @@ class RealSteps:
         constant: int = 0,
     ) -> None:
         self._modules = modules_of(unrolled)
+        # The name and the value of each evaluation of a loss in the last run.
         self.values: list[tuple[str, float]] = []
         self._unrolled = unrolled
         self._d_loss = d_loss

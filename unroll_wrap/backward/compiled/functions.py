@@ -66,15 +66,13 @@ class Functions:
 
     Both take the numbers of the rules, θ and the optimizer state, the buffers and the batch; ``pullback`` also takes
     the cotangents of the new θ and state.
-
-    Attributes:
-        found: for each tensor of the batch, whether ``pullback`` returns a cotangent; set when ``pullback`` runs.
     """
 
     def __init__(self, unroll: Unroll, start: Point, batch: Batch) -> None:
         self._unroll = replace(unroll, transforms=Transforms(), ranks=OneProcess())
         self._start = start
         self._batch = batch
+        # For each tensor of the batch, whether ``pullback`` returns a cotangent; set when ``pullback`` runs.
         self.found: list[bool] = []
 
     def step(self, *tensors: Tensor) -> list[Tensor]:

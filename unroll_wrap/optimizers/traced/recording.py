@@ -115,7 +115,8 @@ class Recorder(NamedTuple):
         with asked, torch.enable_grad():
             self.stepper.step()
         with disable_proxy_modes_tracing():
-            seen, snapshot = self._look()
+            seen = self._look()
+            snapshot = self.snapshot(seen)
         out = [*self._unrolled(), *seen.holes]
         known = list(map(is_recorded, out))
         with disable_proxy_modes_tracing():
@@ -148,12 +149,11 @@ class Recorder(NamedTuple):
                 # make_fx knows the value of a tensor made in this form, so a step may read it out.
                 rename(live, torch.tensor(number, dtype=live.dtype, device=live.device).reshape(live.shape))
 
-    def _look(self) -> tuple[Seen, Snapshot]:
-        """Return the state that a step has left."""
+    def _look(self) -> Seen:
+        """Return what is seen of the state that a step has left."""
         for p in self.params:
             p.grad = None
-        seen = look(self.stepper, self.params, self.promoted)
-        return seen, self.snapshot(seen)
+        return look(self.stepper, self.params, self.promoted)
 
     def snapshot(self, seen: Seen) -> Snapshot:
         """Return a snapshot of everything that ``_place`` does not write."""
@@ -177,9 +177,7 @@ class Recorder(NamedTuple):
             for t, before in foreign:
                 if not same(t.detach(), before):
                     raise RuntimeError(f"it changes {state.seen.paths[id(t)]}, which is none of its parameters.")
-            for p in self.params:
-                p.grad = None
-            seen = look(self.stepper, self.params, self.promoted)
+            seen = self._look()
             self._compare(trace.after.seen, seen)
             found = [*self._unrolled(), *seen.holes]
             as_it_is = rewritten and not isinstance(mode, Asked)

@@ -33,16 +33,11 @@ class _At(NamedTuple):
 
 
 class _Memory:
-    """What earlier steps have found out about an optimizer.
-
-    Attributes:
-        traces: the traces by key, those used last at the end.
-        promoted: the paths of numbers that turned out not to be constants.
-    """
+    """What earlier steps have found out about an optimizer."""
 
     def __init__(self) -> None:
-        self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
-        self.promoted: frozenset[str] = frozenset()
+        self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()  # The traces by key, those used last at the end.
+        self.promoted: frozenset[str] = frozenset()  # The paths of numbers that turned out not to be constants.
 
     def of(self, key: Any) -> list[Trace]:
         """Return the traces with a key, and forget the keys whose last use is longest ago."""
