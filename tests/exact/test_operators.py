@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unroll_wrap.evaluation.graph import reach
-from unroll_wrap.operators import convolution, repair
+from unroll_wrap.operators import convolution
 from unroll_wrap.operators.batch_norm import batch_norm
 from unroll_wrap.operators.convolution import conv2d, parameters_only
+from unroll_wrap.operators.repairs import repair
 
 
 def derivatives(function, inputs: list[Tensor], order: int, mended: int | None = None) -> list[Tensor]:

@@ -18,11 +18,6 @@ class Detached:
     """The lines at which the losses of one call detach something.
 
     A layer of D that detaches, as a straight-through estimator does, is meant to, and is left out.
-
-    Args:
-        modules: the modules of the discriminator.
-        owned: the parameters that move.
-        who: what messages call their player.
     """
 
     def __init__(self, modules: Iterable[nn.Module], owned: Iterable[Tensor], who: str) -> None:

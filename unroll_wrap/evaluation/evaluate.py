@@ -16,7 +16,7 @@ from ..call.logits import check_logits
 from ..call.names import Names
 from ..live.restore import set_versions
 from ..live.settings import Setting
-from ..operators import twice_differentiable
+from ..operators.replaced import twice_differentiable
 from .autocast import Autocast
 from .checkpoints import checkpoints_made
 from .detached import Detached

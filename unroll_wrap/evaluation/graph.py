@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
-from ..operators import FRAGILE, is_custom, is_fragile
+from ..operators.repairs import FRAGILE, is_custom, is_fragile
 
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from torch.autograd.forward_ad import unpack_dual
 from ..call.batch import tensors_in
 from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
 from ..live.undo import Undo
-from ..operators import norms_watched
+from ..operators.refusals import norms_watched
 from ..torch_private import forward_level, has_dynamo, is_optimized, parametrization_cache, transforms_active
 from .checkpoints import rerun_in_place
 from .hooks import hooks_noted, leaves_observed

@@ -25,13 +25,9 @@ from .written import left_alone, put_back_written
 class Swap:
     """The exchange of contents between the tensors of some modules and those of an unroll.
 
-    As a context manager, it restores every parameter, buffer, attribute, flag and container entry at the end.
-
-    Args:
-        modules: all modules that hold the tensors, submodules included.
-        params: the parameters that the inner optimizer moves, each once.
-        rewinds: whether steps run in another order than in training, so that what a forward pass leaves in containers
-            has to be restored before each step.
+    As a context manager, it restores every parameter, buffer, attribute, flag and container entry at the end. If it
+    ``rewinds``, steps run in another order than in training, so that what a forward pass leaves in containers has to be
+    restored before each step.
     """
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:

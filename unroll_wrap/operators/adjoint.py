@@ -76,14 +76,9 @@ class Adjoint:
 
     @torch.no_grad()
     def pullback(self, bars: Sequence[Tensor | None], inner: bool) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Pull the cotangents of the gradients back to the parameters, if ``inner``, and to the outer leaves.
+        """Pull the cotangents of the gradients back to the parameters and to the outer leaves; None stands for zero.
 
-        Args:
-            bars: the cotangent of each gradient; None for zero.
-            inner: whether the cotangents of the parameters are wanted.
-
-        Returns:
-            The cotangents of the parameters, an empty list unless ``inner``; and those of the outer leaves.
+        The first list is empty unless the cotangents of the parameters, the ``inner`` leaves, are wanted.
         """
         us: list[Any] = [None] * self._total
         for a, bar in zip(self._asked, bars, strict=True):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..evaluation.evaluate import Evaluation
-from ..operators import Adjoint
+from ..operators.adjoint import Adjoint
 from ..optimizers.block import Block
 from ..optimizers.update import Update, params_of
 from .one_process import Grads

@@ -10,7 +10,9 @@ from torch import Tensor
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
 from ..evaluation.precision import length
-from ..operators import Adjoint, parameters_only, repair
+from ..operators.adjoint import Adjoint
+from ..operators.convolution import parameters_only
+from ..operators.repairs import repair
 from ..optimizers.block import Joined
 from .one_process import Grads
 from .step import Point
@@ -24,12 +26,12 @@ def gradients(
     mine: frozenset[int] | None = None,
     **options: Any,
 ) -> tuple[Grads, list[Tensor | None]]:
-    """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves.
+    """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of the leaves ``also``.
 
     Args:
         evaluate: the evaluator that has run the loss.
         evaluation: the result of that run.
-        also: the other leaves.
+        also: other leaves.
         by: computes the gradients by formulas; None if autograd computes them.
         mine: positions of the parameters to compute gradients of; None for all.
         options: keyword arguments of ``torch.autograd.grad``.

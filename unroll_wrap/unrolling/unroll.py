@@ -22,7 +22,7 @@ from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import causes, differentiate
 from ..evaluation.graph import leads_to
 from ..live.random_state import undisturbed
-from ..operators import adjoint
+from ..operators.adjoint import adjoint
 from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
