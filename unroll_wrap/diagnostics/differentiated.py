@@ -32,15 +32,11 @@ class Inputs:
         kwargs: the keyword arguments of the losses.
         inner: the batch of each inner step.
         discriminator: the modules of D, whose parameters are left out.
-
-    Attributes:
-        tensors: the tensors to differentiate with respect to; empty if nothing requires grad.
-        batch: the batch, with leaves.
-        kwargs: the keyword arguments, with leaves.
-        inner: the batches of the inner steps, with leaves.
-        captured: the modules that the losses capture, which may include those of D.
-        chosen: True if the user passed ``wrt``.
     """
+
+    tensors: list[Tensor]  # The tensors to differentiate with respect to; empty if nothing requires grad.
+    captured: list[nn.Module]  # The modules that the losses capture, which may include those of D.
+    chosen: bool  # Whether the user passed ``wrt``.
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ where the step decides by a tensor (``if norm > 1``), as long as the decision is
 import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,12 +33,13 @@ class _At(NamedTuple):
     carried: tuple[Tensor, ...]  # The holes that are not floating-point tensors.
 
 
+@dataclass
 class _Memory:
     """What earlier steps have found out about an optimizer."""
 
-    def __init__(self) -> None:
-        self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()  # The traces by key, those used last at the end.
-        self.promoted: frozenset[str] = frozenset()  # The paths of numbers that turned out not to be constants.
+    # The traces by key, those used last at the end.
+    traces: OrderedDict[Any, list[Trace]] = field(default_factory=OrderedDict)
+    promoted: frozenset[str] = frozenset()  # The paths of numbers that turned out not to be constants.
 
     def of(self, key: Any) -> list[Trace]:
         """Return the traces with a key, and forget the keys whose last use is longest ago."""
