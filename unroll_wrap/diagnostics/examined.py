@@ -23,18 +23,7 @@ Wrt = Sequence[Tensor] | Tensor | None
 
 
 class Examined:
-    """One call of an unrolled loss, as ``verify``, ``diagnose`` and ``predict`` examine it.
-
-    Attributes:
-        unrolled: the loss.
-        d_loss: the discriminator's loss in the call.
-        g_loss: the generator's loss in the call.
-        steps: K, that of ``options`` or of the loss if the argument is None.
-        inputs: the tensors to differentiate with respect to, and the batches with leaves in their place.
-        owned: the parameters that the inner steps move.
-        state: the random states and the generator's buffers from which every run begins.
-        given: the batch, wrt and options, from which another object like this one can be made.
-    """
+    """One call of an unrolled loss, as ``verify``, ``diagnose`` and ``predict`` examine it."""
 
     def __init__(
         self,
@@ -48,13 +37,16 @@ class Examined:
         kwargs = unrolled.keywords(options)
         self.d_loss, self.g_loss = unrolled.losses(options)
         steps = options.get("steps") if steps is None else steps
+        # K, that of the options or of the loss if the argument is None, and the batches of the inner steps.
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         # Batches are drawn only once, because a loader gives other batches the next time.
         drawn = [batches(k) for k in range(self.steps)] if batches else []
+        # From these another object like this one can be made.
         self.given = batch, wrt, {**options, "resample": drawn or None}
-        _, _, self.owned = unrolled.parts()
+        _, _, self.owned = unrolled.parts()  # The parameters that the inner steps move.
         losses = [*parts_of(self.d_loss), *parts_of(self.g_loss)]
         self.inputs = Inputs(wrt, losses, batch, kwargs, drawn, unrolled.others())
+        # The random states and the generator's buffers from which every run begins.
         self.state = EveryState([*self.inputs.tensors, *self.owned], self.inputs.captured)
 
     def required(self) -> "Examined":

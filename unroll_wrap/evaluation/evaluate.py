@@ -61,13 +61,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Evaluator:
-    """Runs losses with given tensors in D.
-
-    Attributes:
-        hooks: the gradient hooks of ``owned``, each with the position of its parameter.
-        left: the gradients that the loop has left in ``.grad``, each with the position of its parameter.
-        rewrote: whether a parameter was set while the last loss ran, as by a layer that initialises itself.
-    """
+    """Runs losses with given tensors in D."""
 
     discriminator: Any  # The object that the user passed, which the losses receive.
     owned: list[Tensor]  # The live parameters that the optimizer moves.
@@ -88,9 +82,11 @@ class Evaluator:
     def __post_init__(self) -> None:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
+        # The gradient hooks of ``owned``, and the gradients that the loop has left, each with its parameter's position.
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
-        self.rewrote, self._turn, self._versions = False, 0, [p._version for p in self.owned]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
+        self._turn, self._versions = 0, [p._version for p in self.owned]
+        self.rewrote = False  # Whether the last loss set a parameter, as a layer that initialises itself does.
 
     def __call__(
         self,
