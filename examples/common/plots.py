@@ -84,6 +84,7 @@ def density_table(
     columns: Sequence[str],
     data: Tensor,
     *,
+    caption: str,
     extent: float,
     bandwidth: float,
     bins: int = 90,
@@ -95,6 +96,7 @@ def density_table(
         rows: Pairs of a label and the samples of every column; those that are missing stay white.
         columns: Captions under the columns, without the data's.
         data: Samples of the true distribution.
+        caption: What stands below the columns.
         extent: Half the side of the square that every heatmap shows.
         bandwidth: Standard deviation of the kernel.
         bins: Pixels along each side of a heatmap.
@@ -112,6 +114,7 @@ def density_table(
     axes.imshow(picture, cmap="Greens", vmin=0, vmax=1)
     axes.set_yticks([row * step + bins / 2 for row in range(len(rows))], [label for label, _ in rows], fontsize=8)
     axes.set_xticks([column * step + bins / 2 for column in range(width)], [*columns, "data"], fontsize=8)
+    axes.set_xlabel(caption, fontsize=8)
     axes.tick_params(length=0)
     axes.set_facecolor("0.85")
     for spine in axes.spines.values():

@@ -131,6 +131,7 @@ def write_results(
         [(label, list(progress["snapshots"].values())) for label, _, progress in found],
         [f"{update:,}" for update in snapshot_updates(first.updates, first.columns)],
         data,
+        caption=f"generator updates, seed {first.seeds[0]}",
         extent=1.5 * first.radius,
         bandwidth=0.05 * first.radius,
     )
