@@ -1,4 +1,4 @@
-"""Every test runs on one thread and from one seed; float64 is asked for tensor by tensor, never by default."""
+"""Every test runs on one thread and from one seed; float64 is asked for tensor by tensor, or by ``float64``."""
 
 from pathlib import Path
 
@@ -29,6 +29,14 @@ def kernels():
         cuda.cudnn_sdp_enabled(),
         cuda.math_sdp_enabled(),
     )
+
+
+@pytest.fixture
+def float64():
+    """Make float64 the default for a test, or for those of a file that names it in its ``pytestmark``."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(autouse=True)

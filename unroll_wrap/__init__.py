@@ -14,8 +14,7 @@ from .loss import UnrolledLoss
 from .objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from .optimizers import UpdateRule, clip_grad_norm, clip_grad_value, register_rule
 from .sequence import UnrolledSequence
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "Compiled",

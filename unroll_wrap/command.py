@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from . import __version__
 from .diagnostics.demo import demo
 from .diagnostics.doctor import examine
+from .version import __version__
 
 _DOCTOR = (
     "print versions, the device, which optimizers and backwards work here, and verify a small net: for a first look, "
@@ -15,14 +15,7 @@ _DEMO = "train a ring of Gaussians with a plain GAN and with an unrolled one, a 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command of the program, and return its exit status.
-
-    Args:
-        arguments: the arguments of the program; None for those of the command line.
-
-    Returns:
-        0 if all is well, 1 if the doctor finds a problem, 2 if there is no command.
-    """
+    """Run a command of the program; return 0 if all is well, 1 if the doctor finds a problem, 2 without a command."""
     parser = argparse.ArgumentParser(
         prog="unroll_wrap", description="Unrolled GANs for the PyTorch training loop you already have."
     )

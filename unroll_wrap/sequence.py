@@ -12,7 +12,7 @@ from .call.discriminator import all_modules, all_parameters, given_modules
 from .call.losses import check_losses
 from .call.messages import described
 from .call.names import Names
-from .call.sequence import ORDERS, Of, Order, Together, moves_of, players_of, updates_of
+from .call.sequence import ORDERS, JointLoss, Order, PlayerLoss, moves_of, players_of, updates_of
 from .loss import UnrolledLoss
 from .unrolling.rounds import Rounds
 
@@ -86,8 +86,8 @@ class UnrolledSequence(UnrolledLoss):
         super().__init__(
             distinct(players),
             distinct(optimizers),
-            Together(tuple(update.loss for update in self.updates)),
-            Of(asker, loss),
+            JointLoss(tuple(update.loss for update in self.updates)),
+            PlayerLoss(asker, loss),
             **options,
         )
         self._check_asker()
@@ -111,7 +111,7 @@ class UnrolledSequence(UnrolledLoss):
         if options.get("updates") is not None:
             raise TypeError("A call got updates, which are fixed. Make another UnrolledSequence of them.")
         updates, loss = super().losses(options)
-        return updates, loss if isinstance(loss, Of) else Of(cast("Of", self.loss).player, loss)
+        return updates, loss if isinstance(loss, PlayerLoss) else PlayerLoss(cast("Any", self.loss).player, loss)
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
         """Return the modules and optimizers of all players, and the parameters that the updates move."""

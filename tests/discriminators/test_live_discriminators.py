@@ -15,16 +15,11 @@ from torch.nn import functional as F
 
 from unroll_wrap import Recompute, Store, UnrolledGeneratorLoss, non_saturating
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS, WARM = 3, 12
 d_loss, g_loss = non_saturating
 CASES, REFUSED = {}, {}
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Situation:

@@ -6,15 +6,10 @@ from torch import nn
 
 from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, non_saturating
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 d_loss, g_loss = non_saturating
 BACKWARDS = [Store(), Recompute(), FiniteDifference()]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class World:

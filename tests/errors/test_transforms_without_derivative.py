@@ -6,14 +6,9 @@ from situations import Situation, d_loss, g_loss
 
 from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, clip_grad_norm
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 BACKWARDS = [Store(), Recompute(), FiniteDifference()]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def past_autograd(p):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unroll_wrap.evaluation.graph import now, reach
-from unroll_wrap.operators import adjoint, twice_differentiable
-from unroll_wrap.operators.adjoint import _plans
+from unroll_wrap.operators.adjoint import _plans, adjoint
 from unroll_wrap.operators.formulas import One
 from unroll_wrap.operators.formulas_of_operators import FORMULAS
+from unroll_wrap.operators.replaced import twice_differentiable
 from unroll_wrap.optimizers.block import Joined
 from unroll_wrap.unrolling import unroll
 
@@ -59,7 +59,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def of(loss: Tensor, params, outer):
-    found = reach(loss, {id(t) for t in (*params, *outer)}, now() - 10**6)
+    found = reach(loss.grad_fn, {id(t) for t in (*params, *outer)}, now() - 10**6)
     return adjoint(loss, found.nodes, found.ends, params, outer)
 
 

@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unroll_wrap.evaluation.graph import reach
-from unroll_wrap.operators import convolution, repair
+from unroll_wrap.operators import convolution
 from unroll_wrap.operators.batch_norm import batch_norm
 from unroll_wrap.operators.convolution import conv2d, parameters_only
+from unroll_wrap.operators.repairs import repair
 
 
 def derivatives(function, inputs: list[Tensor], order: int, mended: int | None = None) -> list[Tensor]:
@@ -20,7 +21,7 @@ def derivatives(function, inputs: list[Tensor], order: int, mended: int | None =
     latest = found
     for i in range(order):
         scalar = sum((t**3 * (1 + 0.1 * n)).sum() for n, t in enumerate(latest))
-        handles = repair(reach(scalar, set(), 0).fragile) if i + 1 == mended else []
+        handles = repair(reach(scalar.grad_fn, set(), 0).fragile) if i + 1 == mended else []
         latest = list(torch.autograd.grad(scalar, inputs, create_graph=i < order - 1, materialize_grads=True))
         for handle in handles:
             handle.remove()
@@ -213,7 +214,7 @@ def test_a_norm_of_16_bits_is_repaired_in_32(dtype):
         x = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(torch.layer_norm(x, (8,)).pow(3).sum(), x, create_graph=True)
         scalar = (100 * slope).square().sum()
-        (handle,) = repair(reach(scalar, set(), 0).fragile)
+        (handle,) = repair(reach(scalar.grad_fn, set(), 0).fragile)
         (second,) = torch.autograd.grad(scalar, x)
         handle.remove()
         return second

@@ -21,6 +21,8 @@ from torch.optim import optimizer as torchs
 from unroll_wrap import UnrolledGeneratorLoss, verify
 from unroll_wrap.optimizers.read import rule_of
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 CASES, REFUSED = {}, {}
 
 
@@ -36,13 +38,6 @@ def refused(*words):
         return make
 
     return register
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 # 1. What a parameter carries.

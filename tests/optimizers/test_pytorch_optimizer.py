@@ -9,15 +9,8 @@ from torch import nn
 import unroll_wrap
 
 # The package calls torch in forms that torch would like to see no more.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("float64")]
 TRACED = [name for name in classes() if name not in REFUSED]
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def test_no_row_is_of_a_class_that_is_not_there():

@@ -7,14 +7,9 @@ from torch import nn
 
 from unroll_wrap import UnrolledDiscriminatorLoss, UnrolledGeneratorLoss, UnrolledSequence, verify
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Cleared(torch.optim.Adam):

@@ -12,7 +12,7 @@ from torch import nn
 
 from unroll_wrap import Recompute, Store
 from unroll_wrap.evaluation.autocast import Autocast
-from unroll_wrap.evaluation.gradients import Factor, gradients
+from unroll_wrap.evaluation.gradients import Factor, differentiate
 from unroll_wrap.proof.real_rounds import real_steps
 
 STEPS = 3
@@ -120,7 +120,7 @@ def test_float16_with_a_grad_scaler(mode, backward, monkeypatch):
 
     assert reference.gap(scaled(), exact) < 0.02
     if mode == "argument":
-        monkeypatch.setattr(Factor, "differentiate", lambda self, *args, **options: gradients(*args, **options))
+        monkeypatch.setattr(Factor, "differentiate", lambda self, *args, **options: differentiate(*args, **options))
         assert reference.gap(scaled(), exact) > 0.3  # the control: without a factor
 
 

@@ -1,6 +1,6 @@
 """The backwards: ways to compute the second term of Eq. 12, one per file, over one shared reverse sweep."""
 
-from .compiled import Compiled
+from .compiled.compiled import Compiled
 from .finite_difference import FiniteDifference
 from .recompute import Recompute
 from .store import Store

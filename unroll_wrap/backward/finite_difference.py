@@ -17,6 +17,7 @@ from ..live.random_state import RandomState, same
 from ..optimizers.block import Block
 from ..optimizers.update import Update
 from ..unrolling.step import Point
+from ..unrolling.step_gradients import gradients
 from ..unrolling.unroll import Unroll
 from .sweep import Backward, Tape
 
@@ -102,11 +103,12 @@ class _Stack(Tape):
             # A layer that initialises itself would do so again and overwrite the shift, without the note that it has.
             point = point._replace(contents=unroll.evaluate.swap.contents())
         keep = evaluation.captured or bool(evaluation.hooks)
-        found, outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=keep)
+        found, outer = gradients(unroll.evaluate, evaluation, also=evaluation.outer, retain_graph=keep)
         grads = [None if g is None else g.detach() for g in found]
         if evaluation.hooks:
             # The first pass has removed the hooks, so this one runs without them.
-            plain, plain_outer = unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+            keep = evaluation.captured
+            plain, plain_outer = gradients(unroll.evaluate, evaluation, also=evaluation.outer, retain_graph=keep)
             _check_hooks(evaluation.name, [*grads, *outer], [*plain, *plain_outer])
         update, following = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, pieces, evaluation, grads, outer, update))
@@ -179,7 +181,8 @@ class _Stack(Tape):
             for p, bar in zip(taken.point.params(), g_bars, strict=True)
         ]
         evaluation = self._evaluate(taken, k, params, taken.pieces.held() if self._hold else nullcontext())
-        grads, outer = self._unroll.gradients(evaluation, also=evaluation.outer, retain_graph=evaluation.captured)
+        evaluate, keep = self._unroll.evaluate, evaluation.captured
+        grads, outer = gradients(evaluate, evaluation, also=evaluation.outer, retain_graph=keep)
         return _Gradients(evaluation, grads, outer)
 
     def _evaluate(

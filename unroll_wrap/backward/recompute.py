@@ -100,11 +100,7 @@ class _Segments(Tape):
             self._again.append((step.name, loss, again, same(again, loss, rounding)))
 
     def _check(self) -> None:
-        """Raise if a replayed loss is not the same. This waits for the device once, and not once for each step.
-
-        Raises:
-            RuntimeError: ``d_loss`` of a replayed step has another value than before.
-        """
+        """Raise if a replayed loss is not the same. This waits for the device once, and not once for each step."""
         alike = torch.stack([same.to(self._again[0][3].device) for *_, same in self._again]).tolist()
         for (name, loss, again, _), yes in zip(self._again, alike, strict=True):
             if not yes:

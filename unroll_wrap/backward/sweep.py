@@ -60,14 +60,9 @@ class Backward(ABC):
 
 
 def sweep(unroll: Unroll, start: Point, steps: int, weights: Mapping[int, float], backward: Backward) -> Tensor:
-    """Return the weighted sum of ``g_loss`` along the steps, and leave its derivative in ``unroll.sensitivity``.
+    """Return the weighted sum of ``g_loss`` along K = ``steps`` steps, and leave its derivative in the sensitivity.
 
-    Args:
-        unroll: the losses of the call and their arguments.
-        start: θ^0, the point where the discriminator and its optimizer are now.
-        steps: K.
-        weights: the weight of ``g_loss`` at each θ^k that counts, by k; the last one is K.
-        backward: the way to differentiate the steps.
+    ``weights`` has the weight of ``g_loss`` at each θ^k that counts, by k; the last one is K.
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
     tape = backward.tape(unroll, 0 if reverse else steps, steps)

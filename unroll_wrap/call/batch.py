@@ -15,21 +15,13 @@ _T = TypeVar("_T")
 
 
 class Arguments(NamedTuple):
-    """The arguments of a loss, in which tensors of one evaluation stand in for the user's.
+    """The arguments of a loss, in which tensors of one evaluation stand in for the user's."""
 
-    Attributes:
-        batch: the positional arguments after D.
-        kwargs: the keyword arguments.
-        originals: the user's tensors that require grad.
-        leaves: the leaves that stand in for ``originals``, in the same order.
-        aliases: ``leaves`` and the stand-ins of tensors that do not require grad.
-    """
-
-    batch: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    originals: list[Tensor]
-    leaves: list[Tensor]
-    aliases: list[Tensor]
+    batch: tuple[Any, ...]  # The positional arguments after D.
+    kwargs: dict[str, Any]  # The keyword arguments.
+    originals: list[Tensor]  # The user's tensors that require grad.
+    leaves: list[Tensor]  # The leaves that stand in for ``originals``, in the same order.
+    aliases: list[Tensor]  # ``leaves`` and the stand-ins of tensors that do not require grad.
 
 
 def cut(batch: tuple[Any, ...], kwargs: dict[str, Any], kept: Collection[int] = ()) -> Arguments:

@@ -17,22 +17,14 @@ Steps = int | Callable[[], int]
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call, where those of the constructor replace None.
+    """The arguments of a call, where those of the constructor replace None."""
 
-    Attributes:
-        d_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
-        g_loss: ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
-        steps: K.
-        batch: the positional arguments of both losses after D.
-        kwargs: the keyword arguments of both losses.
-        inner: ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
-    """
-
-    d_loss: Loss
-    g_loss: Loss
-    steps: int
-    batch: Batch
-    kwargs: dict[str, Any]
+    d_loss: Loss  # ``(D, *batch, **kwargs) -> scalar``, minimised by the inner steps.
+    g_loss: Loss  # ``(D, *batch, **kwargs) -> scalar``, minimised by the generator.
+    steps: int  # K.
+    batch: Batch  # The positional arguments of both losses after D.
+    kwargs: dict[str, Any]  # The keyword arguments of both losses.
+    # ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
     inner: Callable[[int], Batch] | None
 
 
@@ -48,11 +40,7 @@ def count_of(steps: Any) -> int:
 
 
 def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] | None:
-    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch.
-
-    Raises:
-        TypeError: ``resample`` cannot be called or iterated over, or a batch that it gives is not a tuple or list.
-    """
+    """Return ``k -> batch`` for the inner steps, or None if they use the call's batch."""
     if resample is None:
         return None
 
@@ -100,11 +88,7 @@ def once_a_round(batch: Callable[[int], Batch], steps: int) -> Callable[[int], B
 
 
 def check_options(backward: Any, **transforms: Any) -> None:
-    """Raise unless ``backward`` is an instance of a backward, and every transform is a function or None.
-
-    Raises:
-        TypeError: ``backward`` or a transform is a class or some other object.
-    """
+    """Raise TypeError unless ``backward`` is an instance of a backward, and every transform is a function or None."""
     if isinstance(backward, type) or not all(hasattr(backward, name) for name in ("tape", "second_order", "rewinds")):
         raise TypeError(f"backward is {described(backward)}. Pass an instance, such as Store() or Recompute().")
     for name, value in transforms.items():

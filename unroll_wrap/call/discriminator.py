@@ -11,16 +11,12 @@ from .messages import described
 
 
 def modules_of(discriminator: Any) -> list[nn.Module]:
-    """Return every module of the discriminator, submodules included, each once; raise as ``given_modules`` does."""
+    """Return every module of the discriminator, submodules included, each once."""
     return all_modules(given_modules(discriminator))
 
 
 def given_modules(discriminator: Any, who: str = "the discriminator") -> list[nn.Module]:
-    """Return the modules that the user passed, without their submodules; messages call them ``who``.
-
-    Raises:
-        TypeError: ``discriminator`` has no module, or something that is not a module.
-    """
+    """Return the modules that the user passed, without their submodules; messages call them ``who``."""
     found = list(discriminator.values()) if isinstance(discriminator, Mapping) else discriminator
     found = list(found) if isinstance(found, (list, tuple)) else [found]
     wrong = [m for m in found if not isinstance(m, nn.Module)]
@@ -61,12 +57,7 @@ def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def check_modules(modules: Sequence[nn.Module], who: str) -> None:
-    """Modules whose parameters are there, in Python.
-
-    Raises:
-        TypeError: a scripted or traced one.
-        ValueError: a lazy one before its first batch.
-    """
+    """Raise for a scripted module, whose parameters are not in Python, and for a lazy one before its first batch."""
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(
@@ -81,11 +72,7 @@ def check_modules(modules: Sequence[nn.Module], who: str) -> None:
 
 
 def check_gradient_hooks(params: Iterable[Tensor]) -> None:
-    """No hook on the node that adds to a parameter's ``.grad``, which in an unroll never runs.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Raise ValueError if a hook is on the node that adds to a parameter's ``.grad``, which in an unroll never runs."""
     p: Any
     for p in params:
         # Without such a node there is no hook on it, and a node would be one more who uses the tensor.

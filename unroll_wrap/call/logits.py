@@ -33,12 +33,8 @@ _BOUNDED = "Sigmoid LogSigmoid Hardsigmoid Softmax LogSoftmax".split()
 def check_logits(loss: Callable[..., Any], value: Tensor, fine: set[Any]) -> None:
     """Warn if a loss that takes logits is given the output of a Sigmoid or a Softmax.
 
-    Training runs without an error in this case, but D and G learn next to nothing.
-
-    Args:
-        loss: a loss of the user's or of the package's.
-        value: the value that the loss returned, with its graph.
-        fine: the losses that need no further check, to which a loss that passes is added.
+    Training runs without an error in this case, but D and G learn next to nothing. A loss of the package's whose
+    ``value`` passes is added to ``fine``, and needs no further check.
     """
     if value.grad_fn is None:
         return

@@ -14,11 +14,7 @@ _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserst
 
 
 def both_or_minimax(d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Loss]:
-    """Return the two losses, or those of ``minimax`` if neither was passed.
-
-    Raises:
-        TypeError: only one of them was passed, so that the two players would play different games.
-    """
+    """Return both losses, or those of ``minimax`` for neither: with one alone the players play different games."""
     if d_loss is None and g_loss is None:
         return minimax
     if d_loss is None or g_loss is None:
@@ -31,11 +27,7 @@ def both_or_minimax(d_loss: Loss | None, g_loss: Loss | None) -> tuple[Loss, Los
 
 
 def check_exchanged(**losses: Any) -> None:
-    """Raise if two losses are functions with each other's names.
-
-    Raises:
-        ValueError: they are.
-    """
+    """Raise ValueError if two losses are functions with each other's names."""
     one, other = losses
     if [getattr(loss, "__name__", "") for loss in losses.values()] == [other, one]:
         raise ValueError(
@@ -44,11 +36,7 @@ def check_exchanged(**losses: Any) -> None:
 
 
 def check_losses(**losses: Any) -> None:
-    """Raise unless every loss is a function of D and a batch.
-
-    Raises:
-        TypeError: a loss cannot be called, or is a class or a pair of losses.
-    """
+    """Raise TypeError unless every loss is a function of D and a batch."""
     for name, value in losses.items():
         if not callable(value) or isinstance(value, type):
             pair = "a pair of losses, to be unpacked (*non_saturating)"
@@ -67,13 +55,7 @@ def _meant(value: Any) -> str:
 
 
 def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
-    """Raise if fake is passed before real, which would train in the wrong direction.
-
-    The package's objectives have a known order. A function of the user's may have any, so its arguments' names decide.
-
-    Raises:
-        ValueError: the first tensor has a graph, as from a generator, and the second does not require grad.
-    """
+    """Raise ValueError if a tensor with a graph, as a fake has, is passed as real: training would go the wrong way."""
     if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
         return
     real, fake = batch
@@ -85,6 +67,7 @@ def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
 
 
 def _takes_real_first(d_loss: Callable[..., Tensor]) -> bool:
+    """Return whether real comes first, as in the package's objectives; a user's loss tells by its arguments' names."""
     if any(d_loss is known for known in _OF_REAL_AND_FAKE):
         return True
     try:

@@ -4,25 +4,15 @@ from typing import NamedTuple
 
 
 class Names(NamedTuple):
-    """What the arguments of an unrolled loss are called.
+    """What the arguments of an unrolled loss are called."""
 
-    Attributes:
-        player: the player that moves.
-        player_loss: the loss that it minimises by its steps.
-        loss: the loss that is returned.
-        asker: whoever minimises the loss that is returned.
-        remedy: what to do if no loss depends on the latter.
-        optional: whether the losses may be left out.
-        short: the player that moves, in short texts.
-    """
-
-    player: str = "the player"
-    player_loss: str = "player_loss"
-    loss: str = "loss"
-    asker: str = "anything outside the player"
-    remedy: str = "Let them call what is to be trained"
-    optional: bool = False
-    short: str = "the player"
+    player: str = "the player"  # The player that moves.
+    player_loss: str = "player_loss"  # The loss that it minimises by its steps.
+    loss: str = "loss"  # The loss that is returned.
+    asker: str = "anything outside the player"  # Whoever minimises the loss that is returned.
+    remedy: str = "Let them call what is to be trained"  # What to do if no loss depends on the latter.
+    optional: bool = False  # Whether the losses may be left out.
+    short: str = "the player"  # The player that moves, in short texts.
 
 
 GENERATOR = Names(

@@ -39,11 +39,7 @@ class Steppers:
         return _unwrapped(optimizer, self._who) if self._built is None else self._built
 
     def owned(self, modules: Sequence[nn.Module], optimizers: Sequence[Any]) -> list[Tensor]:
-        """Return the parameters that the optimizers move, in D's order.
-
-        Raises:
-            ValueError: the optimizers share a parameter, move none of D's, or also move parameters outside D.
-        """
+        """Return the parameters that the optimizers move, in D's order; raise if these are not D's alone."""
         listed = [p for o in optimizers for p in stepped(o)]
         held = {id(p) for p in listed}
         mine = {id(p): p for p in all_parameters(modules)}

@@ -8,12 +8,7 @@ from torch import Tensor
 
 
 def check_group(group: Any) -> None:
-    """Raise unless ``group`` is a process group or False.
-
-    Raises:
-        TypeError: ``group`` is something else.
-        ValueError: ``group`` is None, as ``torch.distributed.group.WORLD`` is before ``init_process_group``.
-    """
+    """Raise unless ``group`` is a process group or False; None is what WORLD is before ``init_process_group``."""
     if group is None:
         raise ValueError(
             "average_gradients is None, as torch.distributed.group.WORLD is before init_process_group. Call that "

@@ -18,7 +18,7 @@ ORDERS = ("alternating", "simultaneous", "level-k")
 
 
 @dataclass(frozen=True)
-class Of:
+class PlayerLoss:
     """A loss that receives its own player first, whatever it is called with."""
 
     player: Any
@@ -30,17 +30,11 @@ class Of:
 
 
 class Move(NamedTuple):
-    """One update of a look-ahead.
+    """One update of a look-ahead."""
 
-    Attributes:
-        name: what messages call the loss.
-        loss: a function that is called as ``d_loss`` is, and passes its own player on.
-        mine: positions of the parameters that the update moves.
-    """
-
-    name: str
-    loss: Loss
-    mine: frozenset[int]
+    name: str  # What messages call the loss.
+    loss: Loss  # A function that is called as ``d_loss`` is, and passes its own player on.
+    mine: frozenset[int]  # Positions of the parameters that the update moves.
 
 
 class Updated(NamedTuple):
@@ -48,7 +42,7 @@ class Updated(NamedTuple):
 
     player: Any
     optimizer: Any
-    loss: Of
+    loss: PlayerLoss
     modules: list[nn.Module]
     steppers: Steppers
 
@@ -63,12 +57,7 @@ class Updated(NamedTuple):
 
 
 def updates_of(updates: Any) -> list[Updated]:
-    """Return the user's updates, resolved.
-
-    Raises:
-        TypeError: something is no list of (player, optimizer, loss), or an optimizer is missing.
-        ValueError: two players share parameters, or an optimizer does not fit its player.
-    """
+    """Return the user's updates, resolved; raise if one is of a wrong form, or if players share parameters."""
     if not isinstance(updates, (list, tuple)) or not updates:
         raise TypeError(
             f"updates is {described(updates)}. Pass a list such as [(D, opt_D, d_loss), (G, opt_G, g_loss)]."
@@ -92,7 +81,7 @@ def _update_of(i: int, one: Any) -> Updated:
             "optimizer that steps it."
         )
     steppers = Steppers(optimizer, all_parameters(modules), f"the player of updates[{i}]")
-    found = Updated(player, optimizer, Of(player, loss), modules, steppers)
+    found = Updated(player, optimizer, PlayerLoss(player, loss), modules, steppers)
     found.owned()
     return found
 
@@ -111,10 +100,10 @@ def _check_apart(updates: Sequence[Updated]) -> None:
 
 
 @dataclass(frozen=True)
-class Together:
+class JointLoss:
     """The losses of all updates as one object, for whoever looks at what the losses of a call refer to."""
 
-    losses: tuple[Of, ...]
+    losses: tuple[PlayerLoss, ...]
 
     def __call__(self, *_: Any, **__: Any) -> Tensor:
         """Raise, because each loss is called alone."""
@@ -123,9 +112,9 @@ class Together:
 
 def parts_of(loss: Any) -> list[Any]:
     """Return the user's own losses, and the players that they receive, of which a loss of a sequence consists."""
-    if isinstance(loss, Together):
+    if isinstance(loss, JointLoss):
         return [part for one in loss.losses for part in parts_of(one)]
-    return [loss.loss, loss.player] if isinstance(loss, Of) else [loss]
+    return [loss.loss, loss.player] if isinstance(loss, PlayerLoss) else [loss]
 
 
 def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.Module]]:

@@ -23,18 +23,7 @@ _PACKAGES = ("torch.distributed.", "deepspeed.", "fairscale.", "megatron.", "col
 
 
 def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], who: str, second_order: bool) -> None:
-    """Raise if a player has a wrapper, a norm or a parameter that cannot be unrolled.
-
-    Args:
-        modules: the modules of the player, wrappers included.
-        params: the parameters of the player.
-        who: what messages call the player, such as "the discriminator".
-        second_order: whether gradients of ``d_loss`` are differentiated.
-
-    Raises:
-        TypeError: a wrapper shards or replaces parameters, or is of an unknown kind; a norm takes statistics over
-            another batch than in real steps, or has no second derivative; or a parameter is not plain memory.
-    """
+    """Raise TypeError for a wrapper, a parameter or, if ``second_order``, a norm of ``who`` that cannot be unrolled."""
     one = who.capitalize()
     for module in modules:
         paths = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__ if kind is not object]

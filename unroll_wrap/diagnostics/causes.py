@@ -48,12 +48,7 @@ UNMOVED = (
 
 
 def old_graph(real: Callable[..., float], inputs: Sequence[Tensor]) -> str | None:
-    """Return a message if the losses use a tensor with a graph older than the call, and None otherwise.
-
-    Args:
-        real: computes the value of real steps; its ``around`` maps the name of a loss to a context for it.
-        inputs: the tensors that may have such a graph.
-    """
+    """Return a message if the losses use a tensor, other than ``inputs``, with a graph older than the call, or None."""
     old = _Old(inputs)
     real(around=lambda loss: old.of(loss))
     if not old.found:
@@ -91,11 +86,8 @@ def cause_of(
 ) -> str:
     """Return the reason why a derivative differs from that of real steps although the value agrees.
 
-    Args:
-        examined: the call that was compared.
-        real: computes the value of real steps; its ``around`` maps the name of a loss to a context for it.
-        ways: the directions along which the derivative was compared.
-        slopes: the derivatives along these directions.
+    ``slopes`` are the derivatives along the directions ``ways``. ``real`` computes the value of real steps; its
+    ``around`` maps the name of a loss to a context for it.
     """
     unrolled = examined.unrolled
     if rewritten := _rewritten(modules_of(unrolled), real):

@@ -10,39 +10,31 @@ from torch import Tensor, nn
 
 from ..backward import FiniteDifference, Truncate
 from ..call.categories import LogitsExpected, PartialDetach, SecondTermMissing
+from ..evaluation.loss_errors import sizes_named
 from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledLoss
 from ..optimizers.family import family
 from ..optimizers.fresh import adaptive_and_fresh
 from ..proof.real_rounds import real_steps
+from ..proof.real_steps import Around, Shift
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
 from .cuts import Cuts, Diverged
 from .differentiated import NOTHING
-from .directional_derivative import Around, Line, Shift, along, directions
+from .directional_derivative import Line, along, directions
 from .examined import Examined
-from .sizes import sizes_named
 from .verification import Verification
 
 
 class Comparison:
-    """The comparison of one call with real steps that start from the same state.
-
-    Args:
-        examined: the call to compare.
-
-    Attributes:
-        examined: the call to compare.
-        gradient: the gradient of the call, once ``outcome`` has computed it.
-        ways: the directions along which ``outcome`` has compared the gradient.
-        differ: True if ``outcome`` has found that the value agrees and a derivative does not.
-        doubtful: True if its differences are coarse, and an optimizer's empty state may have a bend in its first step.
-    """
+    """The comparison of one call, ``examined``, with real steps that start from the same state."""
 
     def __init__(self, examined: Examined) -> None:
         self.examined = examined
-        self.gradient: list[Tensor] = []
-        self.ways: list[list[Tensor]] = []
-        self.differ = self.doubtful = False
+        self.gradient: list[Tensor] = []  # The gradient of the call, once ``outcome`` has computed it.
+        self.ways: list[list[Tensor]] = []  # The directions along which ``outcome`` has compared the gradient.
+        self.differ = False  # True if ``outcome`` has found that the value agrees and a derivative does not.
+        # True if its differences are coarse, and an optimizer's empty state may have a bend in its first step.
+        self.doubtful = False
         self._unit = precision([*examined.owned, *examined.inputs.tensors, *_moments(examined)])
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
         self._notes += _of_mode(examined.unrolled.parts()[0])
@@ -155,12 +147,9 @@ def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
     felt = [place for place in places if differs(place)] or places
     as_asked = slope(*places)
     return [
-        f"{p}. The derivative is {as_asked:.3g}, and {slope(*_without(p, places)):.3g} without this cut" for p in felt
+        f"{p}. The derivative is {as_asked:.3g}, and {slope(*(q for q in places if q != p)):.3g} without this cut"
+        for p in felt
     ]
-
-
-def _without(place: str, places: Sequence[str]) -> list[str]:
-    return [p for p in places if p != place]
 
 
 def _of_mode(modules: Sequence[nn.Module]) -> list[str]:

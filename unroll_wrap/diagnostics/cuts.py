@@ -27,14 +27,11 @@ _DECISION = "a decision"
 
 
 class Cuts:
-    """The cuts and decisions of a first run, in order, and the cuts whose values a later run has changed.
-
-    Attributes:
-        found: descriptions of the cuts at which a held run has computed another value. Decisions are left out.
-    """
+    """The cuts and decisions of a first run, in order, and the cuts whose values a later run has changed."""
 
     def __init__(self) -> None:
         self._first: list[tuple[str, list[Any]]] = []
+        # Descriptions of the cuts at which a held run has computed another value. Decisions are left out.
         self.found: list[str] = []
 
     def watched(self, loss: str) -> TorchFunctionMode:

@@ -15,12 +15,6 @@ MODES, STD, RATE, NOISE = 8, 0.02, 3e-3, 256
 def demo(steps: int = 5, updates: int = 1000, batch: int = 256, seed: int = 0) -> tuple[int, int]:
     """Train with K = 0 and K = ``steps`` side by side from the same weights, and print how many modes each covers.
 
-    Args:
-        steps: K of the unrolled GAN.
-        updates: the number of updates of each generator.
-        batch: the number of samples in a minibatch.
-        seed: the seed of weights, data and noise.
-
     Returns:
         The numbers of modes that the plain and the unrolled GAN cover at the end.
     """

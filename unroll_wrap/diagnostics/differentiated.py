@@ -3,13 +3,14 @@
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..call.batch import distinct, mapped
+from ..live.restore import cells_of
 from ..torch_private import pytree
 
 NOTHING = (
@@ -31,15 +32,11 @@ class Inputs:
         kwargs: the keyword arguments of the losses.
         inner: the batch of each inner step.
         discriminator: the modules of D, whose parameters are left out.
-
-    Attributes:
-        tensors: the tensors to differentiate with respect to; empty if nothing requires grad.
-        batch: the batch, with leaves.
-        kwargs: the keyword arguments, with leaves.
-        inner: the batches of the inner steps, with leaves.
-        captured: the modules that the losses capture, which may include those of D.
-        chosen: True if the user passed ``wrt``.
     """
+
+    tensors: list[Tensor]  # The tensors to differentiate with respect to; empty if nothing requires grad.
+    captured: list[nn.Module]  # The modules that the losses capture, which may include those of D.
+    chosen: bool  # Whether the user passed ``wrt``.
 
     def __init__(
         self,
@@ -141,9 +138,7 @@ def _referenced(value: Any) -> Iterator[Any]:
     elif isinstance(value, types.MethodType):
         yield from (value.__self__, value.__func__)
     elif isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # the cell is still empty
-                yield cell.cell_contents
+        yield from (content for _, content in cells_of(value))
         yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
         yield from value.__defaults__ or ()
     elif isinstance(value, (list, tuple, dict)):

@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..evaluation.precision import length
+from ..proof.real_steps import Around, Shift
 from .differentiated import Inputs
-
-Around = Callable[[str], AbstractContextManager[object]]
-Shift = Callable[[], AbstractContextManager[object]]
 
 # A small slope needs longer steps. Adam's first step from empty state bends where |g| is about eps, and a step longer
 # than the bend does not see it: that needs the shortest which rounding allows.
@@ -107,12 +105,7 @@ class Line:
         return found.agrees and found.uncertainty <= 2 * self._best * abs(found.difference)
 
     def sharpest(self, allowed: float, around: Callable[[], Around]) -> Slope:
-        """Return the first difference over several step lengths that is settled, or what they say together.
-
-        Args:
-            allowed: the relative error that is allowed, as in Slope.
-            around: makes the contexts of the losses in one run.
-        """
+        """Return the first difference over several step lengths that is settled, or what they say together."""
         central: dict[float, float] = {}
         tried: dict[float, Slope] = {}
         for n in _LENGTHS:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
 from ..backward import FiniteDifference, Recompute, Store, Truncate
 from ..gan import UnrolledGeneratorLoss
 from ..objectives import non_saturating
 from ..optimizers.read import rule_of
+from ..version import __version__
 from .verification import Verification
 from .verify import verify
 

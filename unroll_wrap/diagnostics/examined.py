@@ -14,39 +14,17 @@ from ..call.categories import UnrollWarning
 from ..call.losses import check_order
 from ..call.messages import described
 from ..call.sequence import parts_of
+from ..evaluation.loss_errors import sizes_named
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
 from ..loss import UnrolledLoss
 from .differentiated import NOTHING, Inputs
-from .sizes import sizes_named
 
 Wrt = Sequence[Tensor] | Tensor | None
 
 
 class Examined:
-    """One call of an unrolled loss, as ``verify``, ``diagnose`` and ``predict`` examine it.
-
-    Args:
-        unrolled: the loss.
-        batch: the positional arguments of the call.
-        wrt: the tensors to differentiate with respect to, as in Inputs.
-        options: the keyword arguments of the call.
-        steps: K; None for that of ``options`` or of the loss.
-
-    Attributes:
-        unrolled: the loss.
-        d_loss: the discriminator's loss in the call.
-        g_loss: the generator's loss in the call.
-        steps: K.
-        inputs: the tensors to differentiate with respect to, and the batches with leaves in their place.
-        owned: the parameters that the inner steps move.
-        state: the random states and the generator's buffers from which every run begins.
-        given: the batch, wrt and options, from which another object like this one can be made.
-        draws: whether the last run drew random numbers.
-
-    Raises:
-        ValueError: the optimizer does not fit the discriminator.
-    """
+    """One call of an unrolled loss, as ``verify``, ``diagnose`` and ``predict`` examine it."""
 
     def __init__(
         self,
@@ -60,22 +38,21 @@ class Examined:
         kwargs = unrolled.keywords(options)
         self.d_loss, self.g_loss = unrolled.losses(options)
         steps = options.get("steps") if steps is None else steps
+        # K, that of the options or of the loss if the argument is None, and the batches of the inner steps.
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         # Batches are drawn only once, because a loader gives other batches the next time.
         drawn = [batches(k) for k in range(self.steps)] if batches else []
-        self.draws = False
+        self.draws = False  # Whether the last run drew random numbers.
+        # From these another object like this one can be made.
         self.given = batch, wrt, {**options, "resample": drawn or None}
-        _, _, self.owned = unrolled.parts()
+        _, _, self.owned = unrolled.parts()  # The parameters that the inner steps move.
         losses = [*parts_of(self.d_loss), *parts_of(self.g_loss)]
         self.inputs = Inputs(wrt, losses, batch, kwargs, drawn, unrolled.others())
+        # The random states and the generator's buffers from which every run begins.
         self.state = EveryState([*self.inputs.tensors, *self.owned], self.inputs.captured)
 
     def required(self) -> "Examined":
-        """Return this object if there is something to differentiate with respect to.
-
-        Raises:
-            ValueError: nothing requires grad.
-        """
+        """Return this object if there is something to differentiate with respect to; raise ValueError otherwise."""
         if not self.inputs.tensors:
             raise ValueError(NOTHING)
         return self
@@ -144,12 +121,7 @@ class Examined:
 
 
 def check_examined(unrolled: Any, function: str, batch: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order.
-
-    Raises:
-        TypeError: ``unrolled`` is something else, such as the tensor that the loss returns.
-        RuntimeError: ``torch.no_grad()`` is on.
-    """
+    """Raise unless ``unrolled`` is the loss itself, gradients are on, and the batch is in order."""
     if not isinstance(unrolled, UnrolledLoss):
         raise TypeError(
             f"{function} got {described(unrolled)} first. Pass the UnrolledGeneratorLoss, and then the batch: "

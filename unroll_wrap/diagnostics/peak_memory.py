@@ -15,18 +15,13 @@ class PeakMemory(TorchDispatchMode):
 
     The peak memory of the process is no substitute, because it never falls and an allocator keeps memory that is free.
     All operators count, including those of a backward pass, but not the memory that a kernel needs while it runs.
-
-    Attributes:
-        peak: the most bytes alive at one time.
-        marks: the bytes alive at each ``mark``.
-        seconds: how long the counting itself has taken.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self.marks: list[int] = []
-        self.seconds = 0.0
+        self.peak = 0  # The most bytes alive at one time.
+        self.marks: list[int] = []  # The bytes alive at each ``mark``.
+        self.seconds = 0.0  # How long the counting itself has taken.
         self._alive: dict[int, int] = {}
         self._total = 0
 

@@ -15,20 +15,16 @@ from .gradients import Factor
 
 
 class Autocast:
-    """The caller's autocast, as it is at the call.
-
-    Attributes:
-        dtypes: the dtype that it computes in, by device type.
-        active: whether it is on for any device type.
-        first: the factor for gradients of losses; None without float16.
-        second: the factor for gradients of gradients, whose graph divides cotangents by ``first``.
-    """
+    """The caller's autocast, as it is at the call."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
+        # The dtype that it computes in, by device type.
         self.dtypes = autocast_dtypes({"cpu", *(t.device.type for t in tensors)})
         self.active = bool(self.dtypes)
         half = torch.float16 in self.dtypes.values()
-        self.first, self.second = (Factor(2.0**16), Factor(2.0**40)) if half else (None, None)
+        self.first = Factor(2.0**16) if half else None  # For gradients of losses.
+        # For gradients of gradients, whose graph divides cotangents by ``first``.
+        self.second = Factor(2.0**40) if half else None
 
     def outside(self) -> AbstractContextManager[object]:
         """Return a context without autocast."""

@@ -40,10 +40,7 @@ def checkpoints_made() -> int:
 def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
     """Let every checkpoint made from now on recompute with the tensors that D holds when it is made.
 
-    Args:
-        swap: puts tensors into D in this call.
-        settings: the settings of this call, which are in force during recomputation too.
-        undo: restores torch's own behaviour.
+    The ``settings`` of this call are in force then too. ``undo`` restores torch's own behaviour.
     """
     before = _current.swap, _current.settings
 

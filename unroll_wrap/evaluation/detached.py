@@ -18,22 +18,13 @@ class Detached:
     """The lines at which the losses of one call detach something.
 
     A layer of D that detaches, as a straight-through estimator does, is meant to, and is left out.
-
-    Args:
-        modules: the modules of the discriminator.
-        owned: the parameters that move.
-        who: what messages call their player.
-
-    Attributes:
-        found: a text for each loss whose value is computed from something that it has detached.
-        switched_on: by id, the tensors that a loss has made require grad, as a gradient penalty does.
-        switched_off: by id, the parameters that a loss has frozen.
     """
 
     def __init__(self, modules: Iterable[nn.Module], owned: Iterable[Tensor], who: str) -> None:
-        self.found: list[str] = []
+        self.found: list[str] = []  # A text for each loss whose value is computed from something that it has detached.
+        # By id, the tensors that a loss has made require grad, as a gradient penalty does.
         self.switched_on: dict[int, Tensor] = {}
-        self.switched_off: dict[int, Tensor] = {}
+        self.switched_off: dict[int, Tensor] = {}  # By id, the parameters that a loss has frozen.
         self._modules = {id(m) for m in modules}
         self._owned = {id(p) for p in owned}
         self._who = who

@@ -1,6 +1,5 @@
 """Run one of the user's losses with unrolled tensors in the discriminator, and raise errors that explain its faults."""
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,13 +17,13 @@ from ..call.logits import check_logits
 from ..call.names import Names
 from ..live.restore import set_versions
 from ..live.settings import Setting
-from ..operators import twice_differentiable
+from ..operators.replaced import twice_differentiable
 from .autocast import Autocast
 from .checkpoints import checkpoints_made
 from .detached import Detached
 from .graph import captures, edge, now, reach
 from .hooks import gradient_hooks, noted
-from .loss_errors import explained, misfit, misplaced, one_element
+from .loss_errors import explained, misplaced, one_element
 from .swap import Swap
 from .written import Written
 
@@ -33,36 +32,24 @@ _versions = count(2**31)
 
 
 class Evaluation(NamedTuple):
-    """The value of a loss with its graph, and the leaves of that graph.
+    """The value of a loss with its graph, and the leaves of that graph."""
 
-    Attributes:
-        name: the name of the loss in messages.
-        loss: the value, a tensor with one element and with its graph.
-        params: the leaves that D holds as its parameters.
-        arguments: the arguments of the loss, with leaves in place of the user's tensors.
-        outside: all other leaves that the loss reaches, such as those of a generator or a head that it calls.
-        captured: whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
-        once: the names of functions that cannot be differentiated twice, which autograd itself does not report.
-        fragile: the nodes that have to be repaired before the graph is differentiated twice.
-        hooks: the handles of the hooks that the loss has registered on its graph.
-        stale: whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
-        alone: whether a graph is captured that leads to parameters that move and to nothing else.
-        behind: all other leaves that the loss reaches, if the captured graph is stale.
-        nodes: the nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
-    """
-
-    name: str
-    loss: Tensor
-    params: list[Tensor]
-    arguments: Arguments
+    name: str  # The name of the loss in messages.
+    loss: Tensor  # The value, a tensor with one element and with its graph.
+    params: list[Tensor]  # The leaves that D holds as its parameters.
+    arguments: Arguments  # The arguments of the loss, with leaves in place of the user's tensors.
+    # All other leaves that the loss reaches, such as those of a generator or a head that it calls.
     outside: list[Tensor]
-    captured: bool
+    captured: bool  # Whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
+    # The names of functions that cannot be differentiated twice, which autograd itself does not report.
     once: list[str]
-    fragile: list[Any]
-    hooks: list[Any]
+    fragile: list[Any]  # The nodes that have to be repaired before the graph is differentiated twice.
+    hooks: list[Any]  # The handles of the hooks that the loss has registered on its graph.
+    # Whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
     stale: bool = False
-    alone: bool = False
-    behind: Sequence[Tensor] = ()
+    alone: bool = False  # Whether a graph is captured that leads to parameters that move and to nothing else.
+    behind: Sequence[Tensor] = ()  # All other leaves that the loss reaches, if the captured graph is stale.
+    # The nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
     nodes: tuple[list[Any], list[Any]] | None = None
 
     @property
@@ -78,49 +65,33 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Evaluator:
-    """Runs losses with given tensors in D.
+    """Runs losses with given tensors in D."""
 
-    Attributes:
-        discriminator: the object that the user passed, which the losses receive.
-        owned: the live parameters that the optimizer moves.
-        swap: puts tensors into D.
-        kwargs: the keyword arguments of every loss.
-        autocast: the caller's autocast.
-        second_order: whether the losses will be differentiated twice.
-        settings: the settings of torch that are in force whenever a loss runs.
-        on_logits: the losses that are known to be given logits.
-        detached: notes what the losses detach, in a first call; None in later ones.
-        frozen: parameters that did not require grad at the call and that an optimizer holds.
-        leaf: makes the leaf for a parameter while a compiler traces; None outside a compiler.
-        written: looks for losses that write to parameters; None where that makes no difference, or is known.
-        who: what messages call the player that moves.
-        hooks: the gradient hooks of ``owned``, each with the position of its parameter.
-        left: the gradients that the loop has left in ``.grad``, each with the position of its parameter.
-        rewrote: whether a parameter was set while the last loss ran, as by a layer that initialises itself.
-    """
-
-    discriminator: Any
-    owned: list[Tensor]
-    swap: Swap
-    kwargs: dict[str, Any]
-    autocast: Autocast
-    second_order: bool
-    settings: Sequence[Setting] = ()
-    on_logits: set[Any] = field(default_factory=set)
-    detached: Detached | None = None
-    frozen: Sequence[Tensor] = ()
+    discriminator: Any  # The object that the user passed, which the losses receive.
+    owned: list[Tensor]  # The live parameters that the optimizer moves.
+    swap: Swap  # Puts tensors into D.
+    kwargs: dict[str, Any]  # The keyword arguments of every loss.
+    autocast: Autocast  # The caller's autocast.
+    second_order: bool  # Whether the losses will be differentiated twice.
+    settings: Sequence[Setting] = ()  # The settings of torch that are in force whenever a loss runs.
+    on_logits: set[Any] = field(default_factory=set)  # The losses that are known to be given logits.
+    detached: Detached | None = None  # Notes what the losses detach, in a first call; None in later ones.
+    frozen: Sequence[Tensor] = ()  # Parameters that did not require grad at the call and that an optimizer holds.
+    # Makes the leaf for a parameter while a compiler traces; None outside a compiler.
     leaf: Callable[[Tensor], Tensor] | None = None
+    # Looks for losses that write to parameters; None where that makes no difference, or is known.
     written: Written | None = None
-    who: str = "D"
+    who: str = "D"  # What messages call the player that moves.
 
     def __post_init__(self) -> None:
         self._start = now()
         self._operators = twice_differentiable(self.swap.modules) if self.second_order else nullcontext()
+        # The gradient hooks of ``owned``, and the gradients that the loop has left, each with its parameter's position.
         self.hooks = [(i, hook) for i, p in enumerate(self.owned) for hook in gradient_hooks(p)]
-        self.rewrote = False
         # A loss may ask for strides, or go by them (as_strided), and the parameters of a step are packed without any.
         self._strided = [(i, p.stride()) for i, p in enumerate(self.owned) if not p.is_contiguous()]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
+        self.rewrote = False  # Whether the last loss set a parameter, as a layer that initialises itself does.
 
     def __call__(
         self,
@@ -138,13 +109,9 @@ class Evaluator:
         self.put(leaves, buffers, contents)
         values = self.written.values(params) if self.written and not self.leaf else []
         made = checkpoints_made()
-        try:
-            with noted() as hooks:
-                value = self._run(name, loss, arguments)
-        except Exception as error:
-            if sys.version_info >= (3, 11):
-                error.add_note(f"That was {name}, run by an unrolled loss.")
-            raise
+        given = (self.discriminator, *arguments.batch)
+        with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
+            value = self._run(name, loss, arguments)
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
             raise ValueError(
@@ -170,7 +137,7 @@ class Evaluator:
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
         outside, behind, captured, once, fragile, nodes, ends = reach(
-            value, {id(t) for t in (*own, *arguments.aliases)}, self._start
+            value.grad_fn, {id(t) for t in (*own, *arguments.aliases)}, self._start
         )
         plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
         plain = plain and self.leaf is None and made == checkpoints_made()
@@ -235,11 +202,6 @@ class Evaluator:
             with guards.unrolling(), self._operators, self.autocast.inside():
                 run = partial(self.detached.run, name.split()[0], loss) if self.detached else loss
                 return run(self.discriminator, *arguments.batch, **arguments.kwargs)
-        except (TypeError, AttributeError) as error:
-            given = (self.discriminator, *arguments.batch)
-            if told := misfit(name.split()[0], loss, given, arguments.kwargs, error, self.who):
-                raise told from error
-            raise
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -7,7 +7,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from ..torch_private import profiler_enabled, put_versions, saving_hooks, swap_tensors
+from ..live.restore import set_versions
+from ..torch_private import profiler_enabled, saving_hooks, swap_tensors
 from .stand_ins import StandIns
 
 
@@ -31,21 +32,15 @@ def can_exchange(tensors: Iterable[Tensor]) -> bool:
 
 
 class Exchange:
-    """The user's tensors, and the unroll's tensors that hold their contents now.
-
-    Args:
-        tensors: the user's tensors.
-
-    Attributes:
-        stand_ins: the tensors that stand in for the user's, where torch refuses to exchange these; None elsewhere.
-        kept: tensors that have given contents back before the others, which an interrupt there leaves undecided.
-    """
+    """The user's tensors, and the unroll's tensors that hold their contents now."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
         self._mine: Sequence[Tensor] = ()
         self._theirs: Sequence[Tensor] = ()
+        # Tensors that are giving contents back before the others. An interrupt leaves it open which of them have.
         self.kept: Sequence[Tensor] = ()
+        # The tensors that stand in for the user's, where torch refuses to exchange these; None elsewhere.
         self.stand_ins: StandIns | None = None
         self._refused: list[Tensor] = []
 
@@ -136,4 +131,4 @@ def _copy_back(mine: Tensor, theirs: Tensor) -> None:
     """Give a tensor object the memory, gradient, flag and version of the one that holds its contents."""
     mine.data, mine.grad = theirs.data, theirs.grad
     mine.requires_grad_(theirs.requires_grad)
-    put_versions((mine,), (theirs._version,))
+    set_versions([mine], [theirs._version])

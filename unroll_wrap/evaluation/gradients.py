@@ -38,9 +38,10 @@ class Factor:
     ) -> list[Tensor | None]:
         """Return the gradients, computed from cotangents times the factor and divided by it at the end."""
         bars = [torch.ones_like(o) for o in outputs] if grad_outputs is None else grad_outputs
+        options["retain_graph"] = True
         while True:
             scaled = [bar * self.value for bar in bars]
-            found = gradients(name, outputs, inputs, scaled, **{**options, "retain_graph": True})
+            found = differentiate(name, outputs, inputs, scaled, **options)
             overflowed = any(g is not None and not g.isfinite().all() for g in found)
             if not overflowed or self.value <= 1:
                 return [None if g is None else g / self.value for g in found]
@@ -58,35 +59,15 @@ def differentiate(
     """Return the gradients of ``outputs``, None for inputs that they do not depend on; errors say ``name``."""
     if not (outputs and inputs):
         return [None] * len(inputs)
-    apply = gradients if factor is None else factor.differentiate
-    return apply(name, outputs, inputs, grad_outputs, **options)
-
-
-def gradients(
-    name: str,
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor] | None = None,
-    **options: Any,
-) -> list[Tensor | None]:
-    """Return the result of ``torch.autograd.grad``.
-
-    Raises:
-        RuntimeError: an operator cannot be differentiated; the message names the cause and a remedy.
-        ValueError: a sharded generator has freed the memory of its parameters.
-    """
+    if factor is not None:
+        return factor.differentiate(name, outputs, inputs, grad_outputs, **options)
     with causes(name):
         return list(torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **options))
 
 
 @contextmanager
 def causes(name: str) -> Iterator[None]:
-    """Name the causes of autograd's errors; ``name`` is that of the loss.
-
-    Raises:
-        RuntimeError: an operator cannot be differentiated, with the reason and a remedy.
-        ValueError: a sharded generator has freed the memory of its parameters.
-    """
+    """Name the causes of autograd's errors, and remedies; ``name`` is that of the loss."""
     try:
         yield
     except RuntimeError as error:

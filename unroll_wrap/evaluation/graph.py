@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
-from ..operators import FRAGILE, is_custom, is_fragile
+from ..operators.repairs import FRAGILE, is_custom, is_fragile
 
 # The type of the nodes that stand for leaves has no public name.
 _LEAF = type(torch.zeros(1, requires_grad=True).view(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
@@ -24,39 +24,20 @@ def now() -> int:
 
 
 class Reach(NamedTuple):
-    """The leaves and special nodes that the graph of a loss reaches.
+    """The leaves and special nodes that the graph of a loss reaches."""
 
-    Attributes:
-        leaves: the leaves reached without passing a node made before the mark, except those left out.
-        behind: the leaves reached through a node made before the mark, except those left out.
-        captured: whether a graph made before the mark leads to a tensor of the user's.
-        once: the names of functions marked ``once_differentiable``.
-        fragile: the nodes that have to be repaired before the graph is differentiated twice.
-        nodes: all nodes except those of leaves, each as its sequence number, the node and its ``next_functions``.
-        ends: the nodes of all leaves, including those left out.
-    """
-
-    leaves: list[Tensor]
-    behind: list[Tensor]
-    captured: bool
-    once: list[str]
-    fragile: list[Node]
+    leaves: list[Tensor]  # The leaves reached without passing a node made before the mark, except those left out.
+    behind: list[Tensor]  # The leaves reached through a node made before the mark, except those left out.
+    captured: bool  # Whether a graph made before the mark leads to a tensor of the user's.
+    once: list[str]  # The names of functions marked ``once_differentiable``.
+    fragile: list[Node]  # The nodes that have to be repaired before the graph is differentiated twice.
+    # All nodes except those of leaves, each as its sequence number, the node and its ``next_functions``.
     nodes: list[tuple[int, Node, Any]]
-    ends: list[Any]
+    ends: list[Any]  # The nodes of all leaves, including those left out.
 
 
-def reach(loss: Tensor, own: set[int], since: int) -> Reach:
-    """Walk the graph of ``loss`` back to its leaves.
-
-    Args:
-        loss: a tensor with a graph.
-        own: the ids of leaves to leave out.
-        since: a mark from ``now``.
-    """
-    return _reach(loss.grad_fn, own, since)
-
-
-def _reach(root: Any, own: set[int], since: int) -> Reach:
+def reach(root: Any, own: set[int], since: int) -> Reach:
+    """Walk a graph from the node ``root`` to its leaves, without those with ids in ``own``; ``since`` is the mark."""
     leaves: dict[int, Tensor] = {}
     behind: dict[int, Tensor] = {}
     once: list[str] = []
@@ -97,24 +78,24 @@ def _reach(root: Any, own: set[int], since: int) -> Reach:
 def is_made_by(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at some of the parameters, and nowhere else."""
     own = set(map(id, params))
-    return any(leaves and leaves <= own for leaves in _leaves_of(tensors))
+    return any(leaves and leaves <= own for leaves in _leaves_of(t.grad_fn for t in tensors))
 
 
 def leads_to(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
     """Return whether the graph of any of the tensors ends at one of the parameters."""
     own = set(map(id, params))
-    return any(leaves & own for leaves in _leaves_of(tensors))
+    return any(leaves & own for leaves in _leaves_of(t.grad_fn for t in tensors))
 
 
-def _leaves_of(tensors: Iterable[Tensor]) -> Iterator[set[int]]:
-    """Yield the ids of the leaves of each tensor that has a graph."""
-    yield from ({id(leaf) for leaf in reach(t, set(), 0).leaves} for t in tensors if t.grad_fn is not None)
+def _leaves_of(nodes: Iterable[Any]) -> Iterator[set[int]]:
+    """Yield the ids of the leaves that each node leads to, for nodes other than None."""
+    yield from ({id(leaf) for leaf in reach(n, set(), 0).leaves} for n in nodes if n is not None)
 
 
 def captures(loss: Tensor, since: int, own: set[int]) -> bool:
     """Return whether ``loss`` reaches a graph made before the mark that ends at leaves with ids in ``own`` alone."""
     early = [n for node in edge(loss, since) for n, _ in node.next_functions if _is_early(n, since)]
-    return any(leaves and leaves <= own for leaves in ({id(t) for t in _reach(n, set(), 0).leaves} for n in early))
+    return any(leaves and leaves <= own for leaves in _leaves_of(early))
 
 
 def _is_early(node: Any, since: int) -> bool:

@@ -13,10 +13,6 @@ from ..live.belongings import Belongings
 class Holders:
     """The tensors of some modules, grouped by what an unroll does with them.
 
-    Args:
-        modules: all modules that hold the tensors, submodules included.
-        params: the parameters that the inner optimizer moves, each once.
-
     Attributes:
         params: the parameters that the inner optimizer moves.
         live: parameters that require grad and that this optimizer does not move, such as those of another optimizer.

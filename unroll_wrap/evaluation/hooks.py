@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -56,10 +57,6 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
-def _put(init: Callable[..., None]) -> None:
-    RemovableHandle.__init__ = init
-
-
 def _of_leaves_too(runs: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def asked(node: Any) -> bool:
         try:
@@ -72,4 +69,4 @@ def _of_leaves_too(runs: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 leaves_observed = Setting(runs_in_backward, put_runs_in_backward, _of_leaves_too)
-hooks_noted = Setting(lambda: RemovableHandle.__init__, _put, _noting)
+hooks_noted = Setting(lambda: RemovableHandle.__init__, partial(setattr, RemovableHandle, "__init__"), _noting)

@@ -38,17 +38,11 @@ class Diverged(Exception):
 
 
 class Piece(NamedTuple):
-    """x ↦ slope · x + offset, element by element.
+    """x ↦ slope · x + offset, element by element."""
 
-    Attributes:
-        slope: the slope for each element.
-        offset: the offset for each element; None if all are 0.
-        in_place: whether the function writes its result to its argument.
-    """
-
-    slope: Tensor
-    offset: Tensor | None
-    in_place: bool
+    slope: Tensor  # The slope for each element.
+    offset: Tensor | None  # The offset for each element; None if all are 0.
+    in_place: bool  # Whether the function writes its result to its argument.
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the linear extension at ``x``."""

@@ -1,6 +1,7 @@
 """Explain in the user's terms why a loss fails, or that it does not return a scalar."""
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,8 @@ from torch import Tensor, nn
 
 from ..call.batch import tensors_in
 from ..call.messages import described
-from ..call.sequence import Of
+from ..call.sequence import PlayerLoss
 from ..torch_private import is_criterion
-
-_OF_ARGUMENTS = (TypeError, AttributeError)
 
 
 def misplaced(name: str, owned: Iterable[Tensor], batch: Any, error: RuntimeError) -> ValueError | None:
@@ -40,7 +39,9 @@ def explained(
     try:
         yield
     except Exception as error:
-        told = misfit(name.split()[0], loss, given, kwargs, error, who) if isinstance(error, _OF_ARGUMENTS) else None
+        told = None
+        if isinstance(error, (TypeError, AttributeError)):
+            told = _misfit(name.split()[0], loss, given, kwargs, error, who)
         if sys.version_info >= (3, 11):
             (told or error).add_note(f"That was {name}, run by an unrolled loss.")
         if told:
@@ -48,7 +49,7 @@ def explained(
         raise
 
 
-def misfit(
+def _misfit(
     name: str,
     loss: Callable[..., Any],
     given: Sequence[Any],
@@ -57,7 +58,7 @@ def misfit(
     who: str,
 ) -> TypeError | None:
     """Return a clearer error if the loss does not take the arguments of the call, or else None."""
-    if isinstance(loss, Of):
+    if isinstance(loss, PlayerLoss):
         loss, given = loss.loss, (loss.player, *given[1:])
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(*given, **kwargs)
@@ -104,12 +105,7 @@ def one_element(name: str, value: Any) -> Tensor:
 
 
 def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
-    """Return an error if the batch holds a list or a network for a tensor, or None.
-
-    Args:
-        given: the arguments of the loss.
-        error: the error that the loss raised.
-    """
+    """Return an error if the batch holds a list or a network for a tensor, or None."""
     wrong = [x for x in given[1:] if isinstance(x, (list, tuple, nn.Module)) and type(x).__name__ in str(error)]
     first = wrong[0] if wrong else ()
     if isinstance(first, nn.Module):
@@ -127,12 +123,7 @@ def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
 
 
 def _swapped(name: str, error: Exception) -> TypeError | None:
-    """Return an error if a loss calls a tensor, as one does that takes real where D comes, or None.
-
-    Args:
-        name: the name of the loss.
-        error: the error that the loss raised.
-    """
+    """Return an error if a loss calls a tensor, as one does that takes real where D comes, or None."""
     if not str(error).startswith("'Tensor' object is not callable"):
         return None
     return TypeError(
@@ -142,13 +133,7 @@ def _swapped(name: str, error: Exception) -> TypeError | None:
 
 
 def _unusable(name: str, params: Sequence[Tensor], error: Exception) -> ValueError | None:
-    """Return an error if the discriminator is on the meta device or in half precision, or None.
-
-    Args:
-        name: the name of the loss.
-        params: the parameters of the discriminator.
-        error: the error that the loss raised.
-    """
+    """Return an error if the discriminator is on the meta device or in half precision, or None."""
     if any(p.is_meta for p in params):
         return ValueError(
             f"{name} failed, and the discriminator is on the meta device, where tensors have shapes and no numbers. "
@@ -165,12 +150,7 @@ def _unusable(name: str, params: Sequence[Tensor], error: Exception) -> ValueErr
 
 
 def _several(discriminator: Any, error: Exception) -> TypeError | None:
-    """Return an error if a loss calls a list of discriminators as if it were one, or None.
-
-    Args:
-        discriminator: the discriminator that the loss was called with.
-        error: the error that the loss raised.
-    """
+    """Return an error if a loss calls a list of discriminators as if it were one, or None."""
     if isinstance(discriminator, nn.Module) or "object is not callable" not in str(error):
         return None
     return TypeError(
@@ -181,3 +161,30 @@ def _several(discriminator: Any, error: Exception) -> TypeError | None:
 
 def _places(places: Sequence[tuple[str, torch.dtype]]) -> str:
     return ", ".join(f"{device} ({dtype})" for device, dtype in places) or "nothing"
+
+
+@contextmanager
+def sizes_named(batch: tuple[Any, ...]) -> Iterator[None]:
+    """Name the size that a loss takes, if torch complains in this context about two sizes, one of them the batch's."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        rows = {t.shape[0] for t in tensors_in(batch) if t.dim()}
+        if wanted := _other_size(str(error), rows):
+            raise ValueError(
+                f"The batch has {min(rows)} samples, and a loss takes batches of {wanted} only: it has a tensor of "
+                f"that size. Pass {wanted} samples, or let the loss make its labels after what D returns "
+                f"(torch.ones_like). Torch said: {error}"
+            ) from error
+        raise
+
+
+def _other_size(text: str, rows: set[int]) -> int | None:
+    """Return the number beside the batch's own in an error about two sizes, or None for any other error."""
+    if "size" not in text or len(rows) != 1:
+        return None
+    # In a shape such as Size([64, 1]), the first number is the size of the batch.
+    leading = [int(n) for n in re.findall(r"Size\(\[(\d+)", text)]
+    found = leading or [int(n) for n in re.findall(r"\((\d+)\)", text)]
+    others = set(found) - rows
+    return others.pop() if set(found) & rows and len(others) == 1 else None

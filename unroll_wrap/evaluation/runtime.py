@@ -12,7 +12,7 @@ from torch.autograd.forward_ad import unpack_dual
 from ..call.batch import tensors_in
 from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
 from ..live.undo import Undo
-from ..operators import norms_watched
+from ..operators.refusals import norms_watched
 from ..torch_private import forward_level, has_dynamo, is_optimized, parametrization_cache, transforms_active
 from .checkpoints import rerun_in_place
 from .hooks import hooks_noted, leaves_observed
@@ -60,15 +60,7 @@ def prepare(
 
 
 def refuse_surroundings(*given: Any) -> None:
-    """Raise if the call is in a context of torch in which its derivative cannot be taken.
-
-    Args:
-        *given: the arguments of the losses.
-
-    Raises:
-        RuntimeError: inference mode is on, in which nothing can be differentiated, even within ``enable_grad``; or a
-            transform of ``torch.func``, or the forward mode of autograd, asks for the derivative.
-    """
+    """Raise in inference mode, in a transform of ``torch.func``, and if forward mode asks for the derivative."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "An unroll differentiates d_loss, even for the value alone, and torch.inference_mode() forbids that. Leave "

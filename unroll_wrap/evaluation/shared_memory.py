@@ -19,15 +19,9 @@ class Memory(NamedTuple):
 
 
 def check_memory(holders: Holders, who: str, checked: Memory | None = None) -> Memory:
-    """Raise if a parameter that moves shares memory with another tensor of the player.
+    """Return where the tensors of ``who`` lie, and raise if a parameter that moves shares memory with another of them.
 
-    Args:
-        holders: the tensors of the player.
-        who: what messages call the player.
-        checked: the result of an earlier check, which is still valid if all addresses are the same.
-
-    Returns:
-        The addresses, and the pairs that overlap.
+    An earlier result, ``checked``, is still valid if all addresses are the same.
 
     Raises:
         ValueError: a parameter that moves shares memory.

@@ -47,11 +47,7 @@ _switches = Setting(
 
 @contextmanager
 def shielded(params: Sequence[Tensor]) -> Iterator[None]:
-    """Keep parameters requiring grad within this context, whatever a loss asks of them.
-
-    Raises:
-        ValueError: a loss has switched off a tensor that is no parameter, or has switches of its own.
-    """
+    """Keep parameters requiring grad within this context; raise ValueError if a loss has frozen one all the same."""
     with (undo := Undo()), undo:
         undo.later(lambda: _kept.difference_update(map(id, params)))
         _kept.update(map(id, params))

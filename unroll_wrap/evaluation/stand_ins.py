@@ -80,17 +80,11 @@ def _set_data(tensors: Iterable[Tensor], data: Iterable[Tensor]) -> None:
 
 
 class StandIns:
-    """Tensors of an unroll that stand in for the user's own.
-
-    Args:
-        tensors: the user's tensors.
-
-    Attributes:
-        contents: the contents of the user's tensors, by the id of the object.
-    """
+    """Tensors of an unroll that stand in for the user's own."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
+        # The contents of the user's tensors, by the id of the object.
         self.contents = {id(t): past_torch_function(_data.__get__, (), (t,)) for t in tensors}
         self._undo = Undo()
 

@@ -14,27 +14,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..live.looks import Looks
+from ..live.module_state import ModuleState
 from ..live.undo import Undo
 from .exchange import Exchange
-from .frozen import left_alone, put_back_written
 from .holders import Holders
 from .shield import shielded
+from .written import left_alone, put_back_written
 
 
 class Swap:
     """The exchange of contents between the tensors of some modules and those of an unroll.
 
-    As a context manager, it restores every parameter, buffer, attribute, flag and container entry at the end.
-
-    Args:
-        modules: all modules that hold the tensors, submodules included.
-        params: the parameters that the inner optimizer moves, each once.
-        rewinds: whether steps run in another order than in training, so that what a forward pass leaves in containers
-            has to be restored before each step.
-
-    Attributes:
-        ids: the ids of the user's tensors that take part.
+    As a context manager, it restores every parameter, buffer, attribute, flag and container entry at the end. If it
+    ``rewinds``, steps run in another order than in training, so that what a forward pass leaves in containers has to be
+    restored before each step.
     """
 
     def __init__(self, modules: Sequence[nn.Module], params: Sequence[Tensor], rewinds: bool = False) -> None:
@@ -47,10 +40,11 @@ class Swap:
         self.holders = holders = Holders(modules, params)
         self._params, self._carried = holders.params, holders.carried
         self._exchange = Exchange([*self._params, *self._carried])
+        # Of the user's tensors that take part.
         self.ids = {*map(id, self._params), *map(id, self._carried)}
         self._places, self._slots = holders.places, holders.slots
         self.frozen = [t for t in holders.carried if isinstance(t, nn.Parameter)]
-        self._looks = Looks(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
+        self._state = ModuleState(modules, holders.hidden, holders.belongings, [*holders.live, *self.frozen])
         self._copied = list(range(len(self._carried)))
         self._unwritten: list[tuple[Tensor, Tensor]] = []
         self._learned = False
@@ -73,7 +67,7 @@ class Swap:
 
     def _note(self) -> None:
         self._exchange.note()
-        self._looks.note()
+        self._state.note()
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
         self._handles = RemovableHandle.next_id
         self._entered = True
@@ -82,7 +76,7 @@ class Swap:
         """Put everything back as it was, as often as you like."""
         self._exchange.home()
         self._after_exchange()
-        self._looks.restore()
+        self._state.restore()
         self._inside = self._clones = ()
         put_back_written(self._unwritten)
         self._entered = False
@@ -93,7 +87,7 @@ class Swap:
 
     def contents(self) -> Any:
         """Return what attributes and containers hold now, or None if no step needs it restored."""
-        return self._looks.contents() if self.rewinds else None
+        return self._state.contents() if self.rewinds else None
 
     def put(self, params: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:
         """Put ``params`` and clones of ``buffers`` into the modules.
@@ -103,7 +97,7 @@ class Swap:
         """
         self.out()
         if contents is not None:
-            self._looks.put(contents)
+            self._state.put(contents)
         clones = copies(buffers[i] for i in self._copied)
         self._inside, self._clones = params, clones
         self._put_inside()
@@ -198,7 +192,7 @@ class Swap:
         return tuple(now)
 
     def marks(self) -> list[tuple[int, int]]:
-        """Return what is another if something writes to a buffer or unregistered tensor, or puts one in its place."""
+        """Return the identity and version of each buffer and unregistered tensor, as a write changes one of them."""
         return [(id(t), t._version) for t in self._kept()]
 
     def attached(self) -> set[int]:

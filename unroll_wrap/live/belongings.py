@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .restore import ABSENT, put_back, refill, source
+from .restore import ABSENT, cells_of, put_back, refill, slots_of, source
 
 # The attributes that every module has, and that only torch writes to; and what Lightning, once imported, has
 # torch.compile leave on each module: its arguments, such as a backend, which are no part of the module.
@@ -43,23 +43,16 @@ class Belongings:
     Args:
         modules: the modules to look into; a submodule has to be in the list itself.
         attributes: the attributes of their parameters.
-
-    Attributes:
-        places: the places of tensors, including parameters.
-        objects: the instances of the user's classes.
-        slots: ``(object, name)`` for each slot of these objects, and for each variable of a closure.
-        modules: the modules that no module has registered, such as those in a list.
-        sources: functions that restore numpy arrays and sources of random numbers.
-        containers: the dicts, lists, deques and sets.
     """
 
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
-        self.places: list[Place] = []
-        self.containers: list[Any] = []
-        self.objects: list[Any] = []
+        self.places: list[Place] = []  # The places of tensors, including parameters.
+        self.containers: list[Any] = []  # The dicts, lists, deques and sets.
+        self.objects: list[Any] = []  # The instances of the user's classes.
+        # ``(object, name)`` for each slot of these objects, and for each variable of a closure.
         self.slots: list[tuple[Any, str]] = []
-        self.modules: list[nn.Module] = []
-        self.sources: list[Callable[[], Any]] = []
+        self.modules: list[nn.Module] = []  # The modules that no module has registered, such as those in a list.
+        self.sources: list[Callable[[], Any]] = []  # Functions that restore numpy arrays and sources of random numbers.
         self._seen: set[int] = set()
         for own in attributes:
             self._visit(own, None, None, 0)
@@ -127,7 +120,7 @@ class Belongings:
             self.objects.append(value)
             self._visit_class(type(value))
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
-            for slot in _slots(type(value)):
+            for slot in slots_of(type(value)):
                 self.slots.append((value, slot))
                 self._visit(getattr(value, slot, None), None, None, depth)
 
@@ -149,11 +142,7 @@ class Belongings:
 
         What it collects in lists and dicts there is a log of the user's, and stays.
         """
-        for cell in function.__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:  # It has none yet.
-                continue
+        for cell, value in cells_of(function):
             if type(value) in _PLAIN or isinstance(value, Tensor):
                 self.slots.append((cell, "cell_contents"))
             if isinstance(value, (Tensor, types.FunctionType)):
@@ -164,8 +153,3 @@ class Belongings:
 _OPEN = (threading.local, WeakKeyDictionary)
 _SHARED = _PLAIN | {dict, list, deque, set, Tensor}
 _OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)
-
-
-def _slots(kind: type) -> list[str]:
-    own = [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
-    return [n for names in own for n, member in names.items() if isinstance(member, types.MemberDescriptorType)]

@@ -11,11 +11,7 @@ _thread_of: dict[int, tuple[int, object]] = {}
 
 
 def exclude_others(modules: Sequence[nn.Module], undo: Undo, who: str) -> None:
-    """Prevent any other unroll of these modules until ``undo`` allows it again; messages call the player ``who``.
-
-    Raises:
-        RuntimeError: another thread is unrolling one of them, or this thread is, and calls this from a loss.
-    """
+    """Prevent any other unroll of these modules until ``undo`` allows it again; messages call the player ``who``."""
     me = threading.get_ident(), object()
     ids = [id(m) for m in modules]
 

@@ -1,8 +1,10 @@
 """Note and restore a single thing: a tensor, a container, a field, a source of random numbers."""
 
+import contextlib
 import functools
 import random
 import sys
+import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from operator import is_
@@ -16,7 +18,7 @@ from ..torch_private import has_overlapping_entries, put_versions
 ABSENT = object()
 
 
-class Was(NamedTuple):
+class SavedTensor(NamedTuple):
     """A tensor as it was: its memory, its values and its flags."""
 
     tensor: Tensor
@@ -29,7 +31,7 @@ class Was(NamedTuple):
     version: int
 
     @classmethod
-    def of(cls, tensor: Tensor, valued: bool) -> "Was":
+    def of(cls, tensor: Tensor, valued: bool) -> "SavedTensor":
         """Note a tensor as it is now, with its values if ``valued``."""
         alias = memory = tensor.data
         if tensor.layout is torch.strided and not tensor.is_contiguous():
@@ -89,6 +91,21 @@ def put_back(owner: Any, name: str, before: Any) -> None:
         kind.__delattr__(owner, name)
     else:
         kind.__setattr__(owner, name, before)
+
+
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the slots of a class."""
+    own = [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
+    return [n for names in own for n, member in names.items() if isinstance(member, types.MemberDescriptorType)]
+
+
+def cells_of(function: types.FunctionType) -> list[tuple[Any, Any]]:
+    """Return the closure cells of a function with their contents, except those that are not bound yet."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            found.append((cell, cell.cell_contents))
+    return found
 
 
 def source(one: Any) -> Callable[[], Any] | None:

@@ -6,6 +6,7 @@ unroll begins by setting what it needs again.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,21 +23,15 @@ from ..torch_private import (
 from .undo import LOCK, Undo
 
 
+@dataclass(eq=False)
 class Setting:
-    """A setting of torch that several threads may need at the same time.
+    """A setting of torch that several threads may need at the same time."""
 
-    Args:
-        read: returns the current value.
-        put: sets a value.
-        wanted: maps the earlier value to the one that unrolls need.
-    """
-
-    def __init__(self, read: Callable[[], Any], put: Callable[[Any], Any], wanted: Callable[[Any], Any]) -> None:
-        self.read = read
-        self.put = put
-        self.wanted = wanted
-        self._holders: set[object] = set()
-        self._before: list[Any] = []
+    read: Callable[[], Any]  # Returns the current value.
+    put: Callable[[Any], Any]  # Sets a value.
+    wanted: Callable[[Any], Any]  # Maps the earlier value to the one that unrolls need.
+    _holders: set[object] = field(default_factory=set, init=False)
+    _before: list[Any] = field(default_factory=list, init=False)
 
     def hold(self, undo: Undo) -> None:
         """Hold the setting at the wanted value until ``undo`` restores it."""
@@ -76,24 +71,16 @@ def together(*settings: Setting) -> Setting:
     )
 
 
+_KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+
+
 def _kernels() -> tuple[bool, ...]:
-    cuda = torch.backends.cuda
-    return (
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-    )
+    return tuple(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KERNELS)
 
 
 def _use_kernels(chosen: tuple[bool, ...]) -> None:
-    cuda = torch.backends.cuda
-    for enable, yes in zip(
-        (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp, cuda.enable_math_sdp),
-        chosen,
-        strict=True,
-    ):
-        enable(yes)
+    for name, yes in zip(_KERNELS, chosen, strict=True):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(yes)
 
 
 math_attention = Setting(_kernels, _use_kernels, lambda _: (False, False, False, True))

@@ -5,7 +5,6 @@ would not do what the live objects do: an optimizer may depend on a parameter's 
 tensors and counts on itself, and sit in a wrapper with a step of its own.
 """
 
-import contextlib
 import functools
 import types
 from collections import deque
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_private import without_torch_function
-from .restore import ABSENT, Was, put_back, refill, set_versions, source
+from .restore import ABSENT, SavedTensor, cells_of, put_back, refill, set_versions, slots_of, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
@@ -51,7 +50,7 @@ class Snapshot:
         self._fields: list[tuple[Any, str, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._states: list[Callable[[], Any]] = []
-        self._tensors: list[Was] = []
+        self._tensors: list[SavedTensor] = []
         with without_torch_function(), torch.no_grad():
             todo = list(roots)
             while todo:
@@ -61,11 +60,9 @@ class Snapshot:
                     self._visit(one, todo)
 
     def __enter__(self) -> "Snapshot":
-        """Return the snapshot."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Restore everything."""
         try:
             self.restore()
         except BaseException:
@@ -124,7 +121,7 @@ class Snapshot:
             self._fields.append((one, "__dict__", attributes))
 
     def _visit_tensor(self, tensor: Tensor, todo: list[Any]) -> None:
-        was = Was.of(tensor, id(tensor) not in self._bare)
+        was = SavedTensor.of(tensor, id(tensor) not in self._bare)
         self._tensors.append(was)
         todo.append(was.grad)
         if was.leaf and was.flag:
@@ -132,7 +129,7 @@ class Snapshot:
             todo.append(tensor._backward_hooks)
 
     def _visit_function(self, function: types.FunctionType, todo: list[Any]) -> None:
-        self._fields += [(cell, "cell_contents", content) for cell, content in _cells(function)]
+        self._fields += [(cell, "cell_contents", content) for cell, content in cells_of(function)]
         scope = function.__globals__
         if self._names and not str(scope.get("__name__")).startswith("torch."):
             for name in _names_in(function.__code__) & scope.keys():
@@ -154,7 +151,7 @@ def parts(one: Any) -> list[Any] | None:
     elif isinstance(one, types.FunctionType):
         if _shut(one.__globals__.get("__name__", "")):
             return None
-        found = [*(content for _, content in _cells(one)), one.__defaults__, one.__kwdefaults__]
+        found = [*(content for _, content in cells_of(one)), one.__defaults__, one.__kwdefaults__]
     elif isinstance(one, functools.partial):
         found = [one.func, one.args, one.keywords]
     elif isinstance(one, Tensor):
@@ -171,15 +168,6 @@ def parts(one: Any) -> list[Any] | None:
     return found
 
 
-def _cells(function: types.FunctionType) -> list[tuple[Any, Any]]:
-    """Return the closure cells of a function with their contents, except those that are not bound yet."""
-    found = []
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):
-            found.append((cell, cell.cell_contents))
-    return found
-
-
 def _names_in(code: types.CodeType) -> set[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return set(code.co_names).union(*map(_names_in, inner))
@@ -190,9 +178,7 @@ def _slots_of(kind: type) -> tuple[str, ...] | None:
     if kind not in _slots:
         # A module is always the user's, even one that torch.compile or torch.fx has made.
         shut = not issubclass(kind, nn.Module) and any(_shut(cls.__module__) for cls in kind.__mro__)
-        own = [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
-        found = [k for v in own for k, member in v.items() if isinstance(member, types.MemberDescriptorType)]
-        _slots[kind] = None if shut or issubclass(kind, type) else tuple(found)
+        _slots[kind] = None if shut or issubclass(kind, type) else tuple(slots_of(kind))
     return _slots[kind]
 
 

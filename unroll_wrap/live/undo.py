@@ -29,7 +29,6 @@ class Undo:
         self._steps: list[Step] = []
 
     def __enter__(self) -> "Undo":
-        """Return self."""
         return self
 
     def __exit__(self, kind: Any = None, error: BaseException | None = None, trace: Any = None) -> None:

@@ -8,6 +8,7 @@ operators, and time for each node.
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, cast
 
@@ -24,42 +25,38 @@ _MOST = 64
 _plans: dict[Any, Plan] = {}
 
 
+@dataclass(eq=False)
 class Adjoint:
     """The graph of a loss in which every operator has a formula.
 
     A place is a number: nodes are numbered in the order in which the loss made them, and leaves come after them.
-
-    Args:
-        plan: the passes through graphs of this structure.
-        nodes: the nodes except the leaves, in order.
-        loss: the loss, which keeps the graph alive.
-        asked: the place of each parameter; None if no gradient of it is wanted.
-        outer: the place of each leaf in the batch; None if the loss does not reach it.
     """
 
-    def __init__(self, plan: Plan, nodes: list[Node], loss: Tensor, asked: list[int | None], outer: list[int | None]):
-        self._plan = plan
-        self._nodes = nodes
-        self._loss = loss
-        self._asked = asked
-        self._outer = outer
-        self._total = len(nodes) + 1 + max((a for a in (*asked, *outer) if a is not None), default=0)
+    plan: Plan  # The passes through graphs of this structure.
+    nodes: list[Node]  # The nodes except the leaves, in order.
+    loss: Tensor  # The loss, which keeps the graph alive.
+    asked: list[int | None]  # The place of each parameter; None if no gradient of it is wanted.
+    outer: list[int | None]  # The place of each leaf in the batch; None if the loss does not reach it.
+
+    def __post_init__(self) -> None:
+        places = [a for a in (*self.asked, *self.outer) if a is not None]
+        self._total = len(self.nodes) + 1 + max(places, default=0)
         self._bars: list[Any] = []
         self._found: list[Any] = []
 
     @torch.no_grad()
     def gradients(self) -> list[Tensor | None]:
         """Return the gradient of each parameter, bit for bit equal to autograd's; None where the loss has none."""
-        count = len(self._nodes)
+        count = len(self.nodes)
         bars: list[Any] = [None] * count
         kept: list[Any] = [None] * count
         founds: list[Any] = [None] * count
-        one = one_like(self._loss)
-        bars[-1] = one if self._loss.dim() == 0 else one.expand_as(self._loss)
+        one = one_like(self.loss)
+        bars[-1] = one if self.loss.dim() == 0 else one.expand_as(self.loss)
         parts: list[list[Tensor]] = [[] for _ in range(self._total)]
-        for place, formula, _, _, wanted, targets in self._plan.gradient:
+        for place, formula, _, _, wanted, targets in self.plan.gradient:
             if (bar := bars[place]) is not None:
-                _, node, following = self._nodes[place]
+                _, node, following = self.nodes[place]
                 found = formula.back(formula.saved(node, following), bar, wanted)
                 for k, j in targets:
                     if (one := found[k]) is None:
@@ -72,37 +69,32 @@ class Adjoint:
                     kept[place], founds[place] = bar, formula.kept(found)
                 bars[place] = None
         self._bars, self._found = kept, founds
-        return _summed([[] if a is None else parts[a] for a in self._asked])
+        return _summed([[] if a is None else parts[a] for a in self.asked])
 
     @torch.no_grad()
     def pullback(self, bars: Sequence[Tensor | None], inner: bool) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Pull the cotangents of the gradients back to the parameters, if ``inner``, and to the outer leaves.
+        """Pull the cotangents of the gradients back to the parameters and to the outer leaves; None stands for zero.
 
-        Args:
-            bars: the cotangent of each gradient; None for zero.
-            inner: whether the cotangents of the parameters are wanted.
-
-        Returns:
-            The cotangents of the parameters, an empty list unless ``inner``; and those of the outer leaves.
+        The first list is empty unless the cotangents of the parameters, the ``inner`` leaves, are wanted.
         """
         us: list[Any] = [None] * self._total
-        for a, bar in zip(self._asked, bars, strict=True):
+        for a, bar in zip(self.asked, bars, strict=True):
             if a is not None:
                 us[a] = bar
-        saved: list[Any] = [None] * len(self._nodes)
-        for place, formula, inputs, moving, _, _ in self._plan.tangents:
+        saved: list[Any] = [None] * len(self.nodes)
+        for place, formula, inputs, moving, _, _ in self.plan.tangents:
             for j in moving:
                 if us[j] is not None:
-                    _, node, following = self._nodes[place]
+                    _, node, following = self.nodes[place]
                     saved[place] = own = formula.saved(node, following)
                     us[place] = formula.forth(own, [None if j is None else us[j] for j in inputs])
                     break
-        parts = self._bend(us, saved, self._plan.back[inner])
-        of_params = _summed([[] if a is None else parts[a] for a in self._asked]) if inner else []
-        return of_params, [None if o is None else _sum(parts[o]) for o in self._outer]
+        parts = self._bend(us, saved, self.plan.back[inner])
+        of_params = _summed([[] if a is None else parts[a] for a in self.asked]) if inner else []
+        return of_params, [None if o is None else _sum(parts[o]) for o in self.outer]
 
     def _bend(self, us: list[Any], saved: list[Any], visits: list[Visit]) -> list[Any]:
-        count = len(self._nodes)
+        count = len(self.nodes)
         lams: list[Any] = [None] * count
         parts: list[list[Tensor]] = [[] for _ in range(self._total)]
         for place, formula, inputs, moving, wanted, targets in visits:
@@ -113,7 +105,7 @@ class Adjoint:
                 continue
             own = saved[place]
             if own is None:
-                _, node, following = self._nodes[place]
+                _, node, following = self.nodes[place]
                 own = formula.saved(node, following)
             if bent:
                 given = [None if j is None else us[j] for j in inputs]
@@ -136,12 +128,8 @@ def adjoint(
 ) -> Adjoint | None:
     """Return what differentiates a loss by formulas; None if these do not cover its whole graph.
 
-    Args:
-        loss: the loss, with its graph.
-        nodes: all nodes of that graph except the leaves.
-        ends: the nodes of the leaves.
-        params: the leaves whose gradients are wanted, if they require grad.
-        outer: the leaves in the batch, whose cotangents the pullback returns too.
+    ``nodes`` are all nodes of the graph except the leaves, and ``ends`` those of the leaves. Gradients are wanted of
+    those ``params`` that require grad. The pullback also returns the cotangents of the leaves ``outer``.
     """
     # Anomaly mode needs autograd, to name the operator at fault. A tensor subclass may redefine any operator.
     usual = type(loss) is Tensor and loss.dtype in _EXACT and not torch.is_anomaly_enabled()

@@ -1,5 +1,6 @@
 """Batch normalization whose second derivative takes a few passes over the activations, and not thirty as in torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight, mean, r = ctx.saved_tensors
-        backward = _kernel if transformed(to_y) else _BatchNormBackward.apply
+        backward = kernel if transformed(to_y) else _BatchNormBackward.apply
         to_x, to_weight, to_bias = backward(to_y, x, weight, mean, r, ctx.eps)
         wanted = ctx.needs_input_grad
         return to_x, to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, None, None, None
@@ -74,7 +75,7 @@ class _BatchNormBackward(torch.autograd.Function):
     def forward(
         ctx: Any, to_y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, r: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = _kernel(to_y, x, weight, mean, r, eps)
+        found = kernel(to_y, x, weight, mean, r, eps)
         ctx.save_for_backward(to_y, x, weight, mean, r, *found[1:])
         ctx.eps = eps
         return found
@@ -87,7 +88,7 @@ class _BatchNormBackward(torch.autograd.Function):
             return *by_channel(to_y, x, weight, r, (u, to_to_weight, to_to_bias)), None, None, None
         count = x.numel() // x.shape[1]
         shape = (1, -1, *[1] * (x.dim() - 2))
-        to_to_y, u_along, u_sum = _kernel(u, x, weight, mean, r, ctx.eps)
+        to_to_y, u_along, u_sum = kernel(u, x, weight, mean, r, ctx.eps)
         # These are means over the batch, one for each channel.
         y_mean, y_along, u_mean, u_along = to_bias / count, to_weight / count, u_sum / count, u_along / count
         both = (u * to_y).mean([d for d in range(x.dim()) if d != 1]) - u_mean * y_mean - u_along * y_along
@@ -106,9 +107,16 @@ class _BatchNormBackward(torch.autograd.Function):
         return to_to_y, to_x, None if weight is None else r * both * count, None, None, None
 
 
-def _kernel(
-    to_y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, r: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
-        to_y, x, weight, None, None, mean, r, True, eps, [True, True, True]
+def kernel(
+    to_y: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    r: Tensor,
+    eps: float,
+    mask: Sequence[bool] = (True,) * 3,
+) -> Any:
+    """Return γ r P(ȳ), Σ ȳ x̂ and Σ ȳ, those of them that ``mask`` asks for."""
+    return torch.ops.aten.native_batch_norm_backward.default(
+        to_y, x, weight, None, None, mean, r, True, eps, list(mask)
     )

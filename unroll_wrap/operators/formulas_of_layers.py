@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_norm import _BatchNorm
+from .batch_norm import _BatchNorm, kernel
 from .convolution import _Convolution, input_gradient
 from .formulas import Formula, Tensors, Wanted, plus
 from .formulas_of_operators import FORMULAS
@@ -104,7 +104,7 @@ class BatchNorm(Formula):
 
     def back(self, saved: Any, bar: Tensor, wanted: Wanted) -> Tensors:  # noqa: ARG002
         x, weight, mean, r, eps, _ = saved
-        return _kernel(bar, x, weight, mean, r, eps)
+        return kernel(bar, x, weight, mean, r, eps)
 
     def kept(self, found: Tensors) -> Any:
         return found[1:]
@@ -113,7 +113,7 @@ class BatchNorm(Formula):
         (x, weight, mean, r, eps, _), (u, v, s) = saved, (*us, None, None)[:3]
         through = None
         if u is not None:
-            through, *saved[5] = _kernel(u, x, weight, mean, r, eps)
+            through, *saved[5] = kernel(u, x, weight, mean, r, eps)
         if v is None:
             return through if s is None else (through if through is not None else torch.zeros_like(x)) + _wide(s, x)
         return plus(through, _normalized(x, v, s, eps))
@@ -125,12 +125,12 @@ class BatchNorm(Formula):
         along, total = kept
         sums = (None, None)
         if lam is not None and weight is not None and any(wanted[1:3]):
-            sums = _kernel(lam, x, weight, mean, r, eps, (False, True, True))[1:]
+            sums = kernel(lam, x, weight, mean, r, eps, (False, True, True))[1:]
         inner = lam if lam is None or weight is None else lam * _wide(weight, x)
         if u is None:
             of_bar, curve = v, None
         else:
-            u_along, u_total = known or _kernel(u, x, weight, mean, r, eps, (False, True, True))[1:]
+            u_along, u_total = known or kernel(u, x, weight, mean, r, eps, (False, True, True))[1:]
             both = torch.addcmul((u * bar).sum([d for d in range(x.dim()) if d != 1]), u_total, total, value=-1 / n)
             curve = r * torch.addcmul(both, u_along, along, value=-1 / n)
             inner = _plus_product(inner, u, _wide(gain * along, x), -1 / n)
@@ -139,7 +139,7 @@ class BatchNorm(Formula):
             inner = _plus_product(inner, bar, _wide(of_bar, x), 1)
         to_x = None
         if wanted[0] and inner is not None:
-            to_x = _kernel(inner, x, None, mean, r, eps, (True, False, False))[0]
+            to_x = kernel(inner, x, None, mean, r, eps, (True, False, False))[0]
             if curve is not None:
                 to_x = torch.add(to_x, _normalized(x, gain * curve, None, eps), alpha=-1 / n)
         return to_x, plus(sums[0], curve), sums[1]
@@ -158,12 +158,6 @@ def _wide(vector: Tensor, x: Tensor) -> Tensor:
 def _normalized(x: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
     """Return scale · x̂ + shift."""
     return torch.native_batch_norm(x, scale, shift, None, None, True, 0.0, eps)[0]
-
-
-def _kernel(
-    bar: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, r: Tensor, eps: float, mask: Wanted = (True,) * 3
-) -> Any:
-    return _aten.native_batch_norm_backward.default(bar, x, weight, None, None, mean, r, True, eps, list(mask))
 
 
 def _of_torch(node: Any) -> tuple[Any, ...]:

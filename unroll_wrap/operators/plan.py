@@ -14,52 +14,32 @@ Node = tuple[int, Any, Any]
 
 
 class Visit(NamedTuple):
-    """What a pass does at one node.
+    """What a pass does at one node."""
 
-    Attributes:
-        place: the place of the node.
-        formula: the formula of its operator.
-        inputs: the places of the operator's inputs; None for a constant.
-        moving: the places of the inputs that depend on a parameter; in a reverse pass, only if the formula is curved.
-        wanted: for each input, whether a reverse pass needs its cotangent.
-        targets: the positions of these inputs among all of them, each with its place.
-    """
-
-    place: int
-    formula: Formula
-    inputs: tuple[int | None, ...]
+    place: int  # The place of the node.
+    formula: Formula  # The formula of its operator.
+    inputs: tuple[int | None, ...]  # The places of the operator's inputs; None for a constant.
+    # The places of the inputs that depend on a parameter; in a reverse pass, only if the formula is curved.
     moving: tuple[int, ...]
-    wanted: tuple[bool, ...]
-    targets: tuple[tuple[int, int], ...]
+    wanted: tuple[bool, ...]  # For each input, whether a reverse pass needs its cotangent.
+    targets: tuple[tuple[int, int], ...]  # The positions of these inputs among all of them, each with its place.
 
 
 class Plan(NamedTuple):
-    """The passes through every graph of one structure.
+    """The passes through every graph of one structure."""
 
-    Attributes:
-        checks: the places whose formula does not hold for every node, each with the test that the node has to pass.
-        gradient: the reverse pass that computes the gradient.
-        tangents: the forward pass of the tangents of θ.
-        back: the reverse passes of the pullback: to the batch alone, and to θ and the batch.
-    """
-
+    # The places whose formula does not hold for every node, each with the test that the node has to pass.
     checks: list[tuple[int, Any]]
-    gradient: list[Visit]
-    tangents: list[Visit]
+    gradient: list[Visit]  # The reverse pass that computes the gradient.
+    tangents: list[Visit]  # The forward pass of the tangents of θ.
+    # The reverse passes of the pullback: to the batch alone, and to θ and the batch.
     back: tuple[list[Visit], list[Visit]]
 
 
 def planned(
     nodes: list[Node], place: dict[Any, int | None], asked: list[int | None], outer: list[int | None]
 ) -> Plan | None:
-    """Return the passes through a graph; None if the formulas do not cover it.
-
-    Args:
-        nodes: its nodes except the leaves, in the order in which they were made.
-        place: the place of every node.
-        asked: the place of each parameter; None if no gradient of it is wanted.
-        outer: the place of each leaf in the batch; None if the graph does not reach it.
-    """
+    """Return the passes through a graph; None if the formulas do not cover it. ``Adjoint`` describes the arguments."""
     formulas = [_formula(node) for _, node, _ in nodes]
     known = [f for f in formulas if f is not None]
     edges = [(i, place[n], output) for i, (_, _, following) in enumerate(nodes) for n, output in following]

@@ -37,11 +37,7 @@ def is_fragile(node: Any) -> bool:
 
 def is_custom(node: Any) -> bool:
     """Return whether the node belongs to a ``torch.autograd.Function`` of the user's."""
-    return isinstance(node, BackwardCFunction) and not _function_of(node).__module__.startswith(_OWN)
-
-
-def _function_of(node: Any) -> Any:
-    return node._forward_cls
+    return issubclass(type(node), BackwardCFunction) and not node._forward_cls.__module__.startswith(_OWN)
 
 
 def _hook_on(node: Any) -> Callable[[Cotangents, Cotangents], Any]:
@@ -56,7 +52,7 @@ def _check_graph(node: Any, found: Cotangents, of: Cotangents) -> None:
     if any(bar is not None and bar.requires_grad for bar in of) and not any(g.requires_grad for g in given):
         if any(g.any() for g in given):
             raise RuntimeError(
-                f"{_function_of(node).__name__}, a torch.autograd.Function, computes its gradient without a graph, "
+                f"{node._forward_cls.__name__}, a torch.autograd.Function, computes its gradient without a graph, "
                 "under no_grad() or in numpy say, and autograd would take the second derivative to be 0. Compute it by "
                 "differentiable operations, pass backward=FiniteDifference(), or stop_gradient=True for the first term "
                 "alone."

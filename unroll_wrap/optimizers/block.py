@@ -17,20 +17,14 @@ Layout = list[tuple[int, ...]]
 
 
 class Block(NamedTuple):
-    """Parameters that move together or, in the reverse sweep, their cotangents, where None stands for zero.
+    """Parameters that move together or, in the reverse sweep, their cotangents, where None stands for zero."""
 
-    Attributes:
-        rule: the rule that updates the parameters.
-        index: the positions of the parameters in the unroll's list.
-        shapes: the shapes of the parameters.
-        params: all parameters in one flat vector; a single parameter keeps its shape.
-        state: the rule's NamedTuple. Its tensors are packed in the same way, and its numbers hold for all parameters.
-    """
-
-    rule: UpdateRule
+    rule: UpdateRule  # The rule that updates the parameters.
+    # The positions of the parameters in the unroll's list.
     index: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
-    shapes: tuple[torch.Size, ...]
-    params: Any
+    shapes: tuple[torch.Size, ...]  # The shapes of the parameters.
+    params: Any  # All parameters in one flat vector; a single parameter keeps its shape.
+    # The rule's NamedTuple. Its tensors are packed in the same way, and its numbers hold for all parameters.
     state: Any
 
 

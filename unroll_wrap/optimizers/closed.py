@@ -19,11 +19,7 @@ class ClosedRule(UpdateRule):
     def descend(self, numbers: Any, param: Tensor, grad: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
         """Return the new parameter and the tensors of the new state.
 
-        Args:
-            numbers: what ``numbers`` returns; for a compiler, each number is a tensor without dimensions.
-            param: the parameter.
-            grad: the gradient of the parameter.
-            *before: the tensors of the state before the update.
+        ``numbers`` is what the method of this name returns; for a compiler, each is a tensor without dimensions.
         """
         raise NotImplementedError
 

@@ -85,12 +85,9 @@ def read(
 
     Args:
         optimizers: plain optimizers, each of which moves some of the parameters.
-        params: the parameters to unroll; every one belongs to some optimizer.
+        params: the parameters to unroll, whose positions are the ``index`` of the blocks.
         traces: the traced rules of earlier calls.
         rules: what ``rule_of`` returns for each optimizer, if the caller knows that.
-
-    Returns:
-        Blocks, whose ``index`` holds positions in ``params``.
 
     Raises:
         ValueError: a rule needs options that the optimizer lacks, or state does not fit its parameter.
@@ -145,9 +142,6 @@ def _traced(stepper: Any, position: dict[int, int], traced: "Traces") -> Block:
 
 def rule_of(stepper: Any) -> Any:
     """Return the rule, a dataclass, that computes what ``step`` does; None if ``step`` has to be traced.
-
-    Args:
-        stepper: an optimizer, or an object with its own ``step`` that holds optimizers.
 
     Raises:
         TypeError: the optimizer cannot be unrolled.

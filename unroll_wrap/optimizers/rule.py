@@ -66,6 +66,18 @@ class UpdateRule:
         raise NotImplementedError
 
 
+def decayed(rule: Any, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return θ and g after ``maximize`` and weight decay, which joins g or, if it is decoupled, shrinks θ itself."""
+    if rule.maximize:
+        grad = -grad
+    if rule.weight_decay != 0:
+        if getattr(rule, "decoupled_weight_decay", False):
+            param = param * (1 - rule.lr * rule.weight_decay)
+        else:
+            grad = torch.add(grad, param, alpha=rule.weight_decay)
+    return param, grad
+
+
 @dataclass(frozen=True)
 class Scalar:
     """A number that the optimizer keeps in a tensor, in its precision: a constant of the differentiation."""
@@ -87,7 +99,6 @@ class Scalar:
         return Scalar(self.tensor * factor)
 
     def __float__(self) -> float:
-        """Return the value."""
         return self.tensor.item()
 
 

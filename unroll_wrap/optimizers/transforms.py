@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,41 +13,28 @@ ParamTransform = Callable[..., Tensor]
 Holding = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
 
 
-def _holding(params: Sequence[Tensor]) -> AbstractContextManager[object]:  # noqa: ARG001
-    return nullcontext()
-
-
 @dataclass(frozen=True)
 class Transforms:
-    """The transforms of one call, and what they need.
+    """The transforms of one call, and what they need."""
 
-    Attributes:
-        gradients: maps the list of existing gradients to a list of the same length, or None. If it has an argument
-            ``names``, it receives the names of their parameters.
-        parameter: maps an updated parameter to a parameter, or None. If it has an argument ``name``, it receives that.
-        names: the names of all parameters.
-        hooks: ``(i, hook)`` for gradient hooks of parameter i that are differentiated with the update; they run first.
-        holding: returns a context in which the discriminator has the given tensors as its parameters.
-        check: whether to look for results to which no derivative passes.
-    """
-
+    # Maps the list of existing gradients to a list of the same length, or None. If it has an argument ``names``, it
+    # receives the names of their parameters.
     gradients: GradTransform | None = None
+    # Maps an updated parameter to a parameter, or None. If it has an argument ``name``, it receives that.
     parameter: ParamTransform | None = None
-    names: Sequence[str] = ()
+    names: Sequence[str] = ()  # The names of all parameters.
+    # ``(i, hook)`` for gradient hooks of parameter i that are differentiated with the update; they run first.
     hooks: Sequence[tuple[int, Callable[[Tensor], Any]]] = ()
-    holding: Holding = field(default=_holding)
-    check: bool = False
+    # Returns a context in which the discriminator has the given tensors as its parameters.
+    holding: Holding = nullcontext
+    check: bool = False  # Whether to look for results to which no derivative passes.
 
     def __bool__(self) -> bool:
         """Return whether there is any transform or hook."""
         return self.gradients is not None or self.parameter is not None or bool(self.hooks)
 
     def of_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one.
-
-        Raises:
-            ValueError: ``gradients`` does not return one gradient for each, of the same shape and with a derivative.
-        """
+        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one."""
         grads = list(grads)
         for i, hook in self.hooks:
             if (g := grads[i]) is not None and (changed := hook(g.clone())) is not None:
@@ -74,11 +61,7 @@ class Transforms:
         return [None if g is None else next(new) for g in grads]
 
     def of_parameter(self, param: Tensor, i: int) -> Tensor:
-        """Apply ``parameter`` to a copy of the i-th parameter.
-
-        Raises:
-            ValueError: that changes the shape, or no derivative passes through it.
-        """
+        """Apply ``parameter`` to a copy of the i-th parameter; raise if the shape changes or no derivative passes."""
         if self.parameter is None:
             return param
         named = {"name": self.names[i]} if takes(self.parameter, "name") else {}

@@ -12,21 +12,15 @@ from .transforms import Transforms, check_leaves
 
 
 class Update(NamedTuple):
-    """(θ, g, state) → (θ', state'), and what its pullback needs.
+    """(θ, g, state) → (θ', state'), and what its pullback needs."""
 
-    Attributes:
-        old: θ and state, as leaves if autograd differentiates the update.
-        new: θ' and state'.
-        grads: g, one entry for each parameter, as leaves of their own if autograd differentiates the update.
-        entry: the layout of the blocks that the update was given.
-        closed: the pullback of each block in closed form, None for a block that has not moved; or None in place of the
-            list if autograd differentiates the update.
-    """
-
-    old: list[Block]
-    new: list[Block]
+    old: list[Block]  # θ and state, as leaves if autograd differentiates the update.
+    new: list[Block]  # θ' and state'.
+    # g, one entry for each parameter, as leaves of their own if autograd differentiates the update.
     grads: Sequence[Tensor | None]
-    entry: Layout
+    entry: Layout  # The layout of the blocks that the update was given.
+    # The pullback of each block in closed form, None for a block that has not moved; or None in place of the list if
+    # autograd differentiates the update.
     closed: list[Pullback | None] | None
 
     def following(self) -> list[Block]:
@@ -67,12 +61,7 @@ class Update(NamedTuple):
         return of_grads, of_old
 
     def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
-        """Return the cotangent of the blocks that the update was given.
-
-        Args:
-            of_old: the part of it that passes through the rule.
-            of_params: for each parameter, the part that passes through its gradient.
-        """
+        """Return the cotangent of what the update was given: the part through the rule, and that through g."""
         blocks = add(of_old, of_params)
         return blocks if layout(blocks) == self.entry else regroup(blocks, self.entry)
 
@@ -85,11 +74,7 @@ def update(
 ) -> Update:
     """Step every parameter that has a gradient; as in torch, the others keep their values and their step counts.
 
-    Args:
-        blocks: θ and state.
-        grads: the gradient of each parameter, or None. If a gradient has a graph, that plays no part.
-        transforms: the user's transforms of gradients before the rule, and of parameters after it.
-        differentiable: whether to keep what the pullback needs.
+    If a gradient has a graph, that plays no part. What the pullback needs is kept if the update is ``differentiable``.
     """
     old = split(blocks, [g is not None for g in grads])
     if not transforms:
@@ -146,10 +131,7 @@ _KEPT = 8
 def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Sequence[tuple[int, Tensor]]) -> None:
     """Raise if it is unclear whether the optimizer moves a parameter that ``d_loss`` does not reach.
 
-    Args:
-        blocks: θ and state.
-        grads: the gradients of the loss, with zeros where the loop leaves zeros.
-        left: positions of parameters, each with the gradient that the loop has left in ``.grad``.
+    ``left`` has positions of parameters, each with the gradient that the loop has left in ``.grad``.
 
     Raises:
         ValueError: a gradient of zeros would move the parameter, where None would not.

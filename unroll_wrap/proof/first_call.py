@@ -40,7 +40,7 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
         if p._backward_hooks:
             found.append(f"a parameter of D has gradient hooks: {_names(p._backward_hooks.values())}")
     if is_observed() or not can_exchange(params):
-        # What is stood in for has a class of the same name, and not the very class.
+        # While another tensor stands in for one of the user's, that one has another class, of the same name.
         found.append(
             "a profiler, hooks on saved tensors or weak references keep D's tensors, and others stand in for them"
         )
@@ -58,25 +58,14 @@ def _names(hooks: Iterable[Any]) -> str:
 
 
 class Proof:
-    """A comparison of a call with K real steps of the live objects from the same state.
-
-    Args:
-        unrolled: the loss.
-        call: the arguments of the call.
-        owned: the parameters that the inner steps move.
-        doubts: what the package does not know, in words.
-
-    Attributes:
-        batches: the batches of the inner steps, noted while the call runs.
-        doubts: what the package does not know, in words.
-        random: the states of torch's generators before each evaluation of a loss, noted while the call runs.
-    """
+    """A comparison of a call with K real steps of the live objects from the same state."""
 
     def __init__(self, unrolled: Any, call: Call, owned: Sequence[Tensor], doubts: Sequence[str]) -> None:
-        self.batches: list[tuple[Any, ...]] = []
+        self.batches: list[tuple[Any, ...]] = []  # The batches of the inner steps, noted while the call runs.
+        # The states of torch's generators before each evaluation of a loss, noted while the call runs.
         self.random: list[RandomState] = []
         self._owned = owned
-        self.doubts = doubts
+        self.doubts = doubts  # What the package does not know, in words.
         self._losses = call.d_loss, call.g_loss
         self._before = Snapshot(self._losses)
         self._state = EveryState(owned, ())
@@ -89,11 +78,7 @@ class Proof:
             self.batches.append(batch)
 
     def check(self, value: Tensor, d_losses: Sequence[Tensor]) -> None:
-        """Raise if a call and real steps give different values, or log a warning if ``d_loss`` does not repeat itself.
-
-        Raises:
-            ValueError: the values differ by more than rounding.
-        """
+        """Raise if a call and real steps differ by more than rounding, unless ``d_loss`` does not repeat itself."""
         found = value.item()
         after = Snapshot(self._losses)
         try:

@@ -15,11 +15,7 @@ from .training import clear, modules_of, moved_by, stepping
 
 
 class Player:
-    """One player of a sequence, with what its own training step consists of: loss, parameters, and who steps them.
-
-    Args:
-        update: an update of this player.
-    """
+    """One player of a sequence, with what its own training step consists of: loss, parameters, and who steps them."""
 
     def __init__(self, update: Any) -> None:
         self.loss = update.loss
@@ -40,39 +36,39 @@ class RealRounds(RealSteps):
     def run(self, shifted: Shift = nullcontext, around: Around = nullcontext) -> float:
         """Return the loss after the last round, or its weighted sum; see ``RealSteps.run`` for the arguments."""
         self.values = []
-        unrolled, steps = self._unrolled, len(self._inner)
+        unrolled, steps = self.unrolled, len(self.inner)
         weights = self.weights(steps)
         again = nullcontext() if around is nullcontext else in_place(Swap(modules_of(unrolled), []))
         players = [Player(update) for update in unrolled.updates]
         roots: list[Any] = [*(m for one in players for m in one.modules), *(s for one in players for s in one.steppers)]
         with (
-            Snapshot([*roots, [one.loss for one in players], self._g_loss, self._batch, self._inner, self._kwargs]),
+            Snapshot([*roots, [one.loss for one in players], self.g_loss, self.batch, self.inner, self.kwargs]),
             guards.unrolling(),
             again,
         ):
             total = 0.0
             # One shift for all rounds, because the steps of the player that is moved go on from where it is.
-            with nullcontext() if self._constant else shifted():
+            with nullcontext() if self.constant else shifted():
                 start = [player.now() for player in players]
                 for k in range(steps + 1):
                     if k in weights:
                         total += weights[k] * self._returned(players, start, shifted, around)
                     if k < steps:
-                        self._round(players, start, self._inner[k], around)
+                        self._round(players, start, self.inner[k], around)
                 return total
 
     def _returned(self, players: Sequence[Player], start: Sequence[Snapshot], shifted: Shift, around: Around) -> float:
-        asked = {id(p) for m in self._unrolled.asker for p in m.parameters()}
+        asked = {id(p) for m in self.unrolled.asker for p in m.parameters()}
         with Snapshot([player.modules for player in players]):
-            if self._unrolled.order == "level-k":
+            if self.unrolled.order == "level-k":
                 for player, before in zip(players, start, strict=True):
                     if any(id(p) in asked for p in player.params):
                         before.restore()
-            with shifted() if self._constant else nullcontext():
-                return self._evaluate("loss", self._g_loss, self._batch, around("loss")).item()
+            with shifted() if self.constant else nullcontext():
+                return self._evaluate("loss", self.g_loss, self.batch, around("loss")).item()
 
     def _round(self, players: Sequence[Player], start: Sequence[Snapshot], batch: Any, around: Around) -> None:
-        order = self._unrolled.order
+        order = self.unrolled.order
         grads: list[list[Tensor | None]] = []
         for i, player in enumerate(players):
             if order == "level-k":

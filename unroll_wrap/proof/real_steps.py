@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,45 +21,27 @@ Shift = Callable[[], AbstractContextManager[object]]
 Around = Callable[[str], AbstractContextManager[object]]
 
 
+@dataclass
 class RealSteps:
     """A computation of ``g_loss`` after K steps of the live optimizers on the live parameters.
 
     No tensor, optimizer or module is copied, so that hooks, wrappers and attributes do what they do in training.
-
-    Args:
-        unrolled: the loss, for D, its optimizers and transforms.
-        d_loss: the discriminator's loss.
-        g_loss: the generator's loss.
-        batch: the batch of the call, for ``g_loss``.
-        inner: the batch of each inner step.
-        kwargs: the keyword arguments of both losses.
-        constant: how many of the first steps count as constant in a derivative, by the user's choice.
-
-    Attributes:
-        values: the name and the value of each evaluation of a loss in the last run.
     """
 
-    def __init__(
-        self,
-        unrolled: Any,
-        d_loss: Callable[..., Tensor],
-        g_loss: Callable[..., Tensor],
-        batch: tuple[Any, ...],
-        inner: Sequence[tuple[Any, ...]],
-        kwargs: dict[str, Any],
-        constant: int = 0,
-    ) -> None:
-        self._modules = modules_of(unrolled)
-        self.values: list[tuple[str, float]] = []
+    unrolled: Any
+    d_loss: Callable[..., Tensor]
+    g_loss: Callable[..., Tensor]
+    batch: tuple[Any, ...]
+    inner: Sequence[tuple[Any, ...]]  # The batch of each inner step.
+    kwargs: dict[str, Any]
+    constant: int = 0  # How many of the first steps count as constant in a derivative, by the user's choice.
+    # The name and the value of each evaluation of a loss in the last run.
+    values: list[tuple[str, float]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = modules_of(self.unrolled)
         # A tensor of the player's in a batch is what the player is at each step.
-        self._own = {id(t) for m in self._modules for t in (*m.parameters(), *m.buffers())}
-        self._unrolled = unrolled
-        self._d_loss = d_loss
-        self._g_loss = g_loss
-        self._batch = batch
-        self._inner = inner
-        self._kwargs = kwargs
-        self._constant = constant
+        self._own = {id(t) for m in self.modules for t in (*m.parameters(), *m.buffers())}
 
     def run(
         self,
@@ -71,13 +54,13 @@ class RealSteps:
             shifted: makes a context that moves the tensors to differentiate with respect to.
             around: maps the name of a loss to a context for one evaluation.
         """
-        self.values, total, own = [], 0.0, self._unrolled.names.player_loss
-        weights = self.weights(len(self._inner))
+        self.values, total, own = [], 0.0, self.unrolled.names.player_loss
+        weights = self.weights(len(self.inner))
         # What a checkpoint runs again has to run in the context of its loss too.
-        again = nullcontext() if around is nullcontext else in_place(Swap(self._modules, []))
-        steppers = steppers_of(self._unrolled)
-        moved = moved_by(steppers, self._unrolled)
-        roots = [*self._modules, *steppers, self._d_loss, self._g_loss, self._batch, self._inner, self._kwargs]
+        again = nullcontext() if around is nullcontext else in_place(Swap(self.modules, []))
+        steppers = steppers_of(self.unrolled)
+        moved = moved_by(steppers, self.unrolled)
+        roots = [*self.modules, *steppers, self.d_loss, self.g_loss, self.batch, self.inner, self.kwargs]
         with Snapshot(roots), guards.unrolling(), again:
             # Gradients of zeros come from zero_grad(set_to_none=False), which leaves zeros before every step.
             zeros = [p.grad is not None and not p.grad.any() for p in moved.values()]
@@ -85,10 +68,10 @@ class RealSteps:
                 p.requires_grad_(True)
             if 0 in weights:
                 total += weights[0] * self._g(shifted, around)
-            for k, batch in enumerate(self._inner):
+            for k, batch in enumerate(self.inner):
                 clear(steppers, list(moved.values()), zeros)
-                with nullcontext() if k < self._constant else shifted():
-                    loss = self._evaluate(f"{own} at inner step {k}", self._d_loss, batch, around(own))
+                with nullcontext() if k < self.constant else shifted():
+                    loss = self._evaluate(f"{own} at inner step {k}", self.d_loss, batch, around(own))
                     loss.backward(inputs=[p for p in moved.values() if p.requires_grad])
                     self._step(steppers, moved)
                 if k + 1 in weights:
@@ -97,35 +80,35 @@ class RealSteps:
 
     def weights(self, steps: int) -> dict[int, float]:
         """Return the weight of ``g_loss`` after each number of steps, as the user's option asks for it."""
-        factor = getattr(self._unrolled.average, "factor", None)
+        factor = getattr(self.unrolled.average, "factor", None)
         if factor is not None:
             weights = {0: 1 - factor, steps: factor} if steps else {0: 1.0}
             return {k: w for k, w in weights.items() if w or k == steps}
-        if self._unrolled.average and steps:
+        if self.unrolled.average and steps:
             return {k: 1 / steps for k in range(1, steps + 1)}
         return {steps: 1.0}
 
     def _g(self, shifted: Any, around: Any) -> float:
         # For the mean, g_loss runs between the steps. What it leaves in D must not reach the next step.
-        name = self._unrolled.names.loss
-        aside = Snapshot(self._modules) if self._unrolled.average else nullcontext()
+        name = self.unrolled.names.loss
+        aside = Snapshot(self.modules) if self.unrolled.average else nullcontext()
         with aside, shifted():
-            return self._evaluate(name, self._g_loss, self._batch, around(name)).item()
+            return self._evaluate(name, self.g_loss, self.batch, around(name)).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
-        batch, kwargs = _without_the_generator(batch, self._kwargs, self._own)
+        batch, kwargs = _without_the_generator(batch, self.kwargs, self._own)
         # Gradients are on even for g_loss, because a loss may differentiate inside.
-        given = (self._unrolled.player, *batch)
+        given = (self.unrolled.player, *batch)
         # Autocast keeps copies of weights, and does not see that a step has changed them.
         torch.clear_autocast_cache()
-        with explained(name, loss, given, kwargs, self._unrolled.names.short), torch.enable_grad(), around:
+        with explained(name, loss, given, kwargs, self.unrolled.names.short), torch.enable_grad(), around:
             value = loss(*given, **kwargs)
         self.values.append((name, value.item()))
         return value
 
     def _step(self, steppers: list[Any], moved: dict[str, Tensor]) -> None:
         """Do what a loop does after ``backward()``: take the optimizers' own steps, with the transforms around them."""
-        of_gradients, of_parameter = self._unrolled.grad_transform, self._unrolled.param_transform
+        of_gradients, of_parameter = self.unrolled.grad_transform, self.unrolled.param_transform
         if of_gradients:
             found = {name: p for name, p in moved.items() if p.grad is not None}
             named: dict[str, Any] = {"names": list(found)} if takes(of_gradients, "names") else {}

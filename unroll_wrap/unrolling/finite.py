@@ -19,16 +19,10 @@ def check_finite(
     name_of: Callable[[int], str] = lambda k: f"d_loss at inner step {k}",
     names: Names = GENERATOR,
 ) -> None:
-    """Raise unless the losses and the gradient are finite.
+    """Raise unless the losses and the gradient of the result are finite, and say which of them is not.
 
-    Args:
-        d_losses: ``d_loss`` of every inner step.
-        g_loss: ``g_loss`` after these steps.
-        given: the tensors that the call was given, which may be the cause, by their origin.
-        gradient: the gradient of the result.
-        again: repeats the call, to find the operator whose gradient is NaN.
-        name_of: returns the name of the k-th of ``d_losses``.
-        names: what messages call the player that moves, and the losses.
+    ``given`` has the tensors that may be the cause, by their origin. ``again`` repeats the call, to find the operator
+    whose gradient is NaN.
 
     Raises:
         ValueError: a loss or the gradient is not finite.

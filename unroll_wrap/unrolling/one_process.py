@@ -14,7 +14,6 @@ class OneProcess:
     """A call that averages with no other process: each rank looks ahead on its own."""
 
     def __enter__(self) -> "OneProcess":
-        """Return self."""
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

@@ -32,15 +32,7 @@ logger = logging.getLogger("unroll_wrap")
 
 
 def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) -> OneProcess:
-    """Return the processes that a call averages over.
-
-    Args:
-        group: a process group; False for this process alone.
-        modules: the modules of D, on whose device the messages are made.
-
-    Raises:
-        RuntimeError: the group no longer exists, or this process is not in it.
-    """
+    """Return the processes that a call averages over; messages between them are made on the device of ``modules``."""
     if isinstance(group, bool):
         return OneProcess()
     try:
@@ -56,13 +48,9 @@ def ranks_of(group: "dist.ProcessGroup | bool", modules: Sequence[nn.Module]) ->
 
 
 class Ranks(OneProcess):
-    """One call, made by every rank of a group.
+    """One call, made by every rank of a group; the messages between them are made on ``device``.
 
     As a context manager, a rank waits at the end for all others; if it raises, it tells them, and they raise too.
-
-    Args:
-        group: the process group to average over.
-        device: the device on which messages are made.
     """
 
     def __init__(self, group: "dist.ProcessGroup", device: torch.device) -> None:
@@ -90,17 +78,7 @@ class Ranks(OneProcess):
             logger.warning("The other ranks could not be told of %r: %s", error, failure)
 
     def agree(self, steps: int, owned: Sequence[Tensor], batch: Any, facts: Callable[[], dict[str, Any]]) -> None:
-        """Raise unless all ranks are about to make the same call.
-
-        Args:
-            steps: K.
-            owned: the live parameters that the optimizer moves.
-            batch: the arguments of the call.
-            facts: returns, by name, everything else that must be the same on all ranks.
-
-        Raises:
-            ValueError: the ranks differ.
-        """
+        """Raise ValueError unless all ranks are about to make the same call, with the same parameters."""
         mine = {"steps": repr(steps), "the batch": looks_of(tensors_in(batch)), "the parameters": looks_of(owned)}
         mine |= {name: words_of(value) for name, value in facts().items()}
         values = torch.cat([p.detach().reshape(-1).to(self._device) for p in owned])
@@ -136,12 +114,8 @@ class Ranks(OneProcess):
     def gradients(self, grads: Grads, batch: Any) -> Grads:
         """Return the average gradients, without graph; a gradient that a rank does not have counts as zero.
 
-        Args:
-            grads: this rank's gradient of each parameter.
-            batch: the batch of this inner step, whose shapes and dtypes must be the same on all ranks.
-
         Raises:
-            ValueError: the batches differ.
+            ValueError: the shapes or dtypes in ``batch``, that of this inner step, are not the same on all ranks.
         """
         looks = looks_of(tensors_in(batch))
         found, same = self._average([None if g is None else g.detach() for g in grads], looks)
@@ -164,8 +138,7 @@ class Ranks(OneProcess):
     def _average(self, entries: Grads, looks: str) -> tuple[Grads, bool]:
         """Average one tensor per parameter over the ranks, in one bucket for each dtype and device.
 
-        Returns:
-            The averages, None where no rank has a tensor; and whether ``looks`` is the same on all ranks.
+        The averages are None where no rank has a tensor. Also return whether ``looks`` is the same on all ranks.
         """
         self._left -= 1
         # Integers below 4096, because their sums over 4096 ranks are exact in float32.

@@ -19,17 +19,7 @@ _OUTSIZED = 2.0
 
 
 def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool, names: Names = GENERATOR) -> None:
-    """Raise for a result that depends on no generator, and warn of one that lacks the second term of Eq. 12.
-
-    Args:
-        found: the derivative of the result.
-        given: the tensors of the batch.
-        stop_gradient: whether only the first term is wanted.
-        names: what messages call the players and their losses.
-
-    Raises:
-        ValueError: the result depends on no generator.
-    """
+    """Raise for a result that depends on no generator, and warn of one that lacks the second term of Eq. 12."""
     reached = found.surrogates or any(t.requires_grad for t, _ in found.pairs())
     if not (reached and (found.first_term or found.second_term)):
         batch = ", ".join(f"{tuple(t.shape)} requires_grad={t.requires_grad}" for t in given)
@@ -57,10 +47,7 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
 def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> None:
     """Warn of a result that is correct, but may not be what the user meant.
 
-    Args:
-        detached: a text for each loss that detaches a part of what it returns.
-        fresh: the names of the optimizers that start from empty state.
-        outsized: the length of the first step's part of the gradient, divided by the length of the rest.
+    ``outsized`` is the length of the first step's part of the gradient, divided by the length of the rest.
     """
     if detached:
         warnings.warn(
@@ -80,11 +67,7 @@ def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> N
 
 
 def hand_over(value: Tensor, sensitivity: Sensitivity) -> Tensor:
-    """Return a scalar equal to ``value`` whose backward pass gives each of the user's tensors its gradient.
-
-    Raises:
-        ValueError: the memory of such a tensor has been freed.
-    """
+    """Return a scalar equal to ``value`` whose backward pass gives each of the user's tensors its gradient."""
     pairs = list(sensitivity.pairs())
     if any(t.numel() and not t.untyped_storage().size() for t, _ in pairs):
         raise ValueError(GIVEN_BACK)

@@ -12,9 +12,8 @@ from ..evaluation.evaluate import Evaluation
 from ..optimizers.block import Block, unpack
 from ..optimizers.update import Update
 from .one_process import Grads
-from .pull import pull
 from .step import Point
-from .step_gradients import gradients, refuse_stale
+from .step_gradients import gradients, pull, refuse_stale
 from .unroll import Unroll
 
 
@@ -48,21 +47,17 @@ class Round(NamedTuple):
 class Rounds(Unroll):
     """An unroll whose inner steps belong to several players.
 
-    The parameters of all players are one list. A player's update leaves the others' None for a gradient, so that their
-    optimizers do not move them; its derivative passes to the parameters of all.
-
-    Attributes:
-        moves: for each inner step of one round, the moves that are made at the same point.
-        asker: positions of the parameters of the player that minimises the returned loss; empty if it does not move.
-        anew: whether every move, and the returned loss, finds its own player at the start, and the others where they
-            have got to. Then there is no pullback.
-        start: θ^0.
+    The parameters of all players are one list. In a player's update the gradients of the others' parameters are None,
+    so that their optimizers do not move them. Its derivative passes to the parameters of all players.
     """
 
-    moves: Sequence[Sequence[Move]] = ()
+    moves: Sequence[Sequence[Move]] = ()  # For each inner step of one round, the moves that are made at the same point.
+    # Positions of the parameters of the player that minimises the returned loss; empty if it does not move.
     asker: frozenset[int] = frozenset()
+    # Whether every move, and the returned loss, finds its own player at the start, and the others where they have got
+    # to. Then there is no pullback.
     anew: bool = False
-    start: Point | None = None
+    start: Point | None = None  # θ^0.
     _taken: int = field(default=0, init=False)
 
     @property

@@ -14,20 +14,16 @@ class Sensitivity:
 
     Args:
         ignored: tensors, by id, that a loss itself has made require grad, as a gradient penalty does.
-
-    Attributes:
-        surrogates: scalars whose gradients complete the derivative, through graphs made before the call.
-        edge: the nodes of the losses that pass gradients on to these graphs.
-        first_term: whether ``g_loss`` depends on a tensor outside D.
-        second_term: whether ``d_loss`` depends on one, and ``g_loss`` on it through D's steps.
-        through_d: whether ``g_loss`` depends on the parameters that move.
     """
 
     def __init__(self, ignored: Mapping[int, Tensor] | None = None) -> None:
         self._ignored = {} if ignored is None else ignored
+        # Scalars whose gradients complete the derivative, through graphs made before the call.
         self.surrogates: list[Tensor] = []
-        self.edge: list[Any] = []
-        self.first_term = self.second_term = self.through_d = False
+        self.edge: list[Any] = []  # The nodes of the losses that pass gradients on to these graphs.
+        self.first_term = False  # Whether ``g_loss`` depends on a tensor outside D.
+        self.second_term = False  # Whether ``d_loss`` depends on one, and ``g_loss`` on it through D's steps.
+        self.through_d = False  # Whether ``g_loss`` depends on the parameters that move.
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, users: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:

@@ -1,4 +1,4 @@
-"""The gradients of ``d_loss`` that the optimizer steps by."""
+"""The gradients of ``d_loss`` that the optimizer steps by, and their pullback, both by autograd."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,9 +9,13 @@ from torch import Tensor
 
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
-from ..operators import Adjoint, parameters_only, repair
+from ..evaluation.precision import length
+from ..operators.adjoint import Adjoint
+from ..operators.convolution import parameters_only
+from ..operators.repairs import repair
 from ..optimizers.block import Joined
 from .one_process import Grads
+from .step import Point
 
 
 def gradients(
@@ -22,12 +26,12 @@ def gradients(
     mine: frozenset[int] | None = None,
     **options: Any,
 ) -> tuple[Grads, list[Tensor | None]]:
-    """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves.
+    """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of the leaves ``also``.
 
     Args:
         evaluate: the evaluator that has run the loss.
         evaluation: the result of that run.
-        also: the other leaves.
+        also: other leaves.
         by: computes the gradients by formulas; None if autograd computes them.
         mine: positions of the parameters to compute gradients of; None for all.
         options: keyword arguments of ``torch.autograd.grad``.
@@ -71,11 +75,7 @@ def gradients(
 
 
 def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
-    """Raise if it is ``wrong`` that a loss captures what a player that moves has computed before the call.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Raise ValueError if it is ``wrong`` that a loss captures what a player has computed before its steps."""
     if wrong:
         raise ValueError(
             f"{evaluation.name} captures a tensor whose graph leads to parameters that the steps move, as D(real) "
@@ -87,11 +87,7 @@ def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
 def _checked(
     evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads, mine: frozenset[int] | None = None
 ) -> Grads:
-    """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros.
-
-    Raises:
-        ValueError: the optimizer could not step by them.
-    """
+    """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros."""
     grads = found
     if isinstance(grads, Joined):
         return grads
@@ -123,3 +119,40 @@ def _checked(
         for i in evaluate.zeroed if mine is None else mine.intersection(evaluate.zeroed):
             grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
     return grads
+
+
+def pull(
+    unroll: Any, evaluation: Evaluation, start: Point, grads: Grads, bars: Sequence[Tensor | None], first: bool
+) -> Grads:
+    """Return (∂g/∂θ)ᵀḡ for every parameter, and add (∂g/∂x)ᵀḡ for the user's tensors to the sensitivity.
+
+    ``evaluation`` is the run of the loss, from the point ``start``, whose gradients ``grads``, with their graph, are g;
+    ``bars`` is ḡ. For the ``first`` step the part of the parameters is not needed, and then is empty.
+    """
+    pairs = [
+        (g, bar) for g, bar in zip(grads, bars, strict=True) if g is not None and bar is not None and g.requires_grad
+    ]
+    # A checkpoint that recomputes a part of D's forward pass must find this step's tensors in D.
+    unroll.evaluate.put(evaluation.params, start.buffers, start.contents)
+    params = [] if first else unroll.evaluate.swap.handles(evaluation.params)
+    inner = [p for p in params if p.requires_grad]
+    found = differentiate(
+        evaluation.name,
+        [g for g, _ in pairs],
+        [*inner, *evaluation.outer],
+        [bar for _, bar in pairs],
+        factor=unroll.evaluate.autocast.second,
+        retain_graph=evaluation.captured or bool(evaluation.outside),
+    )
+    if first and unroll.fresh:
+        rest = length(g for _, g in unroll.sensitivity.pairs())
+        unroll.outsized = length(found[len(inner) :]) / rest if rest else 0.0
+    reached = unroll.sensitivity.add(evaluation.users, found[len(inner) :])
+    unroll.sensitivity.second_term |= reached or evaluation.captured
+    if evaluation.captured and pairs:
+        where = pairs[0][0].device
+        surrogate = torch.stack([(g * bar).sum().to(where) for g, bar in pairs]).sum()
+        unroll.sensitivity.through(surrogate, evaluation)
+        unroll.sensitivity.edge += unroll.evaluate.edge(evaluation)
+    of_params = iter(found)
+    return [next(of_params) if p.requires_grad else None for p in params]

@@ -22,55 +22,40 @@ from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import causes, differentiate
 from ..evaluation.graph import leads_to
 from ..live.random_state import undisturbed
-from ..operators import Adjoint, adjoint
+from ..operators.adjoint import adjoint
 from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
 from ..optimizers.update import Update, add, check_left, update, zero_cotangent
 from .one_process import Grads, OneProcess
-from .pull import pull
 from .sensitivity import Sensitivity
 from .step import Point, Step
-from .step_gradients import gradients, refuse_stale
+from .step_gradients import gradients, pull, refuse_stale
 
 
 @dataclass
 class Unroll:
-    """One call: losses, batches and transforms, and what the sweep has found so far.
+    """One call: losses, batches and transforms, and what the sweep has found so far."""
 
-    Attributes:
-        evaluate: runs a loss with given tensors in D.
-        d_loss: ``(D, *batch, **kwargs) -> scalar``.
-        g_loss: ``(D, *batch, **kwargs) -> scalar``.
-        inner_batch: ``k -> batch`` for inner step k; None if every step uses ``batch``.
-        batch: the batch of the call, which ``g_loss`` is given.
-        transforms: the user's transforms of gradients before the rule, and of parameters after it.
-        differentiate: whether the caller wants a gradient at all.
-        stop_gradient: whether the gradient is the first term of Eq. 12 alone.
-        ranks: the processes over which gradients are averaged.
-        proof: if this call will be compared with real steps, is told of every loss before it runs.
-        fresh: whether the optimizer starts from empty state.
-        names: what messages call the losses.
-        d_losses: the values of ``d_loss`` in the inner steps so far, without graph.
-        moved: positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
-        sensitivity: the derivative that the sweep has accumulated so far.
-        outsized: the length of the first step's part of the derivative divided by that of the rest, if autograd ran.
-    """
-
-    evaluate: Evaluator
-    d_loss: Callable[..., Tensor]
-    g_loss: Callable[..., Tensor]
+    evaluate: Evaluator  # Runs a loss with given tensors in D.
+    d_loss: Callable[..., Tensor]  # ``(D, *batch, **kwargs) -> scalar``.
+    g_loss: Callable[..., Tensor]  # ``(D, *batch, **kwargs) -> scalar``.
+    # ``k -> batch`` for inner step k; None if every step uses ``batch``.
     inner_batch: Callable[[int], tuple[Any, ...]] | None
-    batch: tuple[Any, ...]
-    transforms: Transforms
-    differentiate: bool
-    stop_gradient: bool
-    ranks: OneProcess = field(default_factory=OneProcess)
-    proof: Any = None
-    fresh: bool = False
-    names: Names = GENERATOR
+    batch: tuple[Any, ...]  # The batch of the call, which ``g_loss`` is given.
+    transforms: Transforms  # The user's transforms of gradients before the rule, and of parameters after it.
+    differentiate: bool  # Whether the caller wants a gradient at all.
+    stop_gradient: bool  # Whether the gradient is the first term of Eq. 12 alone.
+    ranks: OneProcess = field(default_factory=OneProcess)  # The processes over which gradients are averaged.
+    proof: Any = None  # If this call will be compared with real steps, is told of every loss before it runs.
+    fresh: bool = False  # Whether the optimizer starts from empty state.
+    names: Names = GENERATOR  # What messages call the losses.
+    # The values of ``d_loss`` in the inner steps so far, without graph.
     d_losses: list[Tensor] = field(default_factory=list)
+    # Positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
     moved: set[int] = field(default_factory=set)
+    # The derivative that the sweep has accumulated so far.
     sensitivity: Sensitivity = field(default_factory=Sensitivity)
+    # The length of the first step's part of the derivative divided by that of the rest, if autograd ran.
     outsized: float = 0.0
 
     through_start = False
@@ -80,12 +65,7 @@ class Unroll:
     ) -> tuple[Point, Step]:
         """Return θ^{k+1} and step k, which keeps what its pullback needs if ``differentiable``.
 
-        Args:
-            point: θ^k.
-            k: the number of the step.
-            batch: the arguments of ``d_loss`` after D.
-            differentiable: whether there will be a pullback.
-            averages: if the step is replayed, the average gradients of several ranks that it used.
+        ``averages`` are the average gradients of several ranks that a replayed step has used.
         """
         # If there is no pullback, the leaves of the graph matter only for a check in the first step.
         evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
@@ -97,7 +77,7 @@ class Unroll:
                 self.evaluate.swap.handles(evaluation.params),
                 evaluation.arguments.leaves,
             )
-        grads, _ = self.gradients(evaluation, by=by, create_graph=differentiable)
+        grads, _ = gradients(self.evaluate, evaluation, by=by, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
         update, following = self.update(point, averages or grads, differentiable)
         return following, Step(point, evaluation, grads, averages, update, by)
@@ -111,12 +91,7 @@ class Unroll:
         return self.step(*self.draw(point, k), differentiable=False)[0]
 
     def draw(self, point: Point, k: int) -> tuple[Point, int, tuple[Any, ...]]:
-        """Return the arguments of ``step``: the batch is drawn while D is at θ^k, which may change the point's buffers.
-
-        Raises:
-            ValueError: the batch has a graph that leads to θ^k, which a step cannot differentiate; or what draws it
-                changes parameters or freezes them.
-        """
+        """Return the arguments of ``step``. The batch is drawn while D is at θ^k, and that may change its buffers."""
         if self.inner_batch is None:
             self._note(self.batch)
             return point, k, self.batch
@@ -167,12 +142,6 @@ class Unroll:
                 "inner step has moved. Freeze the same parameters in every step, or with stop_gradient=True."
             )
         self.moved.update((set(range(len(params))) if mine is None else mine) - set(frozen))
-
-    def gradients(
-        self, evaluation: Evaluation, also: Sequence[Tensor] = (), by: Adjoint | None = None, **options: Any
-    ) -> tuple[Grads, list[Tensor | None]]:
-        """Return what the optimizer would find in ``.grad`` of each parameter, and the gradients of other leaves."""
-        return gradients(self.evaluate, evaluation, also, by, **options)
 
     def update(
         self,

@@ -20,17 +20,11 @@ from ...unrolling.unroll import Unroll
 
 
 class Batch(NamedTuple):
-    """The arguments of a loss, and the tensors in them.
+    """The arguments of a loss, and the tensors in them."""
 
-    Attributes:
-        arguments: the positional arguments after D, and the keyword arguments.
-        tensors: every tensor in ``arguments``, each once, in the order of first occurrence.
-        detached: ``tensors``, detached from their graphs.
-    """
-
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    tensors: list[Tensor]
-    detached: list[Tensor]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]  # The positional arguments after D, and the keyword arguments.
+    tensors: list[Tensor]  # Every tensor in ``arguments``, each once, in the order of first occurrence.
+    detached: list[Tensor]  # ``tensors``, detached from their graphs.
 
     @classmethod
     def of(cls, batch: tuple[Any, ...], kwargs: dict[str, Any]) -> "Batch":
@@ -72,15 +66,13 @@ class Functions:
 
     Both take the numbers of the rules, θ and the optimizer state, the buffers and the batch; ``pullback`` also takes
     the cotangents of the new θ and state.
-
-    Attributes:
-        found: for each tensor of the batch, whether ``pullback`` returns a cotangent; set when ``pullback`` runs.
     """
 
     def __init__(self, unroll: Unroll, start: Point, batch: Batch) -> None:
         self._unroll = replace(unroll, transforms=Transforms(), ranks=OneProcess())
         self._start = start
         self._batch = batch
+        # For each tensor of the batch, whether ``pullback`` returns a cotangent; set when ``pullback`` runs.
         self.found: list[bool] = []
 
     def step(self, *tensors: Tensor) -> list[Tensor]:

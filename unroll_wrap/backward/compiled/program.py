@@ -15,27 +15,20 @@ from ...evaluation.precision import length
 from ...optimizers.block import Block, each, pairs
 from ...optimizers.update import Update
 from ...unrolling.step import Point
+from ...unrolling.step_gradients import gradients
 from ...unrolling.unroll import Unroll
 from .functions import GRADIENT, Batch, Functions, followed, in_closed_form, inputs_of
 from .inductor import compile_function
 
 
 class Taken(NamedTuple):
-    """What the pullback of a step needs.
+    """What the pullback of a step needs."""
 
-    Attributes:
-        program: the compiled functions of the step.
-        start: θ^k in the blocks that these functions use.
-        batch: the arguments of the loss in this step.
-        inputs: the arguments of the compiled step.
-        update: the update by the rules, where that is no part of the compiled step.
-    """
-
-    program: "Program"
-    start: Point
-    batch: Batch
-    inputs: list[Tensor]
-    update: Update | None
+    program: "Program"  # The compiled functions of the step.
+    start: Point  # θ^k in the blocks that these functions use.
+    batch: Batch  # The arguments of the loss in this step.
+    inputs: list[Tensor]  # The arguments of the compiled step.
+    update: Update | None  # The update by the rules, where that is no part of the compiled step.
 
 
 class Program:
@@ -43,11 +36,6 @@ class Program:
 
     It contains the network's gradient and the optimizer's rule, if the rule is in closed form and nothing comes between
     the two. Otherwise it contains the gradient only, and the rule and the transforms run eagerly.
-
-    Args:
-        unroll: the call in which the program is compiled.
-        point: the start of the step.
-        batch: the arguments of the loss in this step.
 
     Raises:
         ValueError: the loss cannot be compiled, or the compiled functions return other values.
@@ -65,7 +53,7 @@ class Program:
         evaluation = unroll.evaluate(name, unroll.d_loss, point.params(), point.buffers, positional, walk=False)
         if not evaluation.loss.isfinite().all():
             raise FloatingPointError(f"{name} is not finite, and nothing can be compared with it")
-        grads = unroll.gradients(evaluation)[0]
+        grads = gradients(unroll.evaluate, evaluation)[0]
         self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
         start = self._start(point)

@@ -35,7 +35,6 @@ class A2GradUni(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> A2GradState:
-        """Return the state before the first update."""
         return A2GradState(0.0, 1.0, param.new_zeros(()), None, None, None)
 
     def noise(self, deviation: Tensor, state: A2GradState) -> tuple[Tensor, Tensor | None, Tensor]:

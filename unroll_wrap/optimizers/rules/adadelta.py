@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import UpdateRule, sqrt
+from ..rule import UpdateRule, decayed, sqrt
 
 
 class AdadeltaState(NamedTuple):
@@ -28,16 +28,12 @@ class Adadelta(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdadeltaState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return AdadeltaState(0.0, zeros, zeros)
 
     def update(self, param: Tensor, grad: Tensor, state: AdadeltaState) -> tuple[Tensor, AdadeltaState]:
         """Take one step, in the order of operations of ``torch.optim.adadelta._single_tensor_adadelta``."""
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         square_avg = torch.addcmul(state.square_avg * self.rho, grad, grad, value=1 - self.rho)
         # Away from 0 the plain root has the same derivative in fewer calls.
         root = torch.sqrt if self.eps > 0 else sqrt

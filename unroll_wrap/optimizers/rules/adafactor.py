@@ -34,7 +34,6 @@ class Adafactor(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> AdafactorState:
-        """Return the state before the first update."""
         if param.dim() > 1:
             return AdafactorState(0.0, torch.zeros_like(param[..., :1]), torch.zeros_like(param[..., :1, :]), None)
         return AdafactorState(0.0, None, None, torch.zeros_like(param))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import UpdateRule, sqrt
+from ..rule import UpdateRule, decayed, sqrt
 
 
 class AdagradState(NamedTuple):
@@ -34,10 +34,7 @@ class Adagrad(UpdateRule):
     def update(self, param: Tensor, grad: Tensor, state: AdagradState) -> tuple[Tensor, AdagradState]:
         """Take one step, in the order of operations of ``torch.optim.adagrad._single_tensor_adagrad``."""
         step = state.step + 1
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         total = torch.addcmul(state.sum, grad, grad)
         lr = float(self.lr / (1 + (step - 1) * self.lr_decay))
         return torch.addcdiv(param, grad, sqrt(total) + self.eps, value=-lr), AdagradState(step, total)

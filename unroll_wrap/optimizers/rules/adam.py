@@ -22,29 +22,17 @@ class AdamState(NamedTuple):
 
 
 class AdamNumbers(NamedTuple):
-    """The numbers of one update.
+    """The numbers of one update."""
 
-    Attributes:
-        beta1: β₁, the factor of the old m.
-        one_minus_beta1: the factor of g in the new m.
-        beta2: β₂, the factor of the old v.
-        one_minus_beta2: the factor of g² in the new v.
-        step_size: lr / (1 - β₁ᵗ), which includes the bias correction of m.
-        root_correction: √(1 - β₂ᵗ), the bias correction of √v.
-        eps: the constant that is added to √v̂.
-        decay: the factor of θ that weight decay adds to g.
-        shrink: the factor by which decoupled weight decay multiplies θ.
-    """
-
-    beta1: Any
-    one_minus_beta1: Any
-    beta2: Any
-    one_minus_beta2: Any
-    step_size: Any
-    root_correction: Any
-    eps: Any
-    decay: Any
-    shrink: Any
+    beta1: Any  # β₁, the factor of the old m.
+    one_minus_beta1: Any  # The factor of g in the new m.
+    beta2: Any  # β₂, the factor of the old v.
+    one_minus_beta2: Any  # The factor of g² in the new v.
+    step_size: Any  # lr / (1 - β₁ᵗ), which includes the bias correction of m.
+    root_correction: Any  # √(1 - β₂ᵗ), the bias correction of √v.
+    eps: Any  # The constant that is added to √v̂.
+    decay: Any  # The factor of θ that weight decay adds to g.
+    shrink: Any  # The factor by which decoupled weight decay multiplies θ.
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import UpdateRule
+from ..rule import UpdateRule, decayed
 
 
 class AdamaxState(NamedTuple):
@@ -28,7 +28,6 @@ class Adamax(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> AdamaxState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return AdamaxState(0.0, zeros, zeros)
 
@@ -36,10 +35,7 @@ class Adamax(UpdateRule):
         """Take one step, in the order of operations of ``torch.optim.adamax._single_tensor_adamax``."""
         beta1, beta2 = self.betas
         step = state.step + 1
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
         exp_inf = torch.maximum(state.exp_inf * beta2, grad.abs() + self.eps)
         step_size = float(self.lr / (1 - beta1**step))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import Scalar, UpdateRule
+from ..rule import Scalar, UpdateRule, decayed
 
 
 class ASGDState(NamedTuple):
@@ -34,16 +34,12 @@ class ASGD(UpdateRule):
     foreach: bool | None
 
     def init(self, param: Tensor) -> ASGDState:
-        """Return the state before the first update."""
         return ASGDState(0.0, Scalar.of(self.lr), Scalar.of(1.0), torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: ASGDState) -> tuple[Tensor, ASGDState]:
         """Take one step, in the order of operations of ``torch.optim.asgd._single_tensor_asgd``."""
         step, eta, mu = state.step + 1, float(state.eta), float(state.mu)
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         param = torch.add(param * (1 - self.lambd * eta), grad, alpha=-eta)
         ax = param if mu == 1 else state.ax + (param - state.ax) * mu
         # The foreach form, torch's default on CUDA, computes with the count as a tensor, in that tensor's precision.

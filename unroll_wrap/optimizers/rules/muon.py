@@ -35,7 +35,6 @@ class Muon(UpdateRule):
     elementwise: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> MuonState:
-        """Return the state before the first update."""
         return MuonState(torch.zeros_like(param))
 
     def update(self, param: Tensor, grad: Tensor, state: MuonState) -> tuple[Tensor, MuonState]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import Scalar, UpdateRule, sqrt
+from ..rule import Scalar, UpdateRule, decayed, sqrt
 
 
 class NAdamState(NamedTuple):
@@ -34,7 +34,6 @@ class NAdam(UpdateRule):
     decoupled_weight_decay: bool
 
     def init(self, param: Tensor) -> NAdamState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return NAdamState(0.0, Scalar.of(1.0), zeros, zeros)
 
@@ -42,13 +41,7 @@ class NAdam(UpdateRule):
         """Take one step of ``torch.optim.nadam._single_tensor_nadam``."""
         beta1, beta2 = self.betas
         step = state.step + 1
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            if self.decoupled_weight_decay:
-                param = param * (1 - self.lr * self.weight_decay)
-            else:
-                grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         mu = beta1 * (1 - 0.5 * 0.96 ** (step * self.momentum_decay))
         mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * self.momentum_decay))
         mu_product = state.mu_product.times(mu)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import UpdateRule, sqrt
+from ..rule import UpdateRule, decayed, sqrt
 
 
 class RAdamState(NamedTuple):
@@ -32,7 +32,6 @@ class RAdam(UpdateRule):
     decoupled_weight_decay: bool
 
     def init(self, param: Tensor) -> RAdamState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return RAdamState(0.0, zeros, zeros)
 
@@ -40,13 +39,7 @@ class RAdam(UpdateRule):
         """Take one step of ``torch.optim.radam._single_tensor_radam``."""
         beta1, beta2 = self.betas
         step = state.step + 1
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            if self.decoupled_weight_decay:
-                param = param * (1 - self.lr * self.weight_decay)
-            else:
-                grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         exp_avg = torch.lerp(state.exp_avg, grad, 1 - float(beta1))
         exp_avg_sq = torch.addcmul(state.exp_avg_sq * beta2, grad, grad, value=float(1 - beta2))
         bias_correction2 = 1 - beta2**step

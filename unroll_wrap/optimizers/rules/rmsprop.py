@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import UpdateRule, sqrt
+from ..rule import UpdateRule, decayed, sqrt
 
 
 class RMSpropState(NamedTuple):
@@ -34,7 +34,6 @@ class RMSprop(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> RMSpropState:
-        """Return the state before the first update."""
         zeros = torch.zeros_like(param)
         return RMSpropState(0.0, zeros, zeros if self.momentum > 0 else None, zeros if self.centered else None)
 
@@ -44,10 +43,7 @@ class RMSprop(UpdateRule):
 
     def update(self, param: Tensor, grad: Tensor, state: RMSpropState) -> tuple[Tensor, RMSpropState]:
         """Take one step, in the order of operations of ``torch.optim.rmsprop._single_tensor_rmsprop``."""
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         square_avg = torch.addcmul(state.square_avg * self.alpha, grad, grad, value=1 - self.alpha)
         variance, grad_avg, velocity = square_avg, state.grad_avg, state.momentum_buffer
         if grad_avg is not None:

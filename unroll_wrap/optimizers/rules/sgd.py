@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..rule import UpdateRule
+from ..rule import UpdateRule, decayed
 
 
 class SGDState(NamedTuple):
@@ -30,15 +30,11 @@ class SGD(UpdateRule):
     maximize: bool
 
     def init(self, param: Tensor) -> SGDState:
-        """Return the state before the first update."""
         return SGDState(None)
 
     def update(self, param: Tensor, grad: Tensor, state: SGDState) -> tuple[Tensor, SGDState]:
         """Take one step, in the order of operations of ``torch.optim.sgd._single_tensor_sgd``."""
-        if self.maximize:
-            grad = -grad
-        if self.weight_decay != 0:
-            grad = torch.add(grad, param, alpha=self.weight_decay)
+        param, grad = decayed(self, param, grad)
         buffer = state.momentum_buffer
         if self.momentum != 0:
             if buffer is None:

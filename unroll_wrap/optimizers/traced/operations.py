@@ -17,19 +17,13 @@ _set_data = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Asked(TorchFunctionMode):
-    """A mode in which a step under trace may ask a tensor for its truth value.
-
-    Attributes:
-        tensors: the tensors that were asked.
-        values: their truth values.
-        rewritten: whether an operator was put into another form, which is equal up to rounding.
-    """
+    """A mode in which a step under trace may ask a tensor for its truth value."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tensors: list[Tensor] = []
-        self.values: list[bool] = []
-        self.rewritten = False
+        self.tensors: list[Tensor] = []  # The tensors that were asked.
+        self.values: list[bool] = []  # Their truth values.
+        self.rewritten = False  # Whether an operator was put into another form, which is equal up to rounding.
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

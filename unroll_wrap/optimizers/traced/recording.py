@@ -28,28 +28,18 @@ _TRACING = threading.RLock()
 
 
 class Recorder(NamedTuple):
-    """What it takes to step an optimizer from any state, and to see what the step does.
+    """What it takes to step an optimizer from any state, and to see what the step does."""
 
-    Attributes:
-        stepper: the live optimizer or wrapper.
-        params: all parameters that it steps.
-        moved: for each parameter, whether it is unrolled.
-        used: for each unrolled parameter, whether it has a gradient.
-        promoted: the paths of numbers that are no constants.
-    """
-
-    stepper: Any
-    params: Sequence[Tensor]
-    moved: Sequence[bool]
-    used: Sequence[bool]
-    promoted: frozenset[str]
+    stepper: Any  # The live optimizer or wrapper.
+    params: Sequence[Tensor]  # All parameters that it steps.
+    moved: Sequence[bool]  # For each parameter, whether it is unrolled.
+    used: Sequence[bool]  # For each unrolled parameter, whether it has a gradient.
+    promoted: frozenset[str]  # The paths of numbers that are no constants.
 
     def record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
-        """Return the step from a state as a function.
+        """Return the step from a state as a function of ``inputs``: parameters, gradients and holes.
 
-        Args:
-            state: the state before the step.
-            inputs: the values of parameters (all of them, the unrolled ones first), gradients and holes.
+        All parameters are among them, the unrolled ones first.
 
         Raises:
             Depends: numbers that were taken for constants depend on gradients.
@@ -138,7 +128,8 @@ class Recorder(NamedTuple):
         with asked, torch.enable_grad():
             self.stepper.step()
         with disable_proxy_modes_tracing():
-            seen, snapshot = self._look()
+            seen = self._look()
+            snapshot = self.snapshot(seen)
         out = [*self._unrolled(), *seen.holes]
         known = list(map(is_recorded, out))
         with disable_proxy_modes_tracing():
@@ -171,12 +162,11 @@ class Recorder(NamedTuple):
                 # make_fx knows the value of a tensor made in this form, so a step may read it out.
                 rename(live, torch.tensor(number, dtype=live.dtype, device=live.device).reshape(live.shape))
 
-    def _look(self) -> tuple[Seen, Snapshot]:
-        """Return the state that a step has left."""
+    def _look(self) -> Seen:
+        """Return what is seen of the state that a step has left."""
         for p in self.params:
             p.grad = None
-        seen = look(self.stepper, self.params, self.promoted)
-        return seen, self.snapshot(seen)
+        return look(self.stepper, self.params, self.promoted)
 
     def snapshot(self, seen: Seen) -> Snapshot:
         """Return a snapshot of everything that ``_place`` does not write."""
@@ -200,9 +190,7 @@ class Recorder(NamedTuple):
             for t, before in foreign:
                 if not same(t.detach(), before):
                     raise RuntimeError(f"it changes {state.seen.paths[id(t)]}, which is none of its parameters.")
-            for p in self.params:
-                p.grad = None
-            seen = look(self.stepper, self.params, self.promoted)
+            seen = self._look()
             self._compare(trace.after.seen, seen)
             found = [*self._unrolled(), *seen.holes]
             as_it_is = rewritten and not isinstance(mode, Asked)

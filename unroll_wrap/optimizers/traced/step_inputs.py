@@ -45,17 +45,11 @@ class Key:
 
 
 class View(NamedTuple):
-    """A tensor in the memory of another one.
+    """A tensor in the memory of another one."""
 
-    Attributes:
-        tensor: the view.
-        base: the tensor that covers this memory.
-        place: the size, strides and offset of the view.
-    """
-
-    tensor: Tensor
-    base: Tensor
-    place: tuple[torch.Size, tuple[int, ...], int]
+    tensor: Tensor  # The view.
+    base: Tensor  # The tensor that covers this memory.
+    place: tuple[torch.Size, tuple[int, ...], int]  # The size, strides and offset of the view.
 
     def of(self, base: Tensor) -> Tensor:
         """Return the same view of another tensor like ``base``."""
@@ -66,27 +60,16 @@ class View(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was seen of an optimizer in some state.
+    """What was seen of an optimizer in some state."""
 
-    Attributes:
-        key: everything but parameters, gradients and holes.
-        holes: the tensors that a step computes with besides parameters and gradients: inputs of its trace.
-        constants: numbers that the optimizer keeps as tensors, such as counts; their values are in the key.
-        views: tensors in the memory of a parameter or a hole.
-        foreign: tensors of the discriminator that the optimizer can reach, but may neither use nor change.
-        knows_modules: whether the optimizer can reach any module.
-        places: the place of each entry of the key.
-        paths: the path of each tensor, by its id.
-    """
-
-    key: Key
-    holes: list[Tensor]
-    constants: list[Tensor]
-    views: list[View]
-    foreign: list[Tensor]
-    knows_modules: bool
-    places: Places
-    paths: dict[int, str]
+    key: Key  # Everything but parameters, gradients and holes.
+    holes: list[Tensor]  # The tensors that a step computes with besides parameters and gradients: inputs of its trace.
+    constants: list[Tensor]  # Numbers that the optimizer keeps as tensors, such as counts; their values are in the key.
+    views: list[View]  # Tensors in the memory of a parameter or a hole.
+    foreign: list[Tensor]  # Tensors of the discriminator that the optimizer can reach, but may neither use nor change.
+    knows_modules: bool  # Whether the optimizer can reach any module.
+    places: Places  # The place of each entry of the key.
+    paths: dict[int, str]  # The path of each tensor, by its id.
 
     def other_counts(self, other: "Seen") -> list[str]:
         """Return the paths of the constants whose values differ, if nothing else does."""
@@ -104,10 +87,7 @@ class Seen(NamedTuple):
 def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ()) -> Seen:
     """Return what is seen of an optimizer now, without changing anything.
 
-    Args:
-        stepper: the live optimizer, or what the user steps in its place.
-        params: the parameters that it steps.
-        promoted: the paths of numbers, kept as tensors, that depend on gradients and so are no constants.
+    ``promoted`` are the paths of numbers, kept as tensors, that depend on gradients and so are no constants.
 
     Raises:
         TypeError: the optimizer holds a tensor that an unroll cannot carry.

@@ -10,30 +10,20 @@ from .step_inputs import Seen
 
 
 class State(NamedTuple):
-    """The state of an optimizer.
+    """The state of an optimizer."""
 
-    Attributes:
-        seen: the tensors and the key that were found in it.
-        snapshot: restores everything else; None stands for the live state.
-    """
-
-    seen: Seen
-    snapshot: Snapshot | None
+    seen: Seen  # The tensors and the key that were found in it.
+    snapshot: Snapshot | None  # Restores everything else; None stands for the live state.
 
 
 class Trace(NamedTuple):
-    """A step as a function.
+    """A step as a function."""
 
-    Attributes:
-        function: maps parameters, gradients and holes to the parameters and holes after the step, followed by the
-            tensors whose truth values decided the step.
-        decisions: the truth values of these tensors when the step was recorded.
-        after: the state after the step.
-    """
-
+    # Maps parameters, gradients and holes to the parameters and holes after the step, followed by the tensors whose
+    # truth values decided the step.
     function: Callable[..., Sequence[Tensor]]
-    decisions: list[bool]
-    after: State
+    decisions: list[bool]  # The truth values of these tensors when the step was recorded.
+    after: State  # The state after the step.
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
         """Return the parameters and holes after the step, and the decisions of the step for these inputs."""

@@ -11,6 +11,7 @@ a live step, and if they differ, all traces are forgotten.
 import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,30 +29,20 @@ _KEEP = 64
 
 
 class _At(NamedTuple):
-    """The part of the state that is not differentiated.
+    """The part of the state that is not differentiated."""
 
-    Attributes:
-        state: what a step decides by in Python, such as counts and options, with a snapshot of it.
-        carried: the holes that are not floating-point tensors.
-    """
-
-    state: State
-    carried: tuple[Tensor, ...]
+    state: State  # What a step decides by in Python, such as counts and options, with a snapshot of it.
+    carried: tuple[Tensor, ...]  # The holes that are not floating-point tensors.
 
 
+@dataclass
 class _Memory:
-    """What earlier steps have found out about an optimizer.
+    """What earlier steps have found out about an optimizer."""
 
-    Attributes:
-        traces: the traces by key, those used last at the end.
-        promoted: the paths of numbers that turned out not to be constants.
-        current: whether the traces agree with the live step in this call.
-    """
-
-    def __init__(self) -> None:
-        self.current = False
-        self.traces: OrderedDict[Any, list[Trace]] = OrderedDict()
-        self.promoted: frozenset[str] = frozenset()
+    # The traces by key, those used last at the end.
+    traces: OrderedDict[Any, list[Trace]] = field(default_factory=OrderedDict)
+    promoted: frozenset[str] = frozenset()  # The paths of numbers that turned out not to be constants.
+    current: bool = False  # Whether the traces agree with the live step in this call.
 
     def of(self, key: Any) -> list[Trace]:
         """Return the traces with a key, and forget the keys whose last use is longest ago."""

@@ -1,6 +1,7 @@
 """Note and restore modules: their attributes, parameters and buffers, and what they keep besides."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
@@ -10,33 +11,22 @@ from .belongings import Belongings
 from .restore import refill
 
 
-class Looks:
-    """The attributes, parameters and buffers of modules, and everything else that a forward pass may change in them.
+@dataclass
+class ModuleState:
+    """The attributes, parameters and buffers of modules, and all else that a forward pass may change in them."""
 
-    Args:
-        modules: the modules of the discriminator.
-        hidden: modules that none of these has registered.
-        belongings: what all of them keep besides registered parameters, buffers and submodules.
-        live: parameters whose ``requires_grad`` a loss may switch.
-    """
-
-    def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        hidden: Sequence[nn.Module],
-        belongings: Belongings,
-        live: Sequence[Tensor],
-    ) -> None:
-        self._modules = modules
-        self._every = [*modules, *hidden]
-        self._belongings = belongings
-        self._live = live
+    modules: Sequence[nn.Module]  # The modules of the player.
+    hidden: Sequence[nn.Module]  # Modules that none of these has registered.
+    belongings: Belongings  # What all of them keep besides registered parameters, buffers and submodules.
+    live: Sequence[Tensor]  # Parameters whose ``requires_grad`` a loss may switch.
 
     def note(self) -> None:
         """Note the current state."""
-        self._before = [(m, vars(m).copy(), [(r, r.copy()) for r in _registers(m)]) for m in self._every]
-        self._contents = self._belongings.contents()
-        self._flags = [(p, p.requires_grad) for p in self._live]
+        self._before = [
+            (m, vars(m).copy(), [(r, r.copy()) for r in _registers(m)]) for m in (*self.modules, *self.hidden)
+        ]
+        self._contents = self.belongings.contents()
+        self._flags = [(p, p.requires_grad) for p in self.live]
 
     def restore(self) -> None:
         """Restore the noted state, as often as you like."""
@@ -46,21 +36,21 @@ class Looks:
                 if before or register:
                     refill(register, before)
             _restore(vars(module), attributes)
-        self._belongings.refill(self._contents)
-        for restore in self._belongings.sources:
+        self.belongings.refill(self._contents)
+        for restore in self.belongings.sources:
             restore()
         for p, flag in self._flags:
             p.requires_grad_(flag)
 
     def contents(self) -> Any:
         """Return what attributes and containers hold now."""
-        return [vars(m).copy() for m in self._modules], self._belongings.contents()
+        return [vars(m).copy() for m in self.modules], self.belongings.contents()
 
     def put(self, contents: Any) -> None:
         """Restore what attributes and containers held."""
-        for module, attributes in zip(self._modules, contents[0], strict=True):
+        for module, attributes in zip(self.modules, contents[0], strict=True):
             _restore(vars(module), attributes)
-        self._belongings.refill(contents[1])
+        self.belongings.refill(contents[1])
 
 
 def _registers(module: nn.Module) -> tuple[dict[Any, Any], ...]:
