@@ -120,7 +120,7 @@ class Checkpointed(nn.Module):
 
 
 def test_it_is_sharp_through_checkpoints():
-    """The same as without them, to the last bit of the differences; with a cut too."""
+    """The same differences as without them, up to the rounding of float32; with a cut too."""
     unrolled, real, fake, _ = jumping()
     D, optimizer = unrolled.discriminator, unrolled.optimizer
 
@@ -133,7 +133,10 @@ def test_it_is_sharp_through_checkpoints():
             for one in (D, Checkpointed(D))
         ]
         assert all(report.passed and len(report.cuts) == cut for report in reports), reports
-        assert [s.difference for s in reports[0].slopes] == [s.difference for s in reports[1].slopes]
+        # Not to the last bit, which on some machines depends on where the operands of a product lie in memory. Pieces
+        # that are not held change a difference by two percent and more.
+        differences = [[slope.difference for slope in report.slopes] for report in reports]
+        assert differences[0] == pytest.approx(differences[1], rel=1e-4)
 
 
 def test_an_error_of_some_percent_fails_in_single_precision(monkeypatch):

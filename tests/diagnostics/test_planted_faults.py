@@ -364,8 +364,10 @@ def a_quotient_off_by_a_tenth(monkeypatch):
 def a_stand_in_for_the_batch_is_off(monkeypatch):
     right = evaluate.cut
 
-    def cut(batch, kwargs):
-        return right(tuple(1.001 * x for x in batch), kwargs)._replace(originals=[t for t in batch if t.requires_grad])
+    def cut(batch, kwargs, kept):
+        return right(tuple(1.001 * x for x in batch), kwargs, kept)._replace(
+            originals=[t for t in batch if t.requires_grad]
+        )
 
     monkeypatch.setattr(evaluate, "cut", cut)
 

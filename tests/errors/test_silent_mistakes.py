@@ -259,7 +259,9 @@ def test_a_discriminator_that_was_cast_after_its_optimizer_had_state():
     assert torch.isfinite(given.unrolled(*non_saturating)(real, fake))
     for state in given.optimizer.state.values():
         state["exp_avg"] = torch.zeros(3, dtype=F64)
-    refused(given, lambda: given.unrolled(*non_saturating)(real, fake), "Load a state_dict of this discriminator")
+    refused(
+        given, lambda: given.unrolled(*non_saturating)(real, fake), "Load a state_dict that belongs to these parameters"
+    )
 
 
 class WithFeatures(nn.Linear):

@@ -560,7 +560,7 @@ def a_learned_rate(D):
     return descent(lambda self, p: self.rate.detach() * p.grad, rate=lambda D: torch.tensor(0.1, requires_grad=True))(D)
 
 
-@refused(r"\[0\]\.running_mean|discriminator")
+@refused(r"\[0\]\.running_mean|none of its parameters|buffers of the modules")
 def buffers_of_the_discriminator(D):
     D.append(nn.BatchNorm1d(1))
     return descent(lambda self, p: p.grad * (1 + self.D[-1].running_var.sum()), D=lambda D: D)(D)
