@@ -92,7 +92,8 @@ def test_calls_leave_nothing_behind():
     assert memory <= CALLS * BYTES_PER_CALL, f"{memory / CALLS:.0f} bytes a call"
     assert all(a is b for a, b in zip(live, tensors_of(worlds), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(live, before, strict=True))
-    assert (threading.active_count(), len(descriptors())) == (threads, files)
+    # Files of earlier tests may be closed meanwhile, by a garbage collection.
+    assert threading.active_count() <= threads and len(descriptors()) <= files
 
 
 OLD = torch.__version__ < "2.7"
