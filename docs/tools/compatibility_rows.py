@@ -233,6 +233,37 @@ MODULES = [
         ("test_losses_and_parameters.py::test_a_loss_that_reads_a_gradient_is_refused",),
     ),
     Row(
+        "D's own parameters or buffers in the batch or in the keyword arguments",
+        EXACT,
+        "They are those of each step. `Compiled()` then runs eagerly, and says so.",
+        ("test_what_is_shared.py::test_tensors_of_d_in_the_batch",),
+    ),
+    Row(
+        "A tensor of the batch in the memory of a parameter (`p.detach()`, `p.data`)",
+        REFUSED,
+        "Pass the parameter itself, or a clone.",
+        ("test_kept_and_changed.py::test_a_batch_in_the_memory_of_a_parameter",),
+    ),
+    Row(
+        "A loss that changes a tensor of the batch in place",
+        REFUSED,
+        "Its values are put back in a first call, and not in later ones, which keep no copy.",
+        ("test_kept_and_changed.py::test_a_batch_that_a_loss_changes_in_place",),
+    ),
+    Row(
+        "A hook on the graph of a loss that keeps a gradient in D",
+        REFUSED,
+        "Compute the gradient in the loss, or keep it detached.",
+        ("test_kept_and_changed.py::test_a_hook_that_keeps_a_gradient_in_d",),
+    ),
+    Row(
+        "What D's class, a `threading.local` or a `WeakKeyDictionary` holds; parameters with strides of their own; "
+        "caches outside of D that go by a parameter's version",
+        EXACT,
+        "Attributes are what they were.",
+        ("test_what_is_shared.py::test_exact_in_every_call",),
+    ),
+    Row(
         "A loss that asks for the class or the version of a parameter",
         EXACT,
         "",
