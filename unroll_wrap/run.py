@@ -25,7 +25,7 @@ from .evaluation.written import Given, Writes, Written
 from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
-from .optimizers.family import keep_entries, keep_flags, keep_options, stepped
+from .optimizers.family import keep_entries, keep_flags, keep_options, state_tensors, stepped
 from .optimizers.fresh import adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import Proof, guesses
@@ -154,7 +154,8 @@ def _unroll(
             f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
             f"or detach it.{more}"
         )
-    given = Given(tensors_in(call.batch, call.kwargs), [*owned, *swap.originals()], copied=not watched)
+    own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
+    given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
     undo.later(given.put_back)
     detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not watched else None
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)

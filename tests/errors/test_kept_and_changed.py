@@ -64,6 +64,23 @@ def test_a_batch_in_the_memory_of_a_parameter(of_parameter):
     unrolled(*batch(), weight.clone())
 
 
+def test_a_momentum_in_the_batch():
+    """A real step moves it too."""
+    D = net()
+    opt = torch.optim.SGD(D.parameters(), lr=0.1, momentum=0.9)
+    d_loss(D, *batch()).backward()
+    opt.step()
+    momentum = opt.state[D[0].weight]["momentum_buffer"]
+
+    def scaled(D, real, fake, momentum):
+        return d_loss(D, real, fake) * (1 + momentum.norm())
+
+    unrolled = UnrolledGeneratorLoss(D, opt, scaled, lambda D, real, fake, _: g_loss(D, real, fake), steps=2)
+    with pytest.raises(ValueError, match="of D or of its optimizer"):
+        unrolled(*batch(), momentum)
+    unrolled(*batch(), momentum.clone())
+
+
 class Weighted(nn.Module):
     """Weighs its output by the length of the last gradient of its features."""
 

@@ -63,21 +63,22 @@ class Given:
     Args:
         tensors: the tensors.
         own: D's own tensors, which are put back anyway.
+        state: the tensors of the optimizer's state.
         copied: whether to keep copies, so that the tensors can be put back.
 
     Raises:
-        ValueError: one of them lies in the memory of a tensor of D, where a real step would move it.
+        ValueError: one of them lies in the memory of a tensor of D or of the state, where a real step would move it.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], copied: bool) -> None:
+    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], state: Sequence[Tensor], copied: bool) -> None:
         ids = set(map(id, own))
         # A tensor that requires grad is copied for each evaluation.
         plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
-        if copied and (shapes := _in_memory_of(plain, own)):
+        if copied and (shapes := _in_memory_of(plain, [*own, *state])):
             raise ValueError(
-                f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D, as p.detach() and "
-                "p.data do: a real step would move it, and an unroll would not. Pass the parameter itself, or a copy "
-                "(p.detach().clone())."
+                f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D or of its optimizer "
+                "(p.detach(), p.data, a momentum): a real step would move it, and an unroll would not. Pass the "
+                "parameter itself, or a copy (p.detach().clone())."
             )
         self._before = [(t, t._version, t.clone() if copied else None) for t in plain]
 

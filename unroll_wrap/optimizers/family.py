@@ -40,6 +40,13 @@ def family(stepper: Any) -> list[Any]:
     return found
 
 
+def state_tensors(steppers: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors that optimizers, and those that they hold, keep for their parameters."""
+    optimizers = [o for one in steppers for o in family(one) if isinstance(getattr(o, "state", None), dict)]
+    kept = [entry for o in optimizers for entry in o.state.values() if isinstance(entry, dict)]
+    return [t for entry in kept for t in entry.values() if isinstance(t, Tensor)]
+
+
 def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
     """Let ``undo`` restore the optimizers' options, and return a function that raises ValueError if one has changed."""
     before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
