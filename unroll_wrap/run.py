@@ -108,7 +108,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         warn_of(detached.found if detached else (), fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
-        unrolled._watched |= {_code_of(call)}
+        unrolled._watched |= {call.code}
     return value, unroll.d_losses
 
 
@@ -124,7 +124,7 @@ def _unroll(
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and sweep back; return the value and the unroll. ``undo`` then restores the user's objects."""
     known: Known = unrolled._known
-    watched = _code_of(call) in unrolled._watched
+    watched = call.code in unrolled._watched
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
@@ -211,12 +211,6 @@ def _unroll(
     if written:
         known.writes = written.found
     return value, unroll
-
-
-def _code_of(call: Call) -> tuple[int, ...]:
-    """Return what is the same for the losses of two calls if they run the same code, though not on the same objects."""
-    losses = [getattr(loss, "func", loss) for loss in (call.d_loss, call.g_loss)]
-    return tuple(hash(getattr(loss, "__code__", type(loss))) for loss in losses)
 
 
 def _held(frozen: Sequence[Tensor], optimizers: Sequence[Any]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from situations import Situation, d_loss, g_loss
+from situations import Accumulating, Situation, d_loss, g_loss
 from torch.optim import optimizer as torchs
 
 from unroll_wrap import UnrolledGeneratorLoss
@@ -109,23 +109,6 @@ def test_a_global_hook_that_is_registered_between_calls():
         assert abs(found - real_value(situation, 1, 3)) < 1e-12
     finally:
         handle.remove()
-
-
-class Accumulating:
-    """A wrapper that steps and clears every second time."""
-
-    def __init__(self, optimizer):
-        self.optimizer, self.count = optimizer, 0
-        self.param_groups = optimizer.param_groups
-
-    def step(self):
-        self.count += 1
-        if self.count % 2 == 0:
-            self.optimizer.step()
-
-    def zero_grad(self):
-        if self.count % 2 == 0:
-            self.optimizer.zero_grad()
 
 
 @pytest.mark.filterwarnings("ignore:d_loss does not depend on the generator")

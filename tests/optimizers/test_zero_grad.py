@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from situations import Situation, d_loss, g_loss
+from situations import Accumulating, Situation, d_loss, g_loss
 from torch import nn
 
 from unroll_wrap import UnrolledDiscriminatorLoss, UnrolledGeneratorLoss, UnrolledSequence, verify
@@ -55,23 +55,6 @@ class Noisy(torch.optim.Adam):
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = 0.1 * p.detach()
-
-
-class Accumulating:
-    """A wrapper that steps and clears every second time."""
-
-    def __init__(self, optimizer):
-        self.optimizer, self.count = optimizer, 0
-        self.param_groups = optimizer.param_groups
-
-    def step(self):
-        self.count += 1
-        if self.count % 2 == 0:
-            self.optimizer.step()
-
-    def zero_grad(self):
-        if self.count % 2 == 0:
-            self.optimizer.zero_grad()
 
 
 class Looped(Situation):

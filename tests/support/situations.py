@@ -91,3 +91,20 @@ def assert_exact(make, second_term=True):
     real, fake = situation.batch(1000, z)
     control = abs(along(g_loss(situation.D, real, fake), z) - expected)
     assert control > 1e-6 * abs(expected) if second_term else control < 1e-6 * abs(expected)
+
+
+class Accumulating:
+    """A wrapper that steps and clears every second time."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.count = optimizer, 0
+        self.param_groups = optimizer.param_groups
+
+    def step(self):
+        self.count += 1
+        if self.count % 2 == 0:
+            self.optimizer.step()
+
+    def zero_grad(self):
+        if self.count % 2 == 0:
+            self.optimizer.zero_grad()

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +27,12 @@ class Call:
     kwargs: dict[str, Any]  # The keyword arguments of both losses.
     # ``k -> batch`` if the inner steps have batches of their own; None if all of them use ``batch``.
     inner: Callable[[int], Batch] | None
+
+    @cached_property
+    def code(self) -> tuple[int, ...]:
+        """What is the same for the losses of two calls if they run the same code, though not on the same objects."""
+        losses = [getattr(loss, "func", loss) for loss in (self.d_loss, self.g_loss)]
+        return tuple(hash(getattr(loss, "__code__", type(loss))) for loss in losses)
 
 
 def count_of(steps: Any) -> int:
