@@ -157,7 +157,8 @@ def _unroll(
     own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
     given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
     undo.later(given.put_back)
-    detached = Detached(swap.modules, owned, unrolled.names.short) if differentiate and not watched else None
+    apart = [t for t in state if id(t) not in swap.ids]
+    detached = Detached(swap.modules, owned, apart, unrolled.names.short) if differentiate and not watched else None
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
     written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     evaluate = Evaluator(

@@ -121,6 +121,56 @@ def test_a_loss_that_reads_a_gradient_is_refused(of):
     assert same(before, world.state())
 
 
+def momentum(world, D):
+    (first,) = [s["exp_avg"] for p, s in world.optimizer.state.items() if p is D.a.bias]
+    return first.norm()
+
+
+def kept(world, D):
+    """That of the last step, which backward() has put there."""
+    before, D.hidden = getattr(D, "hidden", None), D.a(world.real)
+    D.hidden.retain_grad()
+    return D.hidden.square().mean() + (0.0 if before is None or before.grad is None else before.grad.norm())
+
+
+def by_offset(world, D):
+    return D.a.weight.as_strided((2,), (1,), D.a.weight.storage_offset() + 1).square().sum()
+
+
+MISSING = {
+    "the state of D's optimizer": momentum,
+    "a gradient that retain_grad": kept,
+    "parameters of D by as_strided with an offset": by_offset,
+}
+
+
+@pytest.mark.parametrize(
+    ("of", "what"),
+    [(of, what) for of in ("d_loss", "g_loss") for what in MISSING if (of, MISSING[what]) != ("g_loss", kept)],
+)
+def test_a_loss_that_reads_what_an_unroll_does_not_have_is_refused(of, what):
+    """Real steps would move it, or put it there. The gradient that ``g_loss`` keeps is of a later call."""
+    world = World(lambda: Net(lambda D: 1.0))
+    whole = getattr(world, of)
+    setattr(world, of, lambda D, real, fake: whole(D, real, fake) + MISSING[what](world, D))
+    before = world.state()
+    with pytest.raises(ValueError, match=rf"{of} reads {what}.* at test_losses_and_parameters.py"):
+        world.unrolled()(world.real, world.fake())
+    assert same(before, world.state())
+
+
+def test_a_look_at_a_copy_is_not_refused():
+    """The control: copies of the state and of parameters, and as_strided without an offset."""
+    world = World(lambda: Net(lambda D: 1.0))
+    copy = next(iter(world.optimizer.state.values()))["exp_avg"].clone()
+
+    def looking(D, real, fake):
+        return d_loss(D, real, fake) + copy.norm() + D.a.weight.as_strided((2,), (1,)).square().sum()
+
+    world.d_loss = looking
+    world.unrolled()(world.real, world.fake()).backward()
+
+
 def test_a_loss_that_clears_gradients_is_not_refused():
     """The control."""
 

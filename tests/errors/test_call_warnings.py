@@ -47,8 +47,35 @@ def logging_only(D, real, fake):
     return softplus(-D(real)).mean() + softplus(D(fake)).mean()
 
 
+def weighted(D, real, fake):
+    with torch.no_grad():
+        weight = D(fake).sigmoid()
+    return softplus(-D(real)).mean() + (weight * softplus(D(fake))).mean()
+
+
+@torch.no_grad()
+def length(D):
+    return torch.stack([p.norm() for p in D.parameters()]).norm()
+
+
+def scaled(D, real, fake):
+    return (1 + length(D)) * (softplus(-D(real)).mean() + softplus(D(fake)).mean())
+
+
+def of_data(D, real, fake):
+    return softplus(D(fake)).mean() * sum(p.data.norm() for p in D.parameters()) + softplus(-D(real)).mean()
+
+
+def logging_without_grad(D, real, fake):
+    with torch.no_grad():
+        assert D(fake).mean().item() is not None
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean()
+
+
 CUTS = {"penalty": ("d_loss", penalised), "matching": ("g_loss", matching), "relativistic": ("d_loss", relativistic)}
+CUTS |= {"no_grad": ("d_loss", weighted), "decorator": ("d_loss", scaled), "data": ("d_loss", of_data)}
 WHOLE = {"guard": ("d_loss", penalised_through_the_guard), "log": ("d_loss", logging_only)}
+WHOLE |= {"log without grad": ("d_loss", logging_without_grad)}
 
 
 def warned(world, unrolled=None, mode="argument"):

@@ -27,6 +27,27 @@ def one_detached(grads):
     return [g.detach() if g.dim() == 1 else 2 * g for g in grads]
 
 
+def scaled_by_a_number(grads):
+    norm = torch.stack([g.norm() for g in grads]).norm().item()
+    return [g * min(1.0, 0.01 / norm) for g in grads]
+
+
+def centred_on_a_detached_mean(grads):
+    return [g - g.mean().detach() for g in grads]
+
+
+def projected_by_a_detached_share(grads):
+    """A projection whose coefficient does not change with the gradient's length, as that of PCGrad."""
+    first = grads[0]
+    return [g - (g.flatten()[0] / first.flatten()[0]).detach() * first.flatten()[0] * g.sign() for g in grads]
+
+
+def divided_by_its_length(p):
+    with torch.no_grad():
+        length = p.norm()
+    return p / length
+
+
 CUT = {
     "p.data.clamp_": {"param_transform": lambda p: p.data.clamp_(-0.3, 0.3)},
     "p.detach()": {"param_transform": lambda p: p.detach().clamp(-0.3, 0.3)},
@@ -35,6 +56,10 @@ CUT = {
     "g.data": {"grad_transform": lambda grads: [g.data.mul_(0.5) for g in grads]},
     "no_grad() on g": {"grad_transform": halved_past_autograd},
     "one of several": {"grad_transform": one_detached},
+    "a number": {"grad_transform": scaled_by_a_number},
+    "a part": {"grad_transform": centred_on_a_detached_mean},
+    "a share": {"grad_transform": projected_by_a_detached_share},
+    "a length": {"param_transform": divided_by_its_length},
 }
 
 
@@ -53,7 +78,7 @@ def test_refused(name, backward):
     real, fake = situation.batch(1000)
     before = situation.record()
     transform = next(iter(CUT[name]))
-    with pytest.raises(ValueError, match=rf"{transform} detaches its argument, of shape \(.*, or writes to it"):
+    with pytest.raises(ValueError, match=rf"{transform} returns a tensor of shape \(.*\) whose derivative is not"):
         unrolled(situation, **CUT[name], backward=backward)(real, fake)
     assert situation.record() == before
     # The first term has no need of it, nor has the value.
@@ -82,6 +107,10 @@ FINE = {
     "zeros": {"grad_transform": lambda grads: [torch.zeros_like(g) if g.dim() == 1 else g for g in grads]},
     "the package's": {"grad_transform": clip_grad_norm(0.1)},
     "of D's parameters": {"grad_transform": lambda grads: [g + 0.1 * g.norm() for g in grads]},
+    "a branch": {"grad_transform": lambda grads: [g if g.norm().item() > 1e-3 else 2 * g for g in grads]},
+    "noise": {"grad_transform": lambda grads: [g + 0.1 * torch.randn_like(g) for g in grads]},
+    "the largest": {"grad_transform": lambda grads: [g * (g.abs() >= g.abs().median()) for g in grads]},
+    "signs": {"grad_transform": lambda grads: [g + 0.01 * g.sign() for g in grads]},
     "nothing": {"grad_transform": lambda grads: grads, "param_transform": lambda p: p},
 }
 
@@ -92,3 +121,43 @@ def test_the_control(name, backward):
     """What autograd sees passes, and a constant zero is no cut."""
     situation = Situation(made)
     unrolled(situation, **FINE[name], backward=backward)(*situation.batch(1000)).backward()
+
+
+def test_a_kink():
+    """Where a bound is just reached, the derivative is that of one side."""
+    situation, largest = Situation(made), []
+
+    def noted(grads):
+        largest.append(max(float(g.abs().max()) for g in grads))
+        return grads
+
+    batch = situation.batch(1000)
+    with torch.no_grad():
+        unrolled(situation, grad_transform=noted)(*batch)
+    unrolled(situation, grad_transform=lambda grads: [g.clamp(max=largest[0]) for g in grads])(*batch).backward()
+
+
+def test_what_a_transform_keeps_is_not_disturbed():
+    """The comparison calls it more often, and puts back what it keeps."""
+    situation, norms = Situation(made), []
+
+    def noting(grads):
+        norms.append(float(torch.stack([g.detach().norm() for g in grads]).norm()))
+        return clip_grad_norm(0.05)(grads)
+
+    unrolled(situation, grad_transform=noting)(*situation.batch(1000)).backward()
+    assert len(norms) == 3
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_gradient_hook(cut):
+    """A hook of the user's is differentiated with the update, as a transform is."""
+    situation = Situation(made)
+    p = next(situation.D.parameters())
+    p.register_hook(lambda g: g / (g.norm().item() if cut else g.norm()))
+    loss = unrolled(situation)
+    if cut:
+        with pytest.raises(ValueError, match="A gradient hook on a parameter of D returns a tensor of shape"):
+            loss(*situation.batch(1000))
+    else:
+        loss(*situation.batch(1000)).backward()

@@ -1,9 +1,14 @@
-"""Find the line where a loss itself detaches a part of what it returns, in the first call of an unrolled loss."""
+"""Find the line where a loss detaches a part of what it returns, or reads what an unroll has no values for.
+
+Losses are watched in the first call of an unrolled loss.
+"""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..call.messages import is_users, line_of
@@ -12,56 +17,73 @@ from ..torch_private import FunctionMode, pytree
 _DETACH = {"detach", "detach_"}
 _READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
+# What a loss keeps of its first run it may use in its second.
+_RUNS = 2
 
 
 class Detached:
-    """The lines at which the losses of one call detach something.
+    """The lines at which the losses of one call detach something, or read what an unroll has no values for.
 
     A layer of D that detaches, as a straight-through estimator does, is meant to, and is left out.
+
+    Args:
+        modules: the modules of D.
+        owned: the parameters that move.
+        state: the tensors of the optimizer's state.
+        who: what messages call D.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], owned: Iterable[Tensor], who: str) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], owned: Iterable[Tensor], state: Iterable[Tensor], who: str
+    ) -> None:
         self.found: list[str] = []  # A text for each loss whose value is computed from something that it has detached.
         # By id, the tensors that a loss has made require grad, as a gradient penalty does.
         self.switched_on: dict[int, Tensor] = {}
         self.switched_off: dict[int, Tensor] = {}  # By id, the parameters that a loss has frozen.
         self._modules = {id(m) for m in modules}
-        self._owned = {id(p) for p in owned}
+        self._owned = {id(p): p for p in owned}
+        self._state = _memory_of(state)
         self._who = who
-        self._seen: set[str] = set()
+        self._runs: Counter[str] = Counter()
 
     def run(self, name: str, loss: Callable[..., Tensor], *batch: Any, **kwargs: Any) -> Tensor:
-        """Run a loss, and watch it if none of this name has run before."""
-        if name in self._seen:
+        """Run a loss, and watch it if it has hardly run before."""
+        if self._runs[name] == _RUNS:
             return loss(*batch, **kwargs)
-        self._seen.add(name)
-        with _Mode(self._modules, self._owned, self.switched_on, self.switched_off) as mode:
+        self._runs[name] += 1
+        with _Mode(self._modules, self._owned, self._state, self.switched_on, self.switched_off) as mode:
             value = loss(*batch, **kwargs)
         if mode.read:
-            raise ValueError(
-                f"{name} reads .grad of a parameter of {self._who}, at {mode.read}: within an unroll there is none, "
-                "and in real steps there may be one of an earlier step. Take gradients with torch.autograd.grad, or "
-                "leave this out where unroll_wrap.is_unrolling()."
-            )
+            raise _error(name, self._who, *mode.read)
         if mixed := [tuple(p.shape) for p in self.switched_off.values() if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad off for parameters of shapes {mixed[:4]} and on again: a part of it "
                 "depends on them without a derivative, which an unroll would miss. Freeze them for all of the loss, or "
                 "for none of it."
             )
-        if place := mode.of(value):
-            self.found.append(f"{name} at {place}")
+        if (place := mode.of(value)) and (text := f"{name} at {place}") not in self.found:
+            self.found.append(text)
         return value
 
 
 class _Mode(FunctionMode):
-    def __init__(self, modules: set[int], owned: set[int], on: dict[int, Tensor], off: dict[int, Tensor]) -> None:
+    def __init__(
+        self,
+        modules: set[int],
+        owned: dict[int, Tensor],
+        state: set[int],
+        on: dict[int, Tensor],
+        off: dict[int, Tensor],
+    ) -> None:
         super().__init__()
-        self.read: str | None = None
+        self.read: tuple[str, str] | None = None  # What the loss reads that an unroll cannot give it, and the line.
         self._modules = modules
         self._owned = owned
+        self._state = state
+        self._memory = _memory_of(owned.values())
         self._on = on
         self._off = off
+        self._no_grad: str | None = None  # The line at which the loss has switched gradients off, while they are.
         # The tensors are kept beside their ids, because the id of a freed tensor may pass to another one.
         self._cut: dict[int, tuple[Tensor, str]] = {}
 
@@ -71,22 +93,42 @@ class _Mode(FunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        depends = [t.requires_grad and t.grad_fn is not None for t in given]
         name = getattr(func, "__name__", "")
-        if func in _SWITCHES:
-            self._switch(*args[:2], **(kwargs or {}))
-        if func == _READ and id(args[0]) in self._owned and is_users(frame := sys._getframe(1)):
-            self.read = line_of(frame)
-        out = func(*args, **(kwargs or {}))
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
+        if func in _SWITCHES:
+            self._switch(*args[:2], **(kwargs or {}))
+        if name == "_set_grad_enabled":
+            self._no_grad = None if args[0] else self._no_grad or self._line()
+        if what := self._without_value(func, name, given, args, kwargs or {}):
+            frame: Any = sys._getframe(1)
+            # Torch itself looks at gradients, when they are cleared.
+            while frame is not None and func != _READ and not is_users(frame):
+                frame = frame.f_back
+            if frame is not None and is_users(frame):
+                self.read = what, line_of(frame)
+        needs_grad = [t.requires_grad for t in given]
+        depends = [t.requires_grad and (t.grad_fn is not None or id(t) in self._owned) for t in given]
+        out = func(*args, **(kwargs or {}))
         place = self._line() if (name in _DETACH or name == "data") and any(depends) else None
+        place = place or (self._no_grad if any(needs_grad) else None)
         place = place or next((self._cut[id(t)][1] for t in given if id(t) in self._cut), None)
         if place:
             for t in pytree.tree_leaves(out):
                 if isinstance(t, Tensor) and t.is_floating_point():
                     self._cut[id(t)] = t, place
         return out
+
+    def _without_value(self, func: Any, name: str, given: list[Tensor], args: Any, kwargs: Any) -> str | None:
+        """Return which thing a function reads that an unroll cannot give it; None if it reads none."""
+        if func == _READ and id(args[0]) in self._owned:
+            return "grad"
+        if func == _READ and args[0].retains_grad:
+            return "kept grad"
+        if self._state and _memory_of(given) & self._state:
+            return "state"
+        offset = kwargs.get("storage_offset", args[3] if len(args) > 3 else None)
+        return "offset" if name == "as_strided" and offset and _memory_of(given) & self._memory else None
 
     def _switch(self, tensor: Tensor, requires_grad: bool = True) -> None:
         if requires_grad and not tensor.requires_grad and not isinstance(tensor, nn.Parameter):
@@ -105,3 +147,31 @@ class _Mode(FunctionMode):
                 place = line_of(frame)
             frame = frame.f_back
         return place
+
+
+def _error(name: str, who: str, read: str, line: str) -> ValueError:
+    instead = "Take gradients with torch.autograd.grad, or leave this out where unroll_wrap.is_unrolling()."
+    if read == "grad":
+        return ValueError(
+            f"{name} reads .grad of a parameter of {who}, at {line}: within an unroll there is none, and in real steps "
+            f"there may be one of an earlier step. {instead}"
+        )
+    if read == "kept grad":
+        return ValueError(
+            f"{name} reads a gradient that retain_grad() keeps, at {line}: an unroll computes gradients without "
+            f"backward(), which would set it. {instead}"
+        )
+    if read == "state":
+        return ValueError(
+            f"{name} reads the state of {who}'s optimizer, at {line}: an unroll keeps the state of its steps in "
+            "tensors of its own, and this is the state before the call. Leave it out where unroll_wrap.is_unrolling()."
+        )
+    return ValueError(
+        f"{name} reads parameters of {who} by as_strided with an offset, at {line}: it counts from the beginning of a "
+        "memory that parameters share in an unroll. Leave the offset out, or take a slice (p.flatten()[offset:])."
+    )
+
+
+def _memory_of(tensors: Iterable[Tensor]) -> set[int]:
+    """Return where the memory of these tensors begins."""
+    return {t.untyped_storage().data_ptr() for t in tensors if t.layout is torch.strided and t.numel()} - {0}

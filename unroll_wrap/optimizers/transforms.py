@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .derivative import Transform, with_derivative
+
 GradTransform = Callable[..., Sequence[Tensor]]
 ParamTransform = Callable[..., Tensor]
 Holding = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
@@ -27,68 +29,65 @@ class Transforms:
     hooks: Sequence[tuple[int, Callable[[Tensor], Any]]] = ()
     # Returns a context in which the discriminator has the given tensors as its parameters.
     holding: Holding = nullcontext
-    check: bool = False  # Whether to look for results to which no derivative passes.
+    check: bool = False  # Whether to compare derivatives with differences.
 
     def __bool__(self) -> bool:
         """Return whether there is any transform or hook."""
         return self.gradients is not None or self.parameter is not None or bool(self.hooks)
 
     def of_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one."""
-        grads = list(grads)
-        for i, hook in self.hooks:
-            if (g := grads[i]) is not None and (changed := hook(g.clone())) is not None:
-                grads[i] = changed
-        if self.gradients is None:
-            return grads
+        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one.
+
+        Raises:
+            ValueError: a result has another shape, or is not what its derivative belongs to.
+        """
+        given = [g for g in grads if g is not None]
         present = [i for i, g in enumerate(grads) if g is not None]
-        before = [g for g in grads if g is not None]
-        given = [g.clone() for g in before]
-        shapes, nodes = [g.shape for g in given], [g.grad_fn for g in given]
+        name = "grad_transform" if self.gradients else "A gradient hook"
+        changed = iter(self._checked(name, lambda given: self._gradients(given, present), given))
+        return [None if g is None else next(changed) for g in grads]
+
+    def of_parameter(self, param: Tensor, i: int) -> Tensor:
+        """Apply ``parameter`` to a copy of the i-th parameter, and raise ValueError as ``of_gradients`` does."""
+        if (transform := self.parameter) is None:
+            return param
+        named = {"name": self.names[i]} if takes(transform, "name") else {}
+
+        def changed(given: list[Tensor]) -> list[Tensor]:
+            found = transform(given[0].clone(), **named)
+            if getattr(found, "shape", None) != param.shape:
+                raise ValueError(
+                    f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. "
+                    "Return the new parameter, of the same shape."
+                )
+            return [found]
+
+        return self._checked("param_transform", changed, [param])[0]
+
+    def _gradients(self, grads: Sequence[Tensor], present: Sequence[int]) -> list[Tensor]:
+        """Transform copies of the gradients of the parameters at the positions ``present``."""
+        of = dict(zip(present, (g.clone() for g in grads), strict=True))
+        for i, hook in self.hooks:
+            if i in of and (changed := hook(of[i])) is not None:
+                of[i] = changed
+        given = list(of.values())
+        if self.gradients is None:
+            return given
         named = {"names": [self.names[i] for i in present]} if takes(self.gradients, "names") else {}
         changed: Any = self.gradients(given, **named)
         found: list[Any] = (
             list(changed) if isinstance(changed, Iterable) and not isinstance(changed, Tensor) else [changed]
         )
-        if [getattr(g, "shape", None) for g in found] != shapes:
+        if [getattr(g, "shape", None) for g in found] != [g.shape for g in grads]:
             raise ValueError(
-                f"grad_transform got {len(shapes)} gradients and returned {changed!r:.200}. Return a list with one "
+                f"grad_transform got {len(grads)} gradients and returned {changed!r:.200}. Return a list with one "
                 "gradient for each, in order and of the same shape."
             )
-        if self.check:
-            _check_differentiable("grad_transform", before, given, nodes, found)
-        new = iter(found)
-        return [None if g is None else next(new) for g in grads]
-
-    def of_parameter(self, param: Tensor, i: int) -> Tensor:
-        """Apply ``parameter`` to a copy of the i-th parameter; raise if the shape changes or no derivative passes."""
-        if self.parameter is None:
-            return param
-        named = {"name": self.names[i]} if takes(self.parameter, "name") else {}
-        given = param.clone()
-        node, found = given.grad_fn, self.parameter(given, **named)
-        if getattr(found, "shape", None) != param.shape:
-            raise ValueError(
-                f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. Return "
-                "the new parameter, of the same shape."
-            )
-        if self.check:
-            _check_differentiable("param_transform", [param], [given], [node], [found])
         return found
 
-
-def _check_differentiable(
-    name: str, before: Sequence[Tensor], given: Sequence[Tensor], nodes: Sequence[Any], found: Sequence[Tensor]
-) -> None:
-    """Raise ValueError if a transform has detached a result, or written to its argument past autograd."""
-    for old, new, node, result in zip(before, given, nodes, found, strict=True):
-        past = new.grad_fn is node and bool(((new != old) & (old == old)).any())
-        if old.requires_grad and (past or (not result.requires_grad and bool(result.any()))):
-            raise ValueError(
-                f"{name} detaches its argument, of shape {tuple(result.shape)}, or writes to it past autograd, so that "
-                "no derivative passes through. Leave out .data, .detach() and no_grad() there, or pass "
-                "stop_gradient=True for the first term alone."
-            )
+    def _checked(self, name: str, transform: Transform, given: list[Tensor]) -> list[Tensor]:
+        roots = [self.gradients, self.parameter, *(hook for _, hook in self.hooks)]
+        return with_derivative(name, transform, given, roots) if self.check else transform(given)
 
 
 def check_leaves(results: Iterable[Any], inputs: Iterable[Any]) -> None:

@@ -1,6 +1,6 @@
 """The gradients of ``d_loss`` that the optimizer steps by, and their pullback, both by autograd."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..operators.adjoint import Adjoint
 from ..operators.convolution import parameters_only
 from ..operators.repairs import repair
 from ..optimizers.block import Joined
+from ..optimizers.derivative import with_derivative
 from .one_process import Grads
 from .step import Point
 
@@ -107,8 +108,7 @@ def _checked(
     marks = evaluate.swap.marks() if evaluate.hooks else []
     for i, hook in evaluate.hooks:
         if (g := grads[i]) is not None:
-            changed = hook(g)
-            grads[i] = g if changed is None else changed
+            grads[i] = _hooked(evaluate, hook, g)
     if evaluate.hooks and marks != evaluate.swap.marks():
         raise ValueError(
             f"A gradient hook on a parameter of {evaluate.who} changes a tensor that it or its parameters keep: later "
@@ -119,6 +119,18 @@ def _checked(
         for i in evaluate.zeroed if mine is None else mine.intersection(evaluate.zeroed):
             grads[i] = torch.zeros_like(params[i]) if grads[i] is None else grads[i]
     return grads
+
+
+def _hooked(evaluate: Evaluator, hook: Callable[[Tensor], Any], grad: Tensor) -> Tensor:
+    """Return what a hook on a parameter makes of its gradient."""
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        changed = hook(given[0])
+        return [given[0] if changed is None else changed]
+
+    if not evaluate.written:
+        return run([grad])[0]
+    return with_derivative(f"A gradient hook on a parameter of {evaluate.who}", run, [grad], [hook])[0]
 
 
 def pull(
