@@ -31,9 +31,6 @@ swap_tensors: Callable[[Tensor, Tensor], None] = _C._swap_tensor_impl
 # A profiler that records shapes or stacks keeps weak references to tensors; its public flags do not cover all kinds.
 profiler_enabled: Callable[[], bool] = torch.autograd._profiler_enabled  # pyright: ignore
 
-# A tensor that is put back bit for bit gets its former version too, so that autograd does not take it for modified.
-put_versions: Callable[[Any, Any], None] = _C._autograd._unsafe_set_version_counter
-
 # A tensor whose entries share memory, as in an expanded one, cannot be written to. There is no public test for this.
 has_overlapping_entries: Callable[[Tensor], int] = torch._debug_has_internal_overlap  # pyright: ignore
 
@@ -59,6 +56,31 @@ use_lazy_graph_module = _use_lazy_graph_module
 
 # The public torch.compiler.disable would import all of dynamo with this package, which takes seconds.
 disable_dynamo: Callable[[Any], Any] = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+
+
+_set_versions: Callable[[Any, Any], None] = _C._autograd._unsafe_set_version_counter
+
+
+def _takes_lists() -> bool:
+    """Return whether torch sets the versions of several tensors at once; 2.6 takes one at a time."""
+    try:
+        _set_versions((), ())
+    except TypeError:
+        return False
+    return True
+
+
+# Asked without tensors: the error has what was given written out, numbers and all, for which a device would be waited.
+_LISTS = _takes_lists()
+
+
+def put_versions(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
+    """Set autograd's version counters, so that it does not take what is put back bit for bit for modified."""
+    if _LISTS:
+        _set_versions(tuple(tensors), tuple(versions))
+        return
+    for tensor, version in zip(tensors, versions, strict=True):
+        _set_versions(tensor, version)
 
 
 def function_modes() -> list[Any]:

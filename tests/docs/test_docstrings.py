@@ -26,7 +26,8 @@ def examples(thing, name):
 def failures(test):
     torch.manual_seed(0)
     said = []
-    doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=said.append)
+    # Without `verbose`, doctest goes by whether the command has -v, which is meant for pytest.
+    doctest.DocTestRunner(optionflags=OPTIONS, verbose=False).run(test, out=said.append)
     return "".join(said)
 
 

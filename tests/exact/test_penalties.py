@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from unroll_wrap import FiniteDifference, Recompute, SecondTermMissing, Store
 from unroll_wrap.unrolling import step_gradients
 
+OLD = torch.__version__ < "2.7"
+
 # Their eps is large, so that twice three digits of differences are left after dividing by a variance of six points.
 NORMS = {
     "layer": lambda: nn.LayerNorm(6, eps=0.1),
@@ -330,6 +332,10 @@ def world_of(name, derivative):
 @pytest.mark.parametrize("derivative", REVERSE)
 @pytest.mark.parametrize("name", ["layer", "batch plain", "instance", "group", "weight", "strided convolution"])
 def test_a_batch_of_gradients_in_a_penalty(name, derivative):
+    if OLD and name == "group" and derivative in (by_grads_batched, by_vectorised_jacobian):
+        with pytest.raises(RuntimeError, match="must match the size of tensor"):
+            world_of(name, derivative)
+        pytest.skip("torch 2.6 has no batch of gradients of a group norm that has a graph: real steps raise")
     world = world_of(name, derivative)
     assert_exact_in(MODES, world, unrolled_of(world, steps=2), expect(world, steps=2), gap=1e-4)
 

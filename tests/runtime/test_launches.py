@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss
+from unroll_wrap import FiniteDifference, Recompute, Store, Truncate, UnrolledGeneratorLoss, torch_private
 from unroll_wrap.optimizers import read as read_of
 from unroll_wrap.unrolling import unroll
 
@@ -123,6 +124,30 @@ def test_differences_read_numbers(benchmarks):
     # One more each time that a difference is made longer.
     assert 2 <= launches.per_step(unrolled_by(FiniteDifference()), small(nets, "ring"))[1] < 4
     assert launches.per_step(unrolled_by(FiniteDifference(eps=1e-4)), small(nets, "ring"))[1] == 1
+
+
+class WritingOut(TorchFunctionMode):
+    """Counts the tensors that are written out, for which all of their numbers are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.Tensor.__repr__
+        return func(*args, **(kwargs or {}))
+
+
+def test_versions_are_set_without_writing_tensors_out():
+    """The control: torch's error does so, where it is called in the form of its other versions."""
+    tensors = torch.ones(2), torch.ones(3)
+    with WritingOut() as written:
+        torch_private.put_versions(tensors, [7, 9])
+        assert written.count == 0
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            torch_private._set_versions(*((tensors[0], 1) if torch_private._LISTS else (tensors, (1, 2))))
+        assert written.count > 0
+    assert [t._version for t in tensors] == [7, 9]
 
 
 def test_a_loss_that_reads_is_not_ours(benchmarks):

@@ -15,9 +15,9 @@ from ..call.batch import Arguments, cut, distinct
 from ..call.call import Call
 from ..call.logits import check_logits
 from ..call.names import Names
-from ..live.restore import set_versions
 from ..live.settings import Setting
 from ..operators.replaced import twice_differentiable
+from ..torch_private import put_versions
 from .autocast import Autocast
 from .checkpoints import checkpoints_made
 from .detached import Detached
@@ -185,7 +185,7 @@ class Evaluator:
             leaves[i] = leaf.copy_(params[i].data).requires_grad_()
         # Code that keeps what it has computed of a parameter by its version computes it anew, as after a real step, and
         # does not take what it keeps now for that of a later real step.
-        set_versions(leaves, [next(_versions)] * len(leaves))
+        put_versions(leaves, [next(_versions)] * len(leaves))
         return leaves
 
     def put(self, leaves: Sequence[Tensor], buffers: Sequence[Tensor], contents: Any = None) -> None:

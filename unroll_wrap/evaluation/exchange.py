@@ -7,8 +7,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from ..live.restore import set_versions
-from ..torch_private import profiler_enabled, saving_hooks, swap_tensors
+from ..torch_private import profiler_enabled, put_versions, saving_hooks, swap_tensors
 from .stand_ins import StandIns
 
 
@@ -131,4 +130,4 @@ def _copy_back(mine: Tensor, theirs: Tensor) -> None:
     """Give a tensor object the memory, gradient, flag and version of the one that holds its contents."""
     mine.data, mine.grad = theirs.data, theirs.grad
     mine.requires_grad_(theirs.requires_grad)
-    set_versions([mine], [theirs._version])
+    put_versions([mine], [theirs._version])

@@ -6,14 +6,14 @@ import random
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..torch_private import has_overlapping_entries, put_versions
+from ..torch_private import has_overlapping_entries
 
 ABSENT = object()
 
@@ -139,13 +139,3 @@ def _state(one: Any) -> tuple[Callable[[Any], Any], Any] | None:
         return functools.partial(setattr, one, "state"), one.state
     writeable = isinstance(one, numpy.ndarray) and one.flags.writeable
     return (functools.partial(numpy.copyto, one), one.copy()) if writeable else None
-
-
-def set_versions(tensors: Sequence[Tensor], versions: Sequence[int]) -> None:
-    """Set autograd's version counters."""
-    try:
-        put_versions(tuple(tensors), tuple(versions))
-    except TypeError:
-        # Older versions of torch take one at a time.
-        for tensor, version in zip(tensors, versions, strict=True):
-            put_versions(tensor, version)

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..torch_private import without_torch_function
-from .restore import ABSENT, SavedTensor, cells_of, put_back, refill, set_versions, slots_of, source
+from ..torch_private import put_versions, without_torch_function
+from .restore import ABSENT, SavedTensor, cells_of, put_back, refill, slots_of, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
@@ -85,7 +85,7 @@ class Snapshot:
                 was.put_back()
             # The values that graphs have saved are back, so they may be used.
             changed = [w for w in self._tensors if w.version >= 0 and w.tensor._version != w.version]
-            set_versions([w.tensor for w in changed], [w.version for w in changed])
+            put_versions([w.tensor for w in changed], [w.version for w in changed])
 
     def objects(self) -> list[Any]:
         """Return all objects that the snapshot has seen."""

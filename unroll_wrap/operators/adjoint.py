@@ -178,10 +178,12 @@ def _summed(parts: Sequence[list[Tensor]]) -> list[Tensor | None]:
     given = [p for p in parts if p]
     if len(given) < max(2, len(parts)) or len({(p[0].dtype, p[0].device) for p in given}) > 1:
         return [_sum(p) for p in parts]
-    found = Joined(torch.cat([p[0].reshape(-1) for p in given]), tuple(p[0].shape for p in given))
-    views: list[Any] = list(found)
+    sums = [p[0] for p in given]
     for n in range(1, max(map(len, given))):
         these = [i for i, p in enumerate(given) if n < len(p)]
-        # One call adds the n-th part of every sum.
-        torch._foreach_add_([views[i] for i in these], [given[i][n] for i in these])  # pyright: ignore[reportPrivateImportUsage]
-    return found
+        # One call adds the n-th part of every sum. Not in place: under allow_mutation_on_saved_tensors(), torch 2.6 has
+        # no operator that writes to a list of tensors.
+        added = torch._foreach_add([sums[i] for i in these], [given[i][n] for i in these])  # pyright: ignore[reportPrivateImportUsage]
+        for i, total in zip(these, added, strict=True):
+            sums[i] = total
+    return Joined(torch.cat([t.reshape(-1) for t in sums]), tuple(t.shape for t in sums))

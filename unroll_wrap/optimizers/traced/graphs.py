@@ -19,7 +19,7 @@ def compiled(graph: fx.GraphModule) -> Callable[..., Any]:
 
 
 def differentiable(graph: fx.GraphModule) -> fx.GraphModule:
-    """Remove the nodes that cut autograd from a graph, and replace the square root by one that is safe at 0."""
+    """Remove the nodes that cut autograd from a graph, and replace those whose derivative is wrong or missing."""
     aten, profiled = torch.ops.aten, []
     for node in graph.graph.nodes:
         if node.target in (aten.detach.default, aten.alias.default):
@@ -32,6 +32,8 @@ def differentiable(graph: fx.GraphModule) -> fx.GraphModule:
             node.target = _strided_scatter
         elif node.target == aten.copy.default:
             node.target = _copy
+        elif node.target == aten.aminmax.default:
+            node.target = _aminmax
         elif node.target == aten.sqrt.default or (node.target == aten.pow.Tensor_Scalar and node.args[1] == 0.5):
             node.target, node.args = sqrt, node.args[:1]
     for node in reversed(profiled):
@@ -49,3 +51,9 @@ def _strided_scatter(to: Tensor, source: Tensor, *place: Any) -> Tensor:
 
 def _copy(to: Tensor, source: Tensor) -> Tensor:
     return source.to(to).expand_as(to)
+
+
+def _aminmax(tensor: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the same by two operators: in torch 2.6, the one for both has no derivative."""
+    dims = () if dim is None else dim
+    return tensor.amin(dims, keepdim), tensor.amax(dims, keepdim)
