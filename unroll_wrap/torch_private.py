@@ -144,16 +144,29 @@ def saving_hooks() -> bool:
 
 def _refused_to_disable_hooks() -> bool:
     """Return the same on torch 2.6, which cannot tell the active hooks, but refuses to disable any that are active."""
-    message = _C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    put_back = saving_hooks_disabled()
     try:
         _C._autograd._saved_tensors_hooks_disable("")
     except RuntimeError:
         return True
     finally:
+        put_back()
+    return False
+
+
+def saving_hooks_disabled() -> Callable[[], None]:
+    """Return a function that disables hooks on saved tensors again or not, as it is now.
+
+    ``_refused_to_disable_hooks`` changes that, and an interrupt may come between its lines.
+    """
+    message = _C._autograd._saved_tensors_hooks_get_disabled_error_message()
+
+    def put_back() -> None:
         _C._autograd._saved_tensors_hooks_enable()
         if message is not None:
             _C._autograd._saved_tensors_hooks_disable(message)
-    return False
+
+    return put_back
 
 
 def runs_in_backward() -> Callable[[Any], bool]:

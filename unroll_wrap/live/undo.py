@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import guards
-from ..torch_private import function_modes, put_function_modes, set_grad_enabled
+from ..torch_private import function_modes, put_function_modes, saving_hooks_disabled, set_grad_enabled
 
 Step = Callable[[], Any]
 
@@ -60,9 +60,10 @@ def _finish_contexts(error: BaseException | None) -> None:
 
 def keep_modes(undo: Undo) -> None:
     """Note this thread's grad mode, function modes and guards, which interrupted contexts may fail to restore."""
-    grad, modes, depth = torch.is_grad_enabled(), function_modes(), guards.depth()
+    grad, modes, depth, hooks = torch.is_grad_enabled(), function_modes(), guards.depth(), saving_hooks_disabled()
 
     def put_back() -> None:
+        hooks()
         guards.back_to(depth)
         set_grad_enabled(grad)
         put_function_modes(modes)
