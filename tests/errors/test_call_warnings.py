@@ -96,6 +96,24 @@ CUTS |= {"no_grad": ("d_loss", weighted), "decorator": ("d_loss", scaled), "data
 CUTS |= {"Variable": ("d_loss", penalised_by_a_variable), "data in it": ("d_loss", penalised_by_a_variable_of_data)}
 
 
+def balanced(D, real, fake):
+    """Terms weighed by the lengths of their gradients, without a graph."""
+    one, other = softplus(-D(real)).mean(), softplus(D(fake)).mean()
+    p = next(D.parameters())
+    a, b = (torch.autograd.grad(term, p, retain_graph=True)[0].norm() for term in (one, other))
+    return one + other * a / (b + 1e-4)
+
+
+def balanced_with_a_graph(D, real, fake):
+    one, other = softplus(-D(real)).mean(), softplus(D(fake)).mean()
+    p = next(D.parameters())
+    a, b = (torch.autograd.grad(term, p, create_graph=True)[0].norm() for term in (one, other))
+    return one + other * a / (b + 1e-4)
+
+
+CUTS |= {"create_graph": ("d_loss", balanced)}
+
+
 def labelled(D, real, fake):
     """Only the shape of what is detached counts."""
     logits = D(fake)
@@ -114,7 +132,11 @@ def reused(D, real, fake):
     return softplus(-D(real)).mean() + softplus(D(fake)).mean() + g.square().mean() + each.square().mean()
 
 
-WHOLE = {"labels": ("d_loss", labelled), "leaves": ("d_loss", reused)}
+WHOLE = {
+    "create_graph": ("d_loss", balanced_with_a_graph),
+    "labels": ("d_loss", labelled),
+    "leaves": ("d_loss", reused),
+}
 WHOLE |= {"guard": ("d_loss", penalised_through_the_guard), "log": ("d_loss", logging_only)}
 WHOLE |= {"log without grad": ("d_loss", logging_without_grad)}
 

@@ -119,7 +119,8 @@ class _Mode(FunctionMode):
         needs_grad = any([t.requires_grad for t in used])
         depends = any([t.requires_grad and (t.grad_fn is not None or id(t) in self._owned) for t in used])
         out = func(*args, **(kwargs or {}))
-        place = self._line() if name in _DETACH and depends else None
+        cuts = name in _DETACH or (func is torch.autograd.grad and not (kwargs or {}).get("create_graph"))
+        place = self._line() if cuts and depends else None
         place = place or (self._no_grad if needs_grad else None)
         place = place or next((self._cut[id(t)][1] for t in used if id(t) in self._cut), None)
         for t in pytree.tree_leaves(out):
