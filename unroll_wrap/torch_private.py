@@ -40,6 +40,9 @@ without_torch_function: Callable[[], Any] = _C.DisableTorchFunction
 # The same for one function, without a context that an interrupt may leave half done.
 past_torch_function: Callable[..., Any] = _C._disabled_torch_function_impl
 
+# Within torch.func.grad and vmap tensors are wrappers without a memory. There is no public test for this.
+is_wrapped: Callable[[Tensor], bool] = _C._functorch.is_functorch_wrapped_tensor
+
 # The public torch.set_grad_enabled is a context object, and an interrupt may leave its constructor half done.
 set_grad_enabled: Callable[[bool], None] = _C._set_grad_enabled
 

@@ -33,6 +33,25 @@ def penalised_through_the_guard(D, real, fake):
     return softplus(-D(real)).mean() + softplus(D(fake)).mean() + (g.norm(2, 1) - 1).pow(2).mean()
 
 
+def penalised_by_a_variable(D, real, fake):
+    """As in much code for WGAN-GP, where Variable detaches what it is given."""
+    x = torch.autograd.Variable(0.5 * real + 0.5 * fake, requires_grad=True)
+    (g,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + (g.norm(2, 1) - 1).pow(2).mean()
+
+
+def penalised_by_a_variable_of_data(D, real, fake):
+    x = torch.autograd.Variable(0.5 * real.data + 0.5 * fake.data, requires_grad=True)
+    (g,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + (g.norm(2, 1) - 1).pow(2).mean()
+
+
+def penalised_by_a_copy(D, real, fake):
+    x = (0.5 * real + 0.5 * fake).new_tensor(0.5 * real + 0.5 * fake, requires_grad=True)
+    (g,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + (g.norm(2, 1) - 1).pow(2).mean()
+
+
 def matching(D, real, fake):
     return (D(real).tanh().detach() - D(fake).tanh()).pow(2).mean()
 
@@ -74,7 +93,51 @@ def logging_without_grad(D, real, fake):
 
 CUTS = {"penalty": ("d_loss", penalised), "matching": ("g_loss", matching), "relativistic": ("d_loss", relativistic)}
 CUTS |= {"no_grad": ("d_loss", weighted), "decorator": ("d_loss", scaled), "data": ("d_loss", of_data)}
-WHOLE = {"guard": ("d_loss", penalised_through_the_guard), "log": ("d_loss", logging_only)}
+CUTS |= {"Variable": ("d_loss", penalised_by_a_variable), "data in it": ("d_loss", penalised_by_a_variable_of_data)}
+
+
+def balanced(D, real, fake):
+    """Terms weighed by the lengths of their gradients, without a graph."""
+    one, other = softplus(-D(real)).mean(), softplus(D(fake)).mean()
+    p = next(D.parameters())
+    a, b = (torch.autograd.grad(term, p, retain_graph=True)[0].norm() for term in (one, other))
+    return one + other * a / (b + 1e-4)
+
+
+def balanced_with_a_graph(D, real, fake):
+    one, other = softplus(-D(real)).mean(), softplus(D(fake)).mean()
+    p = next(D.parameters())
+    a, b = (torch.autograd.grad(term, p, create_graph=True)[0].norm() for term in (one, other))
+    return one + other * a / (b + 1e-4)
+
+
+CUTS |= {"create_graph": ("d_loss", balanced)}
+
+
+def labelled(D, real, fake):
+    """Only the shape of what is detached counts."""
+    logits = D(fake)
+    ones, zeros = torch.ones_like(logits.detach()), logits.data.new_zeros(logits.shape)
+    with torch.no_grad():
+        noise = torch.rand_like(logits)
+    weight = torch.ones(1).double().expand_as(D(real).detach())
+    return (weight * softplus(-ones * D(real))).mean() + softplus(logits + zeros + 0.1 * noise).mean()
+
+
+def reused(D, real, fake):
+    """Leaves and views of them, and what torch.func wraps."""
+    x = real.detach().clone().requires_grad_()
+    (g,) = torch.autograd.grad(D(x.view(x.shape)).sum() + D(x).sum(), x, create_graph=True)
+    each = torch.func.vmap(torch.func.grad(lambda y: D(y[None]).sum()))(fake)
+    return softplus(-D(real)).mean() + softplus(D(fake)).mean() + g.square().mean() + each.square().mean()
+
+
+WHOLE = {
+    "create_graph": ("d_loss", balanced_with_a_graph),
+    "labels": ("d_loss", labelled),
+    "leaves": ("d_loss", reused),
+}
+WHOLE |= {"guard": ("d_loss", penalised_through_the_guard), "log": ("d_loss", logging_only)}
 WHOLE |= {"log without grad": ("d_loss", logging_without_grad)}
 
 
@@ -83,6 +146,13 @@ def warned(world, unrolled=None, mode="argument"):
         warnings.simplefilter("always")
         call(world, unrolled or unrolled_of(world, steps=STEPS), mode)
     return caught
+
+
+def test_a_copy_that_new_tensor_makes():
+    """Torch warns of the copy as such, too."""
+    world = warm_world()
+    world.d_loss = penalised_by_a_copy
+    assert PartialDetach in [w.category for w in warned(world)]
 
 
 @pytest.mark.parametrize("mode", ["argument", "closure"])
@@ -128,6 +198,27 @@ def test_a_layer_may_detach():
     world = warm_world()
     world.discriminator.insert(1, Rounded())
     assert warned(world) == []
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_layer_of_a_generator_may_detach(trains):
+    """A generator that the losses run has its power iterations, and a loss that is a module has no layers."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((1,), 0.9, dtype=torch.float64), requires_grad=trains)
+            self.register_buffer("mean", torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(), 0.1)
+                size = x.abs().max()
+            return self.weight * x / size
+
+    world, normed = warm_world(), Normed()
+    world.d_loss = lambda D, real, fake: softplus(-D(real)).mean() + softplus(D(normed(fake))).mean()
+    assert [w.category for w in warned(world)] == ([] if trains else [PartialDetach])
 
 
 def test_a_whole_detach_has_its_own_warning():

@@ -149,6 +149,92 @@ def test_what_a_transform_keeps_is_not_disturbed():
     assert len(norms) == 3
 
 
+def decayed(D, cut):
+    """A decay that is added to the gradient, as an orthogonal regulariser is in BigGAN."""
+    return lambda grads: [g + 0.3 * (p.detach() if cut else p) for g, p in zip(grads, D.parameters(), strict=True)]
+
+
+@pytest.mark.parametrize("backward", BACKWARDS, ids=str)
+def test_what_a_transform_reads_of_d(backward):
+    """D's parameters depend on the generator after the first step, and not before it."""
+    situation = Situation(made)
+    real, fake = situation.batch(1000)
+    before = situation.record()
+    with pytest.raises(ValueError, match="grad_transform returns a tensor of shape .* whose derivative is not"):
+        unrolled(situation, grad_transform=decayed(situation.D, cut=True), backward=backward)(real, fake)
+    assert situation.record() == before
+    one = UnrolledGeneratorLoss(situation.D, situation.stepper, d_loss, g_loss, steps=1, backward=backward)
+    losses = []
+    for cut in (True, False):
+        one.grad_transform = decayed(situation.D, cut)
+        losses.append(one(real, fake))
+    first, second = (torch.autograd.grad(loss, fake)[0] for loss in losses)
+    assert torch.equal(first, second)
+    whole = unrolled(situation, grad_transform=decayed(situation.D, cut=False), backward=backward)
+    whole(*situation.batch(1000)).backward()
+
+
+def largest_tenth(grads):
+    least = [g.abs().flatten().topk(max(1, g.numel() // 10)).values[-1] for g in grads]
+    return [g * (g.abs() >= bound) for g, bound in zip(grads, least, strict=True)]
+
+
+def below_a_quantile(grads):
+    return [g.clamp(-bound, bound) for g in grads for bound in [g.abs().flatten().quantile(0.9)]]
+
+
+def through_16_bits(grads):
+    return [g.half().to(g.dtype) for g in grads]
+
+
+def standardised(grads):
+    """The gradient of a single bias has no deviation, whose derivative is finite and has none of its own."""
+    return [g / (g.std(unbiased=False) + 1e-3) for g in grads]
+
+
+def only_in_32_bits(grads):
+    assert all(g.dtype is torch.float32 for g in grads)
+    return [0.5 * g for g in grads]
+
+
+def with_the_gradient_of_a_penalty(grads):
+    """It has to be computed with gradients on."""
+    weight = torch.ones_like(grads[0], requires_grad=True)
+    (more,) = torch.autograd.grad(weight.pow(4).sum(), weight)
+    return [grads[0] + 0.1 * more, *grads[1:]]
+
+
+WIDE = [largest_tenth, below_a_quantile, through_16_bits, standardised, only_in_32_bits, with_the_gradient_of_a_penalty]
+
+
+@pytest.mark.parametrize("transform", WIDE)
+def test_what_differences_in_32_bits_say_nothing_of(transform):
+    """Among many elements a quantile bends all the time; 16 bits are coarser than a difference."""
+    torch.manual_seed(0)
+    D = torch.nn.Sequential(
+        torch.nn.Linear(2, 200), torch.nn.Tanh(), torch.nn.Linear(200, 200), torch.nn.Linear(200, 1)
+    )
+    D, (real, fake) = D.float(), torch.randn(2, 8, 2, dtype=torch.float32)
+    optimizer = made(D)
+    d_loss(D, real, fake).backward()
+    optimizer.step()
+    fake.requires_grad_()
+    UnrolledGeneratorLoss(D, optimizer, d_loss, g_loss, steps=1, grad_transform=transform)(real, fake).backward()
+    assert fake.grad is not None and fake.grad.any()
+
+
+def test_a_cut_in_32_bits_of_a_computation_in_64():
+    """A norm is often computed in 32 bits."""
+    situation = Situation(made)
+
+    def clipped(grads):
+        norm = torch.stack([g.detach().float().norm() for g in grads]).norm()
+        return [g * (0.01 / norm).clamp(max=1.0) for g in grads]
+
+    with pytest.raises(ValueError, match="whose derivative is not"):
+        unrolled(situation, grad_transform=clipped)(*situation.batch(1000))
+
+
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_gradient_hook(cut):
     """A hook of the user's is differentiated with the update, as a transform is."""

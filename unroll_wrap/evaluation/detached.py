@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..call.messages import is_users, line_of
-from ..torch_private import FunctionMode, pytree
+from ..torch_private import FunctionMode, is_wrapped, pytree
 
-_DETACH = {"detach", "detach_"}
+_DETACH = {"detach", "detach_", "data", "tensor", "new_tensor"}
 _READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
 # What a loss keeps of its first run it may use in its second.
@@ -24,7 +25,8 @@ _RUNS = 2
 class Detached:
     """The lines at which the losses of one call detach something, or read what an unroll has no values for.
 
-    A layer of D that detaches, as a straight-through estimator does, is meant to, and is left out.
+    A layer that detaches, as a straight-through estimator does, is meant to, and is left out, be it of D or of another
+    network that trains, such as a generator that the losses run.
 
     Args:
         modules: the modules of D.
@@ -86,6 +88,10 @@ class _Mode(FunctionMode):
         self._no_grad: str | None = None  # The line at which the loss has switched gradients off, while they are.
         # The tensors are kept beside their ids, because the id of a freed tensor may pass to another one.
         self._cut: dict[int, tuple[Tensor, str]] = {}
+        # What layers have detached is not cut, and is kept to be known.
+        self._meant: dict[int, Tensor] = {}
+        # The memory of what has been computed, of which Variable(x) makes a leaf without calling a function of torch.
+        self._computed: dict[int, StorageWeakRef] = {}
 
     def of(self, value: Any) -> str | None:
         """Return the line that detached something from which ``value`` is computed; None if there is none."""
@@ -107,17 +113,47 @@ class _Mode(FunctionMode):
                 frame = frame.f_back
             if frame is not None and is_users(frame):
                 self.read = what, line_of(frame)
-        needs_grad = [t.requires_grad for t in given]
-        depends = [t.requires_grad and (t.grad_fn is not None or id(t) in self._owned) for t in given]
+        for t in given:
+            self._look_at(t)
+        used = _used(name, given)
+        needs_grad = any([t.requires_grad for t in used])
+        depends = any([t.requires_grad and (t.grad_fn is not None or id(t) in self._owned) for t in used])
         out = func(*args, **(kwargs or {}))
-        place = self._line() if (name in _DETACH or name == "data") and any(depends) else None
-        place = place or (self._no_grad if any(needs_grad) else None)
-        place = place or next((self._cut[id(t)][1] for t in given if id(t) in self._cut), None)
-        if place:
-            for t in pytree.tree_leaves(out):
-                if isinstance(t, Tensor) and t.is_floating_point():
+        cuts = name in _DETACH or (func is torch.autograd.grad and not (kwargs or {}).get("create_graph"))
+        place = self._line() if cuts and depends else None
+        place = place or (self._no_grad if needs_grad else None)
+        place = place or next((self._cut[id(t)][1] for t in used if id(t) in self._cut), None)
+        for t in pytree.tree_leaves(out):
+            if isinstance(t, Tensor) and t.is_floating_point():
+                if place:
                     self._cut[id(t)] = t, place
+                    self._keep_memory(t)
+                elif self._is_alias(t):
+                    self._meant[id(t)] = t
+                self._look_at(t)
         return out
+
+    def _look_at(self, tensor: Tensor) -> None:
+        """Note where a result lies, and note a leaf in the memory of one as cut, if no function has made it."""
+        if tensor.grad_fn is not None:
+            self._keep_memory(tensor)
+        elif id(tensor) not in self._cut and id(tensor) not in self._meant and self._is_alias(tensor):
+            # It is often a layer that sees it first, and the loss that has made it.
+            self._cut[id(tensor)] = tensor, self._line(of_layers=False) or ""
+
+    def _keep_memory(self, tensor: Tensor) -> None:
+        base = tensor._base
+        # A leaf may be viewed, and used as it is.
+        if _has_memory(tensor) and (base is None or base.grad_fn is not None):
+            storage = tensor.untyped_storage()
+            self._computed[storage._cdata] = StorageWeakRef(storage)
+
+    def _is_alias(self, tensor: Tensor) -> bool:
+        """Return whether a leaf lies in the memory of a result, as ``Variable(x)`` does."""
+        if tensor.grad_fn is not None or id(tensor) in self._owned or not _has_memory(tensor):
+            return False
+        reference = self._computed.get(tensor.untyped_storage()._cdata)
+        return reference is not None and not reference.expired()
 
     def _without_value(self, func: Any, name: str, given: list[Tensor], args: Any, kwargs: Any) -> str | None:
         """Return which thing a function reads that an unroll cannot give it; None if it reads none."""
@@ -136,17 +172,26 @@ class _Mode(FunctionMode):
         elif not requires_grad and tensor.requires_grad and isinstance(tensor, nn.Parameter):
             self._off[id(tensor)] = tensor
 
-    def _line(self) -> str | None:
-        """Return the line of the user's code that is running; None inside a layer of D."""
+    def _line(self, of_layers: bool = True) -> str | None:
+        """Return the line of the user's code that is running; inside a layer None, or else the line that calls it."""
         frame: Any = sys._getframe(2)
         place = None
         while frame is not None and frame.f_code is not Detached.run.__code__:
-            if frame.f_code.co_name == "_call_impl" and id(frame.f_locals.get("self")) in self._modules:
-                return None
-            if place is None and is_users(frame):
+            if frame.f_code.co_name == "_call_impl" and self._may_detach(frame.f_locals.get("self")):
+                if of_layers:
+                    return None
+                place = None
+            elif place is None and is_users(frame):
                 place = line_of(frame)
             frame = frame.f_back
         return place
+
+    def _may_detach(self, module: Any) -> bool:
+        """Return whether a module is a layer of D or of another network that trains, and not a loss that has D."""
+        if id(module) in self._modules:
+            return True
+        params = list(module.parameters()) if isinstance(module, nn.Module) else []
+        return any(p.requires_grad for p in params) and not any(id(p) in self._owned for p in params)
 
 
 def _error(name: str, who: str, read: str, line: str) -> ValueError:
@@ -172,6 +217,18 @@ def _error(name: str, who: str, read: str, line: str) -> ValueError:
     )
 
 
+def _used(name: str, given: list[Tensor]) -> list[Tensor]:
+    """Return those of a function's arguments on whose values its result depends: others give it a shape or a type."""
+    if name.endswith("_like") or (name.startswith("new") and name != "new_tensor"):
+        return []
+    return given[:1] if name.endswith("_as") else given
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    # Within torch.func.grad and vmap a tensor is a wrapper.
+    return tensor.layout is torch.strided and tensor.numel() > 0 and not is_wrapped(tensor)
+
+
 def _memory_of(tensors: Iterable[Tensor]) -> set[int]:
     """Return where the memory of these tensors begins."""
-    return {t.untyped_storage().data_ptr() for t in tensors if t.layout is torch.strided and t.numel()} - {0}
+    return {t.untyped_storage().data_ptr() for t in tensors if _has_memory(t)} - {0}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .derivative import Transform, with_derivative
+from .derivative import Transform, check_derivative
 
 GradTransform = Callable[..., Sequence[Tensor]]
 ParamTransform = Callable[..., Tensor]
@@ -30,13 +30,16 @@ class Transforms:
     # Returns a context in which the discriminator has the given tensors as its parameters.
     holding: Holding = nullcontext
     check: bool = False  # Whether to compare derivatives with differences.
+    moved: bool = True  # Whether the discriminator's parameters may depend on the generator, as after a step.
 
     def __bool__(self) -> bool:
         """Return whether there is any transform or hook."""
         return self.gradients is not None or self.parameter is not None or bool(self.hooks)
 
-    def of_gradients(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Apply the hooks and ``gradients`` to copies of the gradients; None stands for a missing one.
+    def of_gradients(self, grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor | None]:
+        """Apply the hooks and ``gradients`` to copies of the gradients, while the discriminator holds ``params``.
+
+        None stands for a missing gradient.
 
         Raises:
             ValueError: a result has another shape, or is not what its derivative belongs to.
@@ -44,25 +47,26 @@ class Transforms:
         given = [g for g in grads if g is not None]
         present = [i for i, g in enumerate(grads) if g is not None]
         name = "grad_transform" if self.gradients else "A gradient hook"
-        changed = iter(self._checked(name, lambda given: self._gradients(given, present), given))
+        changed = iter(self._held(name, lambda given: self._gradients(given, present), given, params))
         return [None if g is None else next(changed) for g in grads]
 
-    def of_parameter(self, param: Tensor, i: int) -> Tensor:
+    def of_parameter(self, i: int, params: Sequence[Tensor]) -> Tensor:
         """Apply ``parameter`` to a copy of the i-th parameter, and raise ValueError as ``of_gradients`` does."""
         if (transform := self.parameter) is None:
-            return param
+            return params[i]
         named = {"name": self.names[i]} if takes(transform, "name") else {}
 
         def changed(given: list[Tensor]) -> list[Tensor]:
             found = transform(given[0].clone(), **named)
-            if getattr(found, "shape", None) != param.shape:
+            if getattr(found, "shape", None) != given[0].shape:
                 raise ValueError(
-                    f"param_transform got a parameter of shape {tuple(param.shape)} and returned {found!r:.200}. "
+                    f"param_transform got a parameter of shape {tuple(given[0].shape)} and returned {found!r:.200}. "
                     "Return the new parameter, of the same shape."
                 )
             return [found]
 
-        return self._checked("param_transform", changed, [param])[0]
+        # A clone, because the parameter itself exchanges its contents with D's while D holds it.
+        return self._held("param_transform", changed, [params[i].clone()], params)[0]
 
     def _gradients(self, grads: Sequence[Tensor], present: Sequence[int]) -> list[Tensor]:
         """Transform copies of the gradients of the parameters at the positions ``present``."""
@@ -85,9 +89,17 @@ class Transforms:
             )
         return found
 
-    def _checked(self, name: str, transform: Transform, given: list[Tensor]) -> list[Tensor]:
-        roots = [self.gradients, self.parameter, *(hook for _, hook in self.hooks)]
-        return with_derivative(name, transform, given, roots) if self.check else transform(given)
+    def _held(self, name: str, transform: Transform, given: list[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+        """Return what a transform makes of some tensors while the discriminator holds ``params``."""
+
+        def held(both: Sequence[Tensor]) -> list[Tensor]:
+            with self.holding(both[len(given) :] or params):
+                return transform(list(both[: len(given)]))
+
+        if self.check:
+            roots = [self.gradients, self.parameter, *(hook for _, hook in self.hooks)]
+            check_derivative(name, held, [*given, *(params if self.moved else ())], roots)
+        return held(given)
 
 
 def check_leaves(results: Iterable[Any], inputs: Iterable[Any]) -> None:

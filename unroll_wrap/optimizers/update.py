@@ -87,8 +87,7 @@ def update(
     with torch.set_grad_enabled(differentiable):
         given: Sequence[Tensor | None] = leaves
         if transforms.gradients or transforms.hooks:
-            with transforms.holding(params_of(old)):
-                given = transforms.of_gradients(leaves)
+            given = transforms.of_gradients(leaves, params_of(old))
         new = []
         for block in old:
             g = _packed(block, given)
@@ -97,8 +96,8 @@ def update(
                 block = block._replace(params=params, state=state)
             new.append(block)
         if transforms.parameter:
-            with transforms.holding(params_of(new)):
-                new = [_transformed(b, transforms) for b in new]
+            params = params_of(new)
+            new = [_transformed(b, transforms, params) for b in new]
     if differentiable and transforms.check:
         check_leaves([t for b in new for t in values_of(b)], [*leaves, *(t for b in old for t in values_of(b))])
     return Update(old, new, leaves, layout(blocks), None)
@@ -155,11 +154,8 @@ def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Se
             )
 
 
-def _transformed(block: Block, transforms: Transforms) -> Block:
-    params = unpack(block.params, block.shapes)
-    return block._replace(
-        params=pack([transforms.of_parameter(p, i) for i, p in zip(block.index, params, strict=True)])
-    )
+def _transformed(block: Block, transforms: Transforms, params: Sequence[Tensor]) -> Block:
+    return block._replace(params=pack([transforms.of_parameter(i, params) for i in block.index]))
 
 
 def params_of(blocks: Sequence[Block]) -> list[Tensor]:

@@ -53,7 +53,10 @@ def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> N
         warnings.warn(
             f"A loss detaches a part of what it returns: {'; '.join(detached)}. No derivative passes there, neither in "
             "training nor in the unroll. To detach in D's own training alone, write unroll_wrap.detach(x) instead of "
-            "x.detach() or x.data, and unroll_wrap.no_grad() instead of torch.no_grad(). If you mean both, call "
+            "x.detach() or x.data, unroll_wrap.no_grad() instead of torch.no_grad(), and x.requires_grad_() instead of "
+            "torch.autograd.Variable(x, requires_grad=True), which detaches too. Do so for what the generator makes. "
+            "Of what D computes, a detach is a part of D's step, and without it the steps would be others. "
+            "torch.autograd.grad needs create_graph=True. If you mean both, call "
             'warnings.simplefilter("ignore", unroll_wrap.PartialDetach).',
             PartialDetach,
             stacklevel=users_line(),

@@ -14,7 +14,7 @@ from ..operators.adjoint import Adjoint
 from ..operators.convolution import parameters_only
 from ..operators.repairs import repair
 from ..optimizers.block import Joined
-from ..optimizers.derivative import with_derivative
+from ..optimizers.derivative import check_derivative
 from .one_process import Grads
 from .step import Point
 
@@ -128,9 +128,9 @@ def _hooked(evaluate: Evaluator, hook: Callable[[Tensor], Any], grad: Tensor) ->
         changed = hook(given[0])
         return [given[0] if changed is None else changed]
 
-    if not evaluate.written:
-        return run([grad])[0]
-    return with_derivative(f"A gradient hook on a parameter of {evaluate.who}", run, [grad], [hook])[0]
+    if evaluate.written:
+        check_derivative(f"A gradient hook on a parameter of {evaluate.who}", run, [grad], [hook])
+    return run([grad])[0]
 
 
 def pull(

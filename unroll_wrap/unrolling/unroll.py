@@ -159,7 +159,9 @@ class Unroll:
         if any(b.rule.joint for b in point.blocks):
             # A traced rule steps the live optimizer, which has to find its own values in the live parameters.
             swap.out()
-        transforms = self.transforms and replace(self.transforms, holding=lambda p: swap.holding(p, carried[0]))
+        transforms = self.transforms and replace(
+            self.transforms, holding=lambda p: swap.holding(p, carried[0]), moved=len(self.d_losses) > 1
+        )
         done = update(point.blocks, grads, transforms, differentiable)
         return done, Point(done.following(), *carried)
 
