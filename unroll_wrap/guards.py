@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 
-class _Depth(threading.local):
+class _Here(threading.local):
     depth = 0
+    guarded: list[Tensor] | None = None  # What the loss that runs now has given to ``detach``.
 
 
-_unrolling = _Depth()
+_unrolling = _Here()
 
 
 def is_unrolling() -> bool:
@@ -28,6 +29,9 @@ def is_unrolling() -> bool:
 def detach(tensor: Tensor) -> Tensor:
     """Return ``tensor`` itself inside an unroll, and ``tensor.detach()`` outside.
 
+    It is meant for what the generator makes. What D computes is refused in the first call: D's own step depends on
+    whether that is detached.
+
     Examples:
         >>> fake = torch.ones(2, requires_grad=True)
         >>> unroll_wrap.detach(fake).requires_grad
@@ -36,7 +40,11 @@ def detach(tensor: Tensor) -> Tensor:
         ...     unroll_wrap.is_unrolling(), unroll_wrap.detach(fake) is fake
         (True, True)
     """
-    return tensor if is_unrolling() else tensor.detach()
+    if not is_unrolling():
+        return tensor.detach()
+    if _unrolling.guarded is not None:
+        _unrolling.guarded.append(tensor)
+    return tensor
 
 
 def no_grad() -> AbstractContextManager[object]:
@@ -52,13 +60,17 @@ def depth() -> int:
 def back_to(depth: int) -> None:
     """Set the number of ``unrolling`` contexts back, after an interrupt has left some open."""
     _unrolling.depth = depth
+    if not depth:
+        _unrolling.guarded = None
 
 
 @contextmanager
-def unrolling() -> Iterator[None]:
-    """Let ``is_unrolling`` return True within this context, which can be nested."""
+def unrolling() -> Iterator[list[Tensor]]:
+    """Let ``is_unrolling`` return True within this context, which can be nested, and yield what ``detach`` is given."""
+    before, _unrolling.guarded = _unrolling.guarded, []
     _unrolling.depth += 1
     try:
-        yield
+        yield _unrolling.guarded
     finally:
         _unrolling.depth -= 1
+        _unrolling.guarded = before

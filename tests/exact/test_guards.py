@@ -6,7 +6,7 @@ import torch
 from checks import assert_exact, call, expected_of, gradient_of, oracle, unrolled_of, warm_world
 from problems import softplus
 
-from unroll_wrap import detach, is_unrolling, no_grad
+from unroll_wrap import PartialDetach, detach, is_unrolling, no_grad
 
 STEPS = 3
 
@@ -42,6 +42,19 @@ def test_inside_they_let_the_gradient_through():
     world.generator.zero_grad()
     guarded_d_loss(world.discriminator, *world.batch()).backward()
     assert all(p.grad is None for p in world.generator.parameters())
+
+
+def test_detach_of_what_d_computes_is_refused():
+    """In D's own step it is cut, and inside an unroll it would not be; torch's own detach is the control."""
+
+    def relativistic(cut):
+        return lambda D, real, fake: softplus(cut(D(fake)) - D(real)).mean() + softplus(D(fake)).mean()
+
+    world = warm_world()
+    with pytest.raises(ValueError, match=r"d_loss at inner step 0 gives unroll_wrap\.detach something that D has"):
+        call(world, unrolled_of(world, steps=STEPS), d_loss=relativistic(detach))
+    with pytest.warns(PartialDetach):
+        call(world, unrolled_of(world, steps=STEPS), d_loss=relativistic(torch.Tensor.detach))
 
 
 def test_is_unrolling_tells_the_inner_losses():

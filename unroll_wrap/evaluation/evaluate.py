@@ -91,6 +91,7 @@ class Evaluator:
         # A loss may ask for strides, or go by them (as_strided), and the parameters of a step are packed without any.
         self._strided = [(i, p.stride()) for i, p in enumerate(self.owned) if not p.is_contiguous()]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
+        self.guarded: list[Tensor] = []  # What the last loss has given to ``unroll_wrap.detach``.
         self.rewrote = False  # Whether the last loss set a parameter, as a layer that initialises itself does.
 
     def __call__(
@@ -111,7 +112,7 @@ class Evaluator:
         made = checkpoints_made()
         given = (self.discriminator, *arguments.batch)
         with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
-            value = self._run(name, loss, arguments)
+            value, self.guarded = self._run(name, loss, arguments)
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
             raise ValueError(
@@ -195,13 +196,13 @@ class Evaluator:
         else:
             self.swap.put_in_slots(leaves, buffers)
 
-    def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
+    def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> tuple[Any, list[Tensor]]:
         for setting in self.settings:
             setting.ensure()
         try:
-            with guards.unrolling(), self._operators, self.autocast.inside():
+            with guards.unrolling() as guarded, self._operators, self.autocast.inside():
                 run = partial(self.detached.run, name.split()[0], loss) if self.detached else loss
-                return run(self.discriminator, *arguments.batch, **arguments.kwargs)
+                return run(self.discriminator, *arguments.batch, **arguments.kwargs), guarded
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

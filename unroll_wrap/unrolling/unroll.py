@@ -128,6 +128,7 @@ class Unroll:
         if k == len(self.d_losses):
             self.d_losses.append(evaluation.loss.detach())
             self._check_frozen(evaluation)
+            self._check_guarded(evaluation)
         if k == 0:
             check_logits(self.d_loss, evaluation.loss, self.evaluate.on_logits)
         return evaluation
@@ -142,6 +143,15 @@ class Unroll:
                 "inner step has moved. Freeze the same parameters in every step, or with stop_gradient=True."
             )
         self.moved.update((set(range(len(params))) if mine is None else mine) - set(frozen))
+
+    def _check_guarded(self, evaluation: Evaluation) -> None:
+        """Raise if the loss has kept something attached by a guard that D's own step detaches."""
+        if self.evaluate.detached and leads_to(self.evaluate.guarded, self.evaluate.swap.handles(evaluation.params)):
+            raise ValueError(
+                f"{evaluation.name} gives unroll_wrap.detach something that {self.names.short} has computed. It stays "
+                f"attached inside an unroll, so the steps of {self.names.short} would be others than those of your "
+                "loop. Pass it what the generator makes, and write x.detach() here."
+            )
 
     def update(
         self,
