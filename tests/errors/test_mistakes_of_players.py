@@ -17,6 +17,7 @@ from unroll_wrap import (
     UnrolledDiscriminatorLoss,
     UnrolledGeneratorLoss,
     UnrolledSequence,
+    detach,
     diagnose,
     verify,
 )
@@ -299,3 +300,20 @@ def test_the_ends_of_the_line():
     plain = found(average=Extrapolate(0.0), backward=FiniteDifference())
     torch.manual_seed(0)
     assert torch.equal(plain, D(game.G(game.batch[1])).mean())
+
+
+def test_detach_of_what_the_moving_player_computes_is_refused():
+    """What the other player computes is the control: D's loss detaches it in training, and not in an unroll."""
+    game = warm_game()
+
+    def own(player, real, z):
+        return game.d_loss(player, real, z) + detach(game.D(real)).mean()
+
+    def others(player, real, z):
+        return softplus(-game.D(real)).mean() + softplus(game.D(detach(game.fake(z)))).mean()
+
+    def act(d_loss):
+        return UnrolledSequence(updates_of(game, d_loss), game.g_loss, game.G, steps=2)(*game.batch)
+
+    refused(game, lambda: act(own), ValueError, r"^updates\[0\].loss in round 0 gives unroll_wrap\.detach something")
+    assert grads(act(others), game.G)

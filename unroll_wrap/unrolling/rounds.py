@@ -101,6 +101,7 @@ class Rounds(Unroll):
         if first:
             self.d_losses.append(evaluation.loss.detach())
             self._check_frozen(evaluation, move.mine)
+            self._check_guarded(evaluation, move.mine)
         found, _ = gradients(self.evaluate, evaluation, mine=move.mine, create_graph=differentiable)
         return Part(point, evaluation, found)
 

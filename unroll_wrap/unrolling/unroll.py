@@ -144,9 +144,11 @@ class Unroll:
             )
         self.moved.update((set(range(len(params))) if mine is None else mine) - set(frozen))
 
-    def _check_guarded(self, evaluation: Evaluation) -> None:
-        """Raise if the loss has kept something attached by a guard that D's own step detaches."""
-        if self.evaluate.detached and leads_to(self.evaluate.guarded, self.evaluate.swap.handles(evaluation.params)):
+    def _check_guarded(self, evaluation: Evaluation, mine: frozenset[int] | None = None) -> None:
+        """Raise if the loss has kept something attached by a guard that the player's own step detaches."""
+        params = self.evaluate.swap.handles(evaluation.params)
+        own = params if mine is None else [params[i] for i in mine]
+        if self.evaluate.detached and leads_to(self.evaluate.guarded, own):
             raise ValueError(
                 f"{evaluation.name} gives unroll_wrap.detach something that {self.names.short} has computed. It stays "
                 f"attached inside an unroll, so the steps of {self.names.short} would be others than those of your "
