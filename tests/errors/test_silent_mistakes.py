@@ -149,10 +149,11 @@ def test_real_and_fake_swapped_with_losses_of_ones_own():
 
 
 def test_losses_in_another_order_are_the_users_choice():
-    """The control: their arguments are named otherwise, or have no names that tell."""
+    """Where the names tell it, the order that these losses do not take is refused; no other names are judged."""
     given = Given(nn.Linear(2, 1))
     unrolled = given.unrolled(lambda D, fake, real: Own.d_loss(D, real, fake), lambda D, *both: D(both[0]).mean())
     assert torch.isfinite(unrolled(given.fake, given.real))
+    refused(given, lambda: unrolled(given.real, given.fake), "real has a graph", r"order is unrolled\(fake, real\)")
     assert torch.isfinite(unrolled(given.fake, given.real, d_loss=lambda D, a, b: Own.d_loss(D, b, a)))
     assert torch.isfinite(unrolled(given.fake, given.real, d_loss=lambda D, *both: Own.d_loss(D, *both[::-1])))
 

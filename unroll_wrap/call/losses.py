@@ -1,4 +1,4 @@
-"""Check the losses and the batch that a user passes: losses are functions of D, and real comes before fake."""
+"""Check the losses and the batch that a user passes: losses are functions of D, and fake is where they take it."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -58,20 +58,28 @@ def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
     """Raise ValueError if a tensor with a graph, as a fake has, is passed as real: training would go the wrong way."""
     if len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
         return
-    real, fake = batch
-    if real.grad_fn is not None and not fake.requires_grad and _takes_real_first(d_loss):
+    if (place := _place_of_fake(d_loss)) is None:
+        return
+    fake, real = batch[place], batch[1 - place]
+    if real.grad_fn is not None and not fake.requires_grad:
         raise ValueError(
             f"real has a graph, as a generator's output has, and fake has none: shapes {tuple(real.shape)} and "
-            f"{tuple(fake.shape)}. The order is unrolled(real, fake)."
+            f"{tuple(fake.shape)}. The order is {'unrolled(real, fake)' if place else 'unrolled(fake, real)'}, as "
+            "d_loss takes them."
         )
 
 
-def _takes_real_first(d_loss: Callable[..., Tensor]) -> bool:
-    """Return whether real comes first, as in the package's objectives; a user's loss tells by its arguments' names."""
+def _place_of_fake(d_loss: Callable[..., Tensor]) -> int | None:
+    """Return where in the batch fake is: last in the package's objectives; a user's loss tells by its arguments' names.
+
+    The result is None if it does not tell.
+    """
     if any(d_loss is known for known in _OF_REAL_AND_FAKE):
-        return True
+        return 1
     try:
-        first, second = list(inspect.signature(d_loss).parameters)[1:3]
+        first, second = (name.lower() for name in list(inspect.signature(d_loss).parameters)[1:3])
     except (TypeError, ValueError):  # a builtin without a signature, or fewer than three arguments
-        return False
-    return "real" in first.lower() or "fake" in second.lower()
+        return None
+    if "real" in first or "fake" in second:
+        return 1
+    return 0 if "fake" in first and "real" in second else None
