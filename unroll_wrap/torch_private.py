@@ -60,7 +60,6 @@ use_lazy_graph_module = _use_lazy_graph_module
 # The public torch.compiler.disable would import all of dynamo with this package, which takes seconds.
 disable_dynamo: Callable[[Any], Any] = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 
-
 _set_versions: Callable[[Any, Any], None] = _C._autograd._unsafe_set_version_counter
 
 
@@ -158,10 +157,7 @@ def _refused_to_disable_hooks() -> bool:
 
 
 def saving_hooks_disabled() -> Callable[[], None]:
-    """Return a function that disables hooks on saved tensors again or not, as it is now.
-
-    ``_refused_to_disable_hooks`` changes that, and an interrupt may come between its lines.
-    """
+    """Return a function that puts back whether hooks on saved tensors are disabled, which the next function changes."""
     message = _C._autograd._saved_tensors_hooks_get_disabled_error_message()
 
     def put_back() -> None:

@@ -173,12 +173,12 @@ def a_wrapper_is_ignored(monkeypatch):
     prepare=lambda world: {"grad_transform": lambda grads: [0.1 * g / (1 + g.norm()) for g in grads]}, optimizer="sgd"
 )
 def a_gradient_transform_is_ignored(monkeypatch):
-    monkeypatch.setattr(transforms.Transforms, "of_gradients", lambda self, grads: list(grads))
+    monkeypatch.setattr(transforms.Transforms, "of_gradients", lambda self, grads, params: list(grads))
 
 
 @fault(prepare=lambda world: {"param_transform": lambda p: p.clamp(-0.4, 0.4)})
 def a_clip_of_weights_is_ignored(monkeypatch):
-    monkeypatch.setattr(transforms.Transforms, "of_parameter", lambda self, p, i: p)
+    monkeypatch.setattr(transforms.Transforms, "of_parameter", lambda self, i, params: params[i])
 
 
 class Counting(torch.nn.Sequential):

@@ -98,6 +98,8 @@ class _Mode(FunctionMode):
         return self._cut[id(value)][1] if id(value) in self._cut else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         name = getattr(func, "__name__", "")
         if name == "__get__":
@@ -230,5 +232,5 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _memory_of(tensors: Iterable[Tensor]) -> set[int]:
-    """Return where the memory of these tensors begins."""
-    return {t.untyped_storage().data_ptr() for t in tensors if _has_memory(t)} - {0}
+    """Return the storages of these tensors; those of sharded and traced ones have no address in memory."""
+    return {t.untyped_storage()._cdata for t in tensors if _has_memory(t)}
