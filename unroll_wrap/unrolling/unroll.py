@@ -146,9 +146,10 @@ class Unroll:
 
     def _check_guarded(self, evaluation: Evaluation, mine: frozenset[int] | None = None) -> None:
         """Raise if the loss has kept something attached by a guard that the player's own step detaches."""
+        if not (self.evaluate.detached and self.evaluate.guarded):
+            return
         params = self.evaluate.swap.handles(evaluation.params)
-        own = params if mine is None else [params[i] for i in mine]
-        if self.evaluate.detached and leads_to(self.evaluate.guarded, own):
+        if leads_to(self.evaluate.guarded, params if mine is None else [params[i] for i in mine]):
             raise ValueError(
                 f"{evaluation.name} gives unroll_wrap.detach something that {self.names.short} has computed. It stays "
                 f"attached inside an unroll, so the steps of {self.names.short} would be others than those of your "
