@@ -86,7 +86,7 @@ class Config:
 
 
 SMOKE = Config(updates=10, batch=36, samples=64, evaluate_every=5, columns=3)
-CPU = Config(updates=1000, batch=16, samples=2560, evaluate_every=200)
+CPU = Config(updates=5000, batch=16, samples=2560, evaluate_every=500)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
     # G ahead of D, with an eighth of the batch, half the samples, a 25th of the length, and X = 1/4 alone.
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   paper  50,000 generator updates, batch 128, five seeds: meant for a GPU; give --size 1/4 1/2 1
   cpu    2,000 updates, batch 16, K = 0 and 5, three seeds, G ahead of D (1e-3 against 4e-4)
   cpu-paper-rates
-         1,000 updates, K = 0, 1, 5 and 10 with the paper's rates (1e-4 and 2e-4)
+         5,000 updates, K = 0, 1, 5 and 10 with the paper's rates (1e-4 and 2e-4)
   smoke  10 updates: whether it runs; its numbers mean nothing
 
 examples:

@@ -15,8 +15,8 @@ from .call.call import Call, Loss, once_a_round
 from .call.discriminator import check_gradient_hooks
 from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
-from .evaluation.detached import Detached
 from .evaluation.evaluate import Evaluator, evaluate_plainly
+from .evaluation.first_runs import FirstRuns
 from .evaluation.graph import is_made_by
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
@@ -104,8 +104,8 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         last = weights_of(unrolled.average, call.steps)[call.steps]
         first_only = unrolled.stop_gradient or not (call.steps and last)
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), first_only, unrolled.names)
-        detached = unroll.evaluate.detached if unroll.evaluate.second_order and unroll.sensitivity.second_term else None
-        warn_of(detached.found if detached else (), fresh, unroll.outsized)
+        second_term = unroll.evaluate.second_order and unroll.sensitivity.second_term
+        warn_of(unroll.evaluate.cuts if second_term else {}, fresh, unroll.outsized)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
         unrolled._watched |= {call.code}
@@ -158,7 +158,7 @@ def _unroll(
     given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
     undo.later(given.put_back)
     apart = [t for t in state if id(t) not in swap.ids]
-    detached = Detached(swap.modules, owned, apart, unrolled.names.short) if differentiate and not watched else None
+    first_runs = FirstRuns(swap.modules, owned, apart, unrolled.names.short) if differentiate and not watched else None
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
     written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     evaluate = Evaluator(
@@ -170,7 +170,7 @@ def _unroll(
         second_order,
         settings,
         known.on_logits,
-        detached,
+        first_runs,
         _held(swap.frozen, optimizers),
         written=written,
         who=unrolled.names.short,
@@ -190,7 +190,7 @@ def _unroll(
             proof=proof,
             fresh=fresh,
             names=unrolled.names,
-            sensitivity=Sensitivity(detached.switched_on if detached else None),
+            sensitivity=Sensitivity(first_runs.switched_on if first_runs else None),
         )
         start = Point(blocks, swap.originals(), swap.contents())
         weights = {k * unrolled.round: w for k, w in weights_of(unrolled.average, call.steps).items()}

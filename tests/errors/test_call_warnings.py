@@ -91,9 +91,19 @@ def logging_without_grad(D, real, fake):
     return softplus(-D(real)).mean() + softplus(D(fake)).mean()
 
 
-CUTS = {"penalty": ("d_loss", penalised), "matching": ("g_loss", matching), "relativistic": ("d_loss", relativistic)}
-CUTS |= {"no_grad": ("d_loss", weighted), "decorator": ("d_loss", scaled), "data": ("d_loss", of_data)}
-CUTS |= {"Variable": ("d_loss", penalised_by_a_variable), "data in it": ("d_loss", penalised_by_a_variable_of_data)}
+DETACH, NO_GRAD = "unroll_wrap.detach(x) in place of x.detach() or x.data", "unroll_wrap.no_grad() in place of torch"
+VARIABLE = "x.requires_grad_() in place of torch.autograd.Variable"
+# Which loss, the loss, a part of the line that the warning names, and of what it says to do.
+CUTS = {
+    "penalty": ("d_loss", penalised, ".data", DETACH),
+    "matching": ("g_loss", matching, "detach()", DETACH),
+    "relativistic": ("d_loss", relativistic, "detach()", DETACH),
+    "no_grad": ("d_loss", weighted, "with torch.no_grad():", NO_GRAD),
+    "decorator": ("d_loss", scaled, "length(D)", NO_GRAD),
+    "data": ("d_loss", of_data, "p.data.norm()", DETACH),
+    "Variable": ("d_loss", penalised_by_a_variable, "", VARIABLE),
+    "data in it": ("d_loss", penalised_by_a_variable_of_data, ".data", DETACH),
+}
 
 
 def balanced(D, real, fake):
@@ -111,7 +121,7 @@ def balanced_with_a_graph(D, real, fake):
     return one + other * a / (b + 1e-4)
 
 
-CUTS |= {"create_graph": ("d_loss", balanced)}
+CUTS["create_graph"] = "d_loss", balanced, "torch.autograd.grad", "pass create_graph=True"
 
 
 def labelled(D, real, fake):
@@ -158,16 +168,17 @@ def test_a_copy_that_new_tensor_makes():
 @pytest.mark.parametrize("mode", ["argument", "closure"])
 @pytest.mark.parametrize("name", CUTS)
 def test_a_part_that_a_loss_detaches(name, mode):
-    """Once, with the line and the remedy; the second call is silent."""
-    which, loss = CUTS[name]
+    """Once, with the line and the remedy for this cause alone; the second call is silent."""
+    which, loss, line, remedy = CUTS[name]
     world = warm_world()
     setattr(world, which, loss)
     unrolled = unrolled_of(world, steps=STEPS)
     (found,) = warned(world, unrolled, mode)
     assert found.category is PartialDetach and issubclass(PartialDetach, UnrollWarning)
     text = str(found.message)
-    assert f"{which} at test_call_warnings.py:" in text and "unroll_wrap.detach(x)" in text
-    assert ("detach()" in text) or (".data" in text)
+    place, _, told = text.partition(remedy)
+    assert f"{which} at test_call_warnings.py:" in place and line in place and told
+    assert not any(other in text for *_, other in CUTS.values() if other != remedy)
     assert warned(world, unrolled, mode) == []
 
 

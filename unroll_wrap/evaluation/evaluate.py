@@ -20,7 +20,8 @@ from ..operators.replaced import twice_differentiable
 from ..torch_private import put_versions
 from .autocast import Autocast
 from .checkpoints import checkpoints_made
-from .detached import Detached
+from .detachments import Cut
+from .first_runs import FirstRuns
 from .graph import captures, edge, now, reach
 from .hooks import gradient_hooks, noted
 from .loss_errors import explained, misplaced, one_element
@@ -75,7 +76,7 @@ class Evaluator:
     second_order: bool  # Whether the losses will be differentiated twice.
     settings: Sequence[Setting] = ()  # The settings of torch that are in force whenever a loss runs.
     on_logits: set[Any] = field(default_factory=set)  # The losses that are known to be given logits.
-    detached: Detached | None = None  # Notes what the losses detach, in a first call; None in later ones.
+    first_runs: FirstRuns | None = None  # Watches the losses in a first call; None in later ones.
     frozen: Sequence[Tensor] = ()  # Parameters that did not require grad at the call and that an optimizer holds.
     # Makes the leaf for a parameter while a compiler traces; None outside a compiler.
     leaf: Callable[[Tensor], Tensor] | None = None
@@ -165,6 +166,11 @@ class Evaluator:
         """Return the nodes of a loss's graph that lead to a captured one; none in float16, where gradients overflow."""
         return [] if self.autocast.first else edge(evaluation.loss, self._start)
 
+    @property
+    def cuts(self) -> dict[str, Cut]:
+        """What the losses of a first call detach, by their names."""
+        return self.first_runs.cuts if self.first_runs else {}
+
     @cached_property
     def zeroed(self) -> list[int]:
         """The positions of the parameters whose gradient is zero, as ``zero_grad(set_to_none=False)`` leaves it.
@@ -201,7 +207,7 @@ class Evaluator:
             setting.ensure()
         try:
             with guards.unrolling() as guarded, self._operators, self.autocast.inside():
-                run = partial(self.detached.run, name.split()[0], loss) if self.detached else loss
+                run = partial(self.first_runs.run, name.split()[0], loss) if self.first_runs else loss
                 return run(self.discriminator, *arguments.batch, **arguments.kwargs), guarded
         except torch.OutOfMemoryError:
             raise

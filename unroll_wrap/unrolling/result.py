@@ -1,7 +1,7 @@
 """The loss that a call returns: a value, joined to the generator's graph by gradients that are computed already."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..call.categories import FreshState, PartialDetach, SecondTermMissing
 from ..call.messages import users_line
 from ..call.names import GENERATOR, Names
+from ..evaluation.detachments import Cut
 from ..evaluation.gradients import GIVEN_BACK
 from ..optimizers.fresh import FRESH
 from ..torch_private import after_backward
@@ -44,19 +45,17 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
         warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
 
 
-def warn_of(detached: Sequence[str], fresh: Sequence[str], outsized: float) -> None:
+def warn_of(cuts: Mapping[str, Cut], fresh: Sequence[str], outsized: float) -> None:
     """Warn of a result that is correct, but may not be what the user meant.
 
     ``outsized`` is the length of the first step's part of the gradient, divided by the length of the rest.
     """
-    if detached:
+    if cuts:
+        places = "; ".join(f"{loss} at {cut.line}" for loss, cut in cuts.items())
+        remedies = " ".join(dict.fromkeys(cut.remedy for cut in cuts.values()))
         warnings.warn(
-            f"A loss detaches a part of what it returns: {'; '.join(detached)}. No derivative passes there, neither in "
-            "training nor in the unroll. To detach in D's own training alone, write unroll_wrap.detach(x) instead of "
-            "x.detach() or x.data, unroll_wrap.no_grad() instead of torch.no_grad(), and x.requires_grad_() instead of "
-            "torch.autograd.Variable(x, requires_grad=True), which detaches too. Do so for what the generator makes. "
-            "Of what D computes, a detach is a part of D's step, and without it the steps would be others. "
-            "torch.autograd.grad needs create_graph=True. If you mean both, call "
+            f"A loss detaches a part of what it returns: {places}. {remedies} As it is, no derivative passes there, "
+            "neither in training nor in the unroll. If you mean that, call "
             'warnings.simplefilter("ignore", unroll_wrap.PartialDetach).',
             PartialDetach,
             stacklevel=users_line(),

@@ -146,7 +146,7 @@ class Unroll:
 
     def _check_guarded(self, evaluation: Evaluation, mine: frozenset[int] | None = None) -> None:
         """Raise if the loss has kept something attached by a guard that the player's own step detaches."""
-        if not (self.evaluate.detached and self.evaluate.guarded):
+        if not (self.evaluate.first_runs and self.evaluate.guarded):
             return
         params = self.evaluate.swap.handles(evaluation.params)
         if leads_to(self.evaluate.guarded, params if mine is None else [params[i] for i in mine]):

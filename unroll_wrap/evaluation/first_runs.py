@@ -1,0 +1,93 @@
+"""Watch the losses in the first call of an unrolled loss, for what they detach and what an unroll cannot give them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..torch_private import FunctionMode, pytree
+from .detachments import Cut, Detachments
+from .unreadable import Unreadable
+
+_SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
+# What a loss keeps of its first run it may use in its second.
+_RUNS = 2
+
+
+class FirstRuns:
+    """Runs the losses of one call, and notes what they do in their first runs.
+
+    Args:
+        modules: the modules of D.
+        owned: the parameters that move.
+        state: the tensors of the optimizer's state.
+        who: what messages call D.
+    """
+
+    def __init__(
+        self, modules: Iterable[nn.Module], owned: Iterable[Tensor], state: Iterable[Tensor], who: str
+    ) -> None:
+        self.cuts: dict[str, Cut] = {}  # For each loss that returns a value computed from something it has detached.
+        # By id, the tensors that a loss has made require grad, as a gradient penalty does.
+        self.switched_on: dict[int, Tensor] = {}
+        self._modules = {id(m) for m in modules}
+        self._owned = {id(p): p for p in owned}
+        self._unreadable = Unreadable(self._owned, state, who)
+        self._runs: Counter[str] = Counter()
+
+    def run(self, name: str, loss: Callable[..., Tensor], *batch: Any, **kwargs: Any) -> Tensor:
+        """Run a loss, and watch it if it has hardly run before."""
+        if self._runs[name] == _RUNS:
+            return loss(*batch, **kwargs)
+        self._runs[name] += 1
+        detachments, frozen = Detachments(self._modules, self._owned), {}
+        with _Watch(detachments, self._unreadable, self.switched_on, frozen):
+            value = loss(*batch, **kwargs)
+        self._unreadable.check(name)
+        if mixed := [tuple(p.shape) for p in frozen.values() if p.requires_grad]:
+            raise ValueError(
+                f"{name} switches requires_grad off for parameters of shapes {mixed[:4]} and on again: a part of it "
+                "depends on them without a derivative, which an unroll would miss. Freeze them for all of the loss, or "
+                "for none of it."
+            )
+        if cut := detachments.of(value):
+            self.cuts.setdefault(name, cut)
+        return value
+
+
+class _Watch(FunctionMode):
+    """Shows every call of one of torch's functions to those who look for something."""
+
+    def __init__(
+        self,
+        detachments: Detachments,
+        unreadable: Unreadable,
+        switched_on: dict[int, Tensor],
+        frozen: dict[int, Tensor],
+    ) -> None:
+        super().__init__()
+        self._detachments = detachments
+        self._unreadable = unreadable
+        self._switched_on = switched_on
+        self._frozen = frozen  # By id, the parameters that the loss has frozen.
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # That of an attribute, such as ``data``.
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if func in _SWITCHES:
+            self._switch(*args[:2], **kwargs)
+        self._unreadable.look(func, name, given, args, kwargs)
+        return self._detachments.run(func, name, given, args, kwargs)
+
+    def _switch(self, tensor: Tensor, requires_grad: bool = True) -> None:
+        if requires_grad and not tensor.requires_grad and not isinstance(tensor, nn.Parameter):
+            self._switched_on[id(tensor)] = tensor
+        elif not requires_grad and tensor.requires_grad and isinstance(tensor, nn.Parameter):
+            self._frozen[id(tensor)] = tensor

@@ -1,0 +1,78 @@
+"""Refuse losses that read what an unroll has no values for: gradients, the optimizer's state, another's memory."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..call.messages import is_users, line_of
+from .memory import memory_of
+
+_READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+
+class Unreadable:
+    """What the losses of one call read that an unroll cannot give them.
+
+    Args:
+        owned: by id, the parameters that move.
+        state: the tensors of the optimizer's state.
+        who: what messages call D.
+    """
+
+    def __init__(self, owned: Mapping[int, Tensor], state: Iterable[Tensor], who: str) -> None:
+        self._owned = owned
+        self._memory = memory_of(owned.values())
+        self._state = memory_of(state)
+        self._who = who
+        self._read: tuple[str, str] | None = None  # The last thing that was read, and the line.
+
+    def look(self, func: Any, name: str, given: list[Tensor], args: Any, kwargs: Any) -> None:
+        """Note whether a function that is about to run reads such a thing."""
+        if not (what := self._what(func, name, given, args, kwargs)):
+            return
+        frame: Any = sys._getframe(1)
+        # Torch itself looks at gradients, when they are cleared.
+        while frame is not None and func != _READ and not is_users(frame):
+            frame = frame.f_back
+        if frame is not None and is_users(frame):
+            self._read = what, line_of(frame)
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError if the loss of this name has read such a thing."""
+        if self._read:
+            raise _error(name, self._who, *self._read)
+
+    def _what(self, func: Any, name: str, given: list[Tensor], args: Any, kwargs: Any) -> str | None:
+        if func == _READ and id(args[0]) in self._owned:
+            return "grad"
+        if func == _READ and args[0].retains_grad:
+            return "kept grad"
+        if self._state and memory_of(given) & self._state:
+            return "state"
+        offset = kwargs.get("storage_offset", args[3] if len(args) > 3 else None)
+        return "offset" if name == "as_strided" and offset and memory_of(given) & self._memory else None
+
+
+def _error(name: str, who: str, what: str, line: str) -> ValueError:
+    instead = "Take gradients with torch.autograd.grad, or leave this out where unroll_wrap.is_unrolling()."
+    if what == "grad":
+        return ValueError(
+            f"{name} reads .grad of a parameter of {who}, at {line}: within an unroll there is none, and in real steps "
+            f"there may be one of an earlier step. {instead}"
+        )
+    if what == "kept grad":
+        return ValueError(
+            f"{name} reads a gradient that retain_grad() keeps, at {line}: an unroll computes gradients without "
+            f"backward(), which would set it. {instead}"
+        )
+    if what == "state":
+        return ValueError(
+            f"{name} reads the state of {who}'s optimizer, at {line}: an unroll keeps the state of its steps in "
+            "tensors of its own, and this is the state before the call. Leave it out where unroll_wrap.is_unrolling()."
+        )
+    return ValueError(
+        f"{name} reads parameters of {who} by as_strided with an offset, at {line}: it counts from the beginning of a "
+        "memory that parameters share in an unroll. Leave the offset out, or take a slice (p.flatten()[offset:])."
+    )
