@@ -14,16 +14,16 @@ from .memory import has_memory
 
 _IN_TRAINING = (
     ", which detaches in D's own training alone. What D computes may stay as it is: that is a part of D's step, as in "
-    "your loop."
+    "your loop"
 )
 _DETACH = f"For x from the generator, write unroll_wrap.detach(x) in place of x.detach() or x.data{_IN_TRAINING}"
 _COPY = f"For x from the generator, write unroll_wrap.detach(x) in place of torch.tensor(x){_IN_TRAINING}"
 _NO_GRAD = f"For what the generator makes, write unroll_wrap.no_grad() in place of torch.no_grad(){_IN_TRAINING}"
 _VARIABLE = (
     "That line is the first to use it. Write x.requires_grad_() in place of "
-    "torch.autograd.Variable(x, requires_grad=True), which detaches x."
+    "torch.autograd.Variable(x, requires_grad=True), which detaches x"
 )
-_WITHOUT_GRAPH = "torch.autograd.grad gives a constant: pass create_graph=True."
+_WITHOUT_GRAPH = "torch.autograd.grad gives a constant: pass create_graph=True"
 _REMEDIES = {"detach": _DETACH, "detach_": _DETACH, "data": _DETACH, "tensor": _COPY, "new_tensor": _COPY}
 
 
@@ -31,7 +31,7 @@ class Cut(NamedTuple):
     """A place at which something is detached."""
 
     line: str  # The user's line, as ``file:number: source``.
-    remedy: str  # What to do if it is not meant, as a sentence.
+    remedy: str  # What to do if it is not meant: a sentence without its full stop.
 
 
 class Detachments:

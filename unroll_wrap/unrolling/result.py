@@ -52,9 +52,9 @@ def warn_of(cuts: Mapping[str, Cut], fresh: Sequence[str], outsized: float) -> N
     """
     if cuts:
         places = "; ".join(f"{loss} at {cut.line}" for loss, cut in cuts.items())
-        remedies = " ".join(dict.fromkeys(cut.remedy for cut in cuts.values()))
+        remedies = ". ".join(dict.fromkeys(cut.remedy for cut in cuts.values()))
         warnings.warn(
-            f"A loss detaches a part of what it returns: {places}. {remedies} As it is, no derivative passes there, "
+            f"A loss detaches a part of what it returns: {places}. {remedies}. As it is, no derivative passes there, "
             "neither in training nor in the unroll. If you mean that, call "
             'warnings.simplefilter("ignore", unroll_wrap.PartialDetach).',
             PartialDetach,
