@@ -98,8 +98,8 @@ class UnrolledSequence(UnrolledLoss):
 
     def _check_asker(self) -> None:
         asked = self._asked()
-        for modules in players_of(self.updates).values():
-            own = {id(p) for p in all_parameters(modules)}
+        for player in players_of(self.updates):
+            own = {id(p) for update in self.updates if update.key == player for p in update.owned()}
             if asked & own and not own <= asked:
                 raise ValueError(
                     "The asker holds some parameters of a player, and not all. Pass one of the players of the updates, "

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from games import Game, after, warm_game
+from games import Game, after, trained, warm_game
 from snapshot import changed, snapshot
 from torch import nn
 
@@ -39,13 +39,13 @@ def sequence_of(game, names, asker, **options):
 
 def slope(game, asker, value, shift=1e-5):
     """The derivative of `value` along a random direction of the asker's parameters, and that direction."""
-    params = list(getattr(game, asker).parameters())
+    params = trained(getattr(game, asker))
     way = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).to(p) for p in params]
     found = []
     for sign in (1, -1):
         moved = copy.deepcopy(game)
         with torch.no_grad():
-            for p, w in zip(getattr(moved, asker).parameters(), way, strict=True):
+            for p, w in zip(trained(getattr(moved, asker)), way, strict=True):
                 p.add_(w, alpha=sign * shift)
         found.append(value(moved))
     return (found[0] - found[1]) / (2 * shift), way
@@ -56,7 +56,7 @@ def assert_exact(game, asker, loss, value, names=("D", "G")):
     expected, way = slope(game, asker, value)
     assert abs(loss.item() - value(game)) < 1e-12
     loss.backward()
-    grads = [p.grad for p in getattr(game, asker).parameters()]
+    grads = [p.grad for p in trained(getattr(game, asker))]
     length = sum(g.square().sum() for g in grads if g is not None) ** 0.5
     along = sum((g * w).sum() for g, w in zip(grads, way, strict=True) if g is not None)
     assert abs(along - expected) < 1e-7 * max(length, 1e-3)
@@ -89,6 +89,18 @@ def test_optimizers_rest_while_others_move(order, optimizers):
     game = warm_game(optimizers)
     unrolled = sequence_of(game, ("D", "G"), "G", order=order, steps=2)
     assert_exact(game, "G", unrolled(*game.batch), lambda g: after(g, order, ("D", "G"), 2, "G")[-1])
+
+
+@pytest.mark.parametrize("order", ["alternating", "simultaneous"])
+def test_players_may_share_what_no_optimizer_moves(order):
+    """A pretrained layer, with statistics, at the end of G and at the front of D."""
+    game = warm_game()
+    shared = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, momentum=0.3)).double().requires_grad_(False)
+    game.G, game.D.body = nn.Sequential(game.G, shared), nn.Sequential(shared, game.D.body)
+    before = snapshot(game)
+    loss = sequence_of(game, ("D", "G"), "G", order=order, steps=2)(*game.batch)
+    assert not changed(before, snapshot(game))
+    assert_exact(game, "G", loss, lambda g: after(g, order, ("D", "G"), 2, "G")[-1])
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -220,7 +232,7 @@ def bad(game, what):
         "no optimizer": lambda: UnrolledSequence([good[0], (G, None, game.g_loss)], game.g_loss, G),
         "a callable": lambda: UnrolledSequence([(D, partial(torch.optim.Adam), game.d_loss)], game.g_loss, G),
         "shared": lambda: UnrolledSequence(
-            [good[0], (shared, torch.optim.SGD(G.parameters(), 0.1), game.g_loss)], game.g_loss, G
+            [good[0], (shared, torch.optim.SGD(shared.parameters(), 0.1), game.g_loss)], game.g_loss, G
         ),
         "no list": lambda: UnrolledSequence(D, game.g_loss, G),
         "a pair": lambda: UnrolledSequence([(D, opt_D)], game.g_loss, G),

@@ -53,6 +53,11 @@ class Discriminator(nn.Module):
         return self.head(self.body(x))
 
 
+def trained(player):
+    """The parameters of a player that are not frozen."""
+    return [p for p in player.parameters() if p.requires_grad]
+
+
 @dataclass
 class Game:
     """Players, optimizers and a batch; `encoder` moves in no update, and changes the noise."""
@@ -94,7 +99,7 @@ class Game:
     def step(self, name, grads=None):
         """One real update of a player; from the given gradients, or from its own loss."""
         player, optimizer = getattr(self, name), getattr(self, f"opt_{name}")
-        params = list(player.parameters())
+        params = trained(player)
         optimizer.zero_grad()
         for p, g in zip(params, grads or self.gradients(name), strict=True):
             p.grad = g
@@ -103,7 +108,7 @@ class Game:
     def gradients(self, name):
         player = getattr(self, name)
         loss = self.losses()[name](player, *self.batch)
-        return torch.autograd.grad(loss, list(player.parameters()), allow_unused=True)
+        return torch.autograd.grad(loss, trained(player), allow_unused=True)
 
 
 def warm_game(optimizers=("adam", "rmsprop"), norm=False):

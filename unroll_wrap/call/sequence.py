@@ -51,6 +51,11 @@ class Updated(NamedTuple):
         """The parameters that have not required grad since the sequence was built, while others did."""
         return self.steppers.frozen
 
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What tells one player from another: the ids of its modules."""
+        return tuple(id(m) for m in self.modules)
+
     def owned(self) -> list[Tensor]:
         """Return the parameters that this update moves, as they are now."""
         return self.steppers.owned(self.modules, self.steppers.plain(self.optimizer))
@@ -87,16 +92,14 @@ def _update_of(i: int, one: Any) -> Updated:
 
 
 def _check_apart(updates: Sequence[Updated]) -> None:
-    players = players_of(updates)
-    seen: dict[int, Any] = {}
-    for modules in players.values():
-        for p in all_parameters(modules):
-            if id(p) in seen and seen[id(p)] is not modules:
+    mover: dict[int, tuple[int, ...]] = {}
+    for update in updates:
+        for p in update.owned():
+            if mover.setdefault(id(p), update.key) != update.key:
                 raise ValueError(
-                    f"Two players share a parameter of shape {tuple(p.shape)}: it is unclear whose update moves it. "
-                    "Give each player modules of its own."
+                    f"Two players share a parameter of shape {tuple(p.shape)}, and the optimizers of both hold it: it "
+                    "is unclear whose update moves it. Let one of them hold it, or none."
                 )
-            seen[id(p)] = modules
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def parts_of(loss: Any) -> list[Any]:
 
 def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.Module]]:
     """Return the modules of every player, once even if it moves several times in a round."""
-    return {tuple(id(m) for m in update.modules): update.modules for update in updates}
+    return {update.key: update.modules for update in updates}
 
 
 def moves_of(updates: Sequence[Updated], order: Order, owned: Sequence[Tensor]) -> list[list[Move]]:
