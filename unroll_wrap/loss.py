@@ -176,6 +176,7 @@ class UnrolledLoss:
         kwargs = self.keywords(options)
         refuse_surroundings(batch, kwargs)
         check_order(player_loss, batch)
+        check_average(self.average)
         with ranks_of(self.average_gradients, given_modules(self.player)) as ranks:
             count, inner = self.plan(steps, resample)
             return run(self, Call(player_loss, loss, count, batch, kwargs, inner), ranks)

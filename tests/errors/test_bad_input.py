@@ -433,6 +433,32 @@ def test_a_transform_that_returns_something_else(name, wrong):
     refused(world, build(world, world.optimizer, **{name: wrong}), name, "Return")
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "told"),
+    [
+        ("grad_transform", lambda grad: grad * 0.5, "the list of all gradients"),
+        ("param_transform", lambda params: [p.clamp(-1, 1) for p in params.items()], "one parameter"),
+    ],
+)
+def test_a_transform_that_fails_says_what_it_is_called_with(name, wrong, told):
+    """The error is the transform's own, with a note."""
+    world = warm_world()
+    before = snapshot(world)
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        build(world, world.optimizer, **{name: wrong})()
+    assert [note for note in caught.value.__notes__ if name in note and told in note]
+    assert changed(before, snapshot(world)) == []
+
+
+@pytest.mark.parametrize("average", [2.0, None, "all"])
+def test_an_average_set_after_construction(average):
+    """As the constructor refuses it."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=2)
+    unrolled.average = average
+    refused(world, lambda: unrolled(*world.batch()), "average is", "Extrapolate")
+
+
 def test_a_warning_points_at_the_users_line():
     """Whatever torch puts around the call."""
     world = warm_world()

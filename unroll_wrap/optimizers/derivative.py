@@ -44,7 +44,8 @@ def check_derivative(name: str, transform: Transform, given: Sequence[Tensor], r
         raise ValueError(
             f"{name} returns a tensor of shape {wrong[0]} whose derivative is not the one that autograd finds. Leave "
             "out .item(), float(), .data, .detach() and no_grad() there, as well as torch.nn.utils.get_total_norm and "
-            "clip_grad_norm_, which have no derivative; or pass stop_gradient=True for the first term alone."
+            "clip_grad_norm_, which have no derivative: unroll_wrap.clip_grad_norm(1.0) has one. Or pass "
+            "stop_gradient=True for the first term alone."
         )
 
 

@@ -1,8 +1,8 @@
 """The user's transforms of gradients before the optimizer's step, and of parameters after it."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,8 @@ class Transforms:
         named = {"name": self.names[i]} if takes(transform, "name") else {}
 
         def changed(given: list[Tensor]) -> list[Tensor]:
-            found = transform(given[0].clone(), **named)
+            with _noted("param_transform, which receives one parameter and returns one of the same shape"):
+                found = transform(given[0].clone(), **named)
             if getattr(found, "shape", None) != given[0].shape:
                 raise ValueError(
                     f"param_transform got a parameter of shape {tuple(given[0].shape)} and returned {found!r:.200}. "
@@ -78,7 +79,8 @@ class Transforms:
         if self.gradients is None:
             return given
         named = {"names": [self.names[i] for i in present]} if takes(self.gradients, "names") else {}
-        changed: Any = self.gradients(given, **named)
+        with _noted("grad_transform, which receives the list of all gradients and returns a list of the same length"):
+            changed: Any = self.gradients(given, **named)
         found: list[Any] = (
             list(changed) if isinstance(changed, Iterable) and not isinstance(changed, Tensor) else [changed]
         )
@@ -100,6 +102,16 @@ class Transforms:
             roots = [self.gradients, self.parameter, *(hook for _, hook in self.hooks)]
             check_derivative(name, held, [*given, *(params if self.moved else ())], roots)
         return held(given)
+
+
+@contextmanager
+def _noted(what: str) -> Iterator[None]:
+    """Add to an error of the user's function which one it was, and what it is called with."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"That was {what}.")
+        raise
 
 
 def check_leaves(results: Iterable[Any], inputs: Iterable[Any]) -> None:
