@@ -9,6 +9,7 @@ import torch
 from checks import assert_exact, assert_value, call, expect, oracle, unrolled_of, warm_world
 from reference import value
 from refusals import REFUSALS, refused
+from snapshot import changed, snapshot
 
 from unroll_wrap import (
     Compiled,

@@ -102,17 +102,22 @@ class _Stack(Tape):
         if unroll.evaluate.rewrote:
             # A layer that initialises itself would do so again and overwrite the shift, without the note that it has.
             point = point._replace(contents=unroll.evaluate.swap.contents())
-        keep = evaluation.captured or bool(evaluation.hooks)
+        keep = self._keeps(evaluation) or bool(evaluation.hooks)
         found, outer = gradients(unroll.evaluate, evaluation, also=evaluation.outer, retain_graph=keep)
         grads = [None if g is None else g.detach() for g in found]
         if evaluation.hooks:
             # The first pass has removed the hooks, so this one runs without them.
-            keep = evaluation.captured
+            keep = self._keeps(evaluation)
             plain, plain_outer = gradients(unroll.evaluate, evaluation, also=evaluation.outer, retain_graph=keep)
             _check_hooks(evaluation.name, [*grads, *outer], [*plain, *plain_outer])
         update, following = unroll.update(point, unroll.ranks.gradients(grads, batch) or grads, differentiable=True)
         self._steps.append(_Taken(point, batch, random, pieces, evaluation, grads, outer, update))
         return following
+
+    def _keeps(self, evaluation: Evaluation) -> bool:
+        """Return whether a loss's graph has a part that another evaluation needs: one that it has not made itself."""
+        # A generator that ``resample`` runs is found in the graph of every evaluation with its batch.
+        return evaluation.captured or bool(evaluation.outside and self._unroll.inner_batch)
 
     def _check(self, taken: _Taken) -> None:
         """Run ``d_loss`` again, once per call, and raise RuntimeError unless its value is the same."""
@@ -181,7 +186,7 @@ class _Stack(Tape):
             for p, bar in zip(taken.point.params(), g_bars, strict=True)
         ]
         evaluation = self._evaluate(taken, k, params, taken.pieces.held() if self._hold else nullcontext())
-        evaluate, keep = self._unroll.evaluate, evaluation.captured
+        evaluate, keep = self._unroll.evaluate, self._keeps(evaluation)
         grads, outer = gradients(evaluate, evaluation, also=evaluation.outer, retain_graph=keep)
         return _Gradients(evaluation, grads, outer)
 

@@ -19,7 +19,7 @@ from .examined import Examined, Wrt, check_examined
 from .peak_memory import PeakMemory
 
 
-def diagnose(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, repeats: int = 3, **options: Any) -> Diagnosis:
+def diagnose(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, repeats: int = 3, **options: Any) -> Diagnosis:
     """Measure both terms of the unrolled gradient (Eq. 12), and compare it with the gradient at K = 0.
 
     The call is made from the same state with unrolling (once for memory, once for time), with its first term alone,

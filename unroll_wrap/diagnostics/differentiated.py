@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call.batch import distinct, mapped
-from ..live.restore import cells_of
+from ..call.batch import distinct, mapped, tensors_in
+from ..live.restore import cells_of, slots_of
 from ..torch_private import pytree
 
 NOTHING = (
@@ -48,16 +48,21 @@ class Inputs:
         discriminator: Iterable[nn.Module],
     ) -> None:
         owned = {id(p) for m in discriminator for p in m.parameters()}
-        leaf_of: dict[int, tuple[Tensor, Tensor]] = {}
+        stands: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
         def moving(tensor: Tensor) -> Tensor:
             if not tensor.requires_grad:
                 return tensor
-            _, leaf = leaf_of.setdefault(id(tensor), (tensor, tensor.detach().clone().requires_grad_()))
-            # A tensor from a generator keeps a graph, which tells it from one that merely requires grad.
-            return leaf if tensor.is_leaf else leaf.view_as(leaf)
+            if id(tensor) not in stands:
+                leaf = tensor.detach().clone().requires_grad_()
+                # A tensor from a generator keeps a graph, which tells it from one that merely requires grad.
+                stands[id(tensor)] = tensor, leaf, leaf if tensor.is_leaf else leaf.view_as(leaf)
+            return stands[id(tensor)][2]
 
         self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))
+        # A container that cannot be made anew still holds the user's own tensors.
+        placed = {id(t) for t in tensors_in(self.batch, self.kwargs, self.inner)}
+        leaf_of = {i: (user, leaf) for i, (user, leaf, stand_in) in stands.items() if id(stand_in) in placed}
         self._given = list(leaf_of.values())
         # A loss can reach tensors through an object among its arguments, as it does through a closure.
         opaque = [one for one in pytree.tree_leaves((batch, kwargs, list(inner))) if not isinstance(one, Tensor)]
@@ -124,7 +129,7 @@ def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:
             # left out: the other tensors that a layer keeps, as a legacy norm does, are computed anew.
             kept = [t for m in value.modules() if not m._parameters for t in vars(m).values()]
             tensors += [t for t in kept if isinstance(t, Tensor) and t.grad_fn is not None]
-        elif inside := [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]:
+        elif inside := tensors_in(value):
             tensors += [t for t in inside if not isinstance(t, nn.Parameter)]
         elif depth < 3:
             todo += [(one, depth + 1) for one in _referenced(value)]
@@ -145,3 +150,4 @@ def _referenced(value: Any) -> Iterator[Any]:
         yield from (m for m in (value.values() if isinstance(value, dict) else value) if isinstance(m, nn.Module))
     else:
         yield from getattr(value, "__dict__", {}).values()
+        yield from (getattr(value, name) for name in slots_of(type(value)) if hasattr(value, name))

@@ -170,5 +170,6 @@ def directions(gradient: list[Tensor]) -> list[list[Tensor]]:
 
 
 def along(gradient: Sequence[Tensor], way: Sequence[Tensor]) -> float:
-    """Return the derivative along ``way``, which is its dot product with the gradient."""
-    return sum((g * d).sum().item() for g, d in zip(gradient, way, strict=True))
+    """Return the derivative along ``way``, which is its dot product with the gradient: Σ Re(ḡ d)."""
+    # The gradient by a complex number z is dL/d(Re z) + i dL/d(Im z).
+    return sum((g.conj() * d).sum().real.item() for g, d in zip(gradient, way, strict=True))

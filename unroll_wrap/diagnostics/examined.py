@@ -40,12 +40,13 @@ class Examined:
         steps = options.get("steps") if steps is None else steps
         # K, that of the options or of the loss if the argument is None, and the batches of the inner steps.
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
+        modules, _, self.owned = unrolled.parts()  # The parameters that the inner steps move.
         # Batches are drawn only once, because a loader gives other batches the next time.
-        drawn = [batches(k) for k in range(self.steps)] if batches else []
+        with Snapshot(modules):  # What draws them may run D, which updates its statistics.
+            drawn = [batches(k) for k in range(self.steps)] if batches else []
         self.draws = False  # Whether the last run drew random numbers.
         # From these another object like this one can be made.
         self.given = batch, wrt, {**options, "resample": drawn or None}
-        _, _, self.owned = unrolled.parts()  # The parameters that the inner steps move.
         losses = [*parts_of(self.d_loss), *parts_of(self.g_loss)]
         self.inputs = Inputs(wrt, losses, batch, kwargs, drawn, unrolled.others())
         # The random states and the generator's buffers from which every run begins.
@@ -85,8 +86,9 @@ class Examined:
 
     @contextmanager
     def _from_the_start(self) -> Iterator[None]:
-        # The snapshot restores what the losses keep in themselves.
-        with self.state.replayed(), Snapshot([self.d_loss, self.g_loss]), sizes_named(self.inputs.batch):
+        # The snapshot restores what the losses keep in themselves, and a batch that one changes in its own step.
+        kept = [self.d_loss, self.g_loss, self.inputs.inner]
+        with self.state.replayed(), Snapshot(kept), sizes_named(self.inputs.batch):
             yield
 
     def _call(self, unrolled: UnrolledLoss, steps: int, inner: Any, loss: Any) -> tuple[Tensor, list[Tensor]]:
@@ -108,16 +110,21 @@ class Examined:
                 found.append(EveryState([*self.inputs.tensors, *self.owned], ()))
             return self.g_loss(*args, **kwargs)
 
-        with self._from_the_start(), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", UnrollWarning)
+        with self._from_the_start(), _quiet(), torch.no_grad():
             self._call(self.unrolled, self.steps, self.inputs.inner or None, noted)
         return found[0]
 
     def quietly(self, *given: Any, **options: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the result of ``run`` without the warnings of this package."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnrollWarning)
+        with _quiet():
             return self.run(*given, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnrollWarning)
+        yield
 
 
 def check_examined(unrolled: Any, function: str, batch: Sequence[Any], options: Mapping[str, Any]) -> None:

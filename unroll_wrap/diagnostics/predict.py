@@ -49,6 +49,7 @@ class Prediction:
 
 def predict(
     unrolled: UnrolledLoss,
+    /,
     *batch: Any,
     steps: int | None = None,
     wrt: Wrt = None,

@@ -12,7 +12,7 @@ from .in_double import in_double, may_be_double
 from .verification import Verification
 
 
-def verify(unrolled: UnrolledLoss, *batch: Any, wrt: Wrt = None, **options: Any) -> Verification:
+def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: Any) -> Verification:
     """Compare a call with the value L of K real steps, and its gradient g with ⟨g, d⟩ = (L(x + hd) - L(x - hd)) / 2h.
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.

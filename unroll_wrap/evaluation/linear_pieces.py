@@ -55,7 +55,9 @@ def is_piecewise(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[
     if _name(func) not in _PIECEWISE or not args or not isinstance(args[0], Tensor):
         return False
     others = pytree.tree_leaves((list(args[1:]), dict(kwargs)))
-    return args[0].requires_grad and not any(isinstance(t, Tensor) and t.requires_grad for t in others)
+    # The modulus of a complex number is smooth, and no linear function of it.
+    real = args[0].requires_grad and not args[0].is_complex()
+    return real and not any(isinstance(t, Tensor) and t.requires_grad for t in others)
 
 
 def piece_of(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Piece:

@@ -91,14 +91,19 @@ class Given:
     def check_unchanged(self) -> None:
         """Raise ValueError if a loss has changed one of them in place."""
         if changed := self._changed():
-            raise ValueError(
-                f"A loss changes a tensor of the batch in place, of shape {tuple(changed[0][0].shape)}: it would do so "
-                "in every inner step, and to your own tensor. Let it make a new one (real = real + noise), or begin "
-                "with a copy (real = real.clone())."
-            )
+            raise changes_batch(changed[0][0], "A loss")
 
     def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(t, copy) for t, version, copy in self._before if t._version != version]
+
+
+def changes_batch(tensor: Tensor, name: str) -> ValueError:
+    """Return the error for a loss that changes a tensor of the batch in place."""
+    return ValueError(
+        f"{name} changes a tensor of the batch in place, of shape {tuple(tensor.shape)}: it would do so in every inner "
+        "step, and to your own tensor. Let it make a new one (real = real + noise), or begin with a copy "
+        "(fake = fake.clone())."
+    )
 
 
 def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:

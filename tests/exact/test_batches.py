@@ -1,0 +1,262 @@
+"""Batches of every kind: in objects, drawn by step, complex, changed by a loss, and keywords of any name."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from snapshot import changed, snapshot
+from torch import nn
+from torch.nn.functional import softplus
+
+from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, diagnose, verify
+
+K = 2
+
+
+@dataclass
+class Pair:
+    real: torch.Tensor
+    fake: torch.Tensor
+
+
+class Slots:
+    __slots__ = ("fake", "real")
+
+    def __init__(self, real, fake):
+        self.real, self.fake = real, fake
+
+
+class Row(tuple):
+    """A tuple whose constructor takes something else."""
+
+    __slots__ = ()
+
+    def __new__(cls, real, fake):
+        return super().__new__(cls, (real, fake))
+
+    real = property(lambda self: self[0])
+    fake = property(lambda self: self[1])
+
+
+class World:
+    """Two players, warm, and the batches of K steps."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.G = nn.Linear(3, 4).double()
+        self.D = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)).double()
+        self.opt_D = torch.optim.Adam(self.D.parameters(), 0.05, betas=(0.5, 0.9))
+        self.z = torch.randn(K + 1, 6, 3).double()
+        self.reals = torch.randn(K + 1, 6, 2).double()
+        for _ in range(3):
+            self.opt_D.zero_grad()
+            self.D(torch.randn(6, 2).double()).square().mean().backward()
+            self.opt_D.step()
+
+    @property
+    def discriminator(self):
+        return self.D
+
+    @property
+    def generator(self):
+        return self.G
+
+    def optimizers(self):
+        return [self.opt_D]
+
+    def fake(self, k):
+        return self.G(self.z[k])[:, :2]
+
+
+def d_loss(D, pair):
+    return softplus(-D(pair.real)).mean() + softplus(D(pair.fake)).mean()
+
+
+def g_loss(D, pair):
+    return softplus(-D(pair.fake)).mean()
+
+
+def after(world, batch, resample=None, d_loss=d_loss, g_loss=g_loss):
+    """`g_loss` after K real steps of a copy, each on its own batch."""
+    world = copy.deepcopy(world)
+    for k in range(K):
+        world.opt_D.zero_grad()
+        d_loss(world.D, *(resample(world, k) if resample else batch(world))).backward()
+        world.opt_D.step()
+    return g_loss(world.D, *batch(world)).item()
+
+
+def assert_exact(world, loss, real, tolerance=1e-6):
+    """Value to 1e-12, and the gradient by G along a direction; the control: that of the plain loss differs."""
+    assert abs(loss.item() - real(world)) < 1e-12
+    loss.backward()
+    found, shift, values = [p.grad for p in world.G.parameters()], 1e-5, []
+    for sign in (1, -1):
+        moved = copy.deepcopy(world)
+        with torch.no_grad():
+            for p, g in zip(moved.G.parameters(), found, strict=True):
+                p.add_(g, alpha=sign * shift)
+        values.append(real(moved))
+    along = sum(g.square().sum().item() for g in found)
+    assert abs((values[0] - values[1]) / (2 * shift) - along) < tolerance * along
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute(), FiniteDifference(central=True)], ids=repr)
+@pytest.mark.parametrize("kind", [Pair, Slots, Row])
+def test_an_object_that_resample_makes(kind, backward):
+    """The graph of its fake is made inside the call, and every evaluation meets it."""
+
+    def batch(world):
+        return (kind(world.reals[K], world.fake(K)),)
+
+    def resample(world, k):
+        return (kind(world.reals[k], world.fake(k)),)
+
+    world = World()
+    unrolled = UnrolledGeneratorLoss(
+        world.D, world.opt_D, d_loss, g_loss, steps=K, backward=backward, resample=lambda k: resample(world, k)
+    )
+    loss = unrolled(*batch(world))
+    assert_exact(world, loss, lambda world: after(world, batch, resample))
+    assert verify(unrolled, *batch(world)).passed
+
+
+def test_a_resample_that_asks_the_discriminator():
+    """Hard negatives: D in train mode moves its statistics, in the call and in an examination of it."""
+    world = World()
+
+    def resample(world, k):
+        fakes = world.fake(k)
+        with torch.no_grad():
+            hardest = world.D(fakes)[:, 0].topk(4).indices
+        return world.reals[k], fakes[hardest]
+
+    def of_d(D, real, fake):
+        return d_loss(D, Pair(real, fake))
+
+    def of_g(D, real, fake):
+        return g_loss(D, Pair(real, fake))
+
+    def batch(world):
+        return world.reals[K], world.fake(K)
+
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K, resample=lambda k: resample(world, k))
+    before = snapshot(world)
+    loss = unrolled(*batch(world))
+    assert verify(unrolled, *batch(world)).passed
+    diagnose(unrolled, *batch(world))
+    assert changed(before, snapshot(world)) == []
+    assert_exact(world, loss, lambda world: after(world, batch, resample, of_d, of_g))
+
+
+def test_a_resampled_batch_that_a_loss_changes():
+    """Each step has tensors of its own, so nothing is wrong with it."""
+    world = World()
+
+    def noisy(D, real, fake):
+        return d_loss(D, Pair(real.add_(0.1), fake))
+
+    def of_g(D, real, fake):
+        return g_loss(D, Pair(real, fake))
+
+    def resample(world, k):
+        return world.reals[k].clone(), world.fake(k)
+
+    def batch(world):
+        return world.reals[K], world.fake(K)
+
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, noisy, of_g, steps=K, resample=lambda k: resample(world, k))
+    assert verify(unrolled, *batch(world)).passed
+    loss = unrolled(*batch(world))
+    assert_exact(world, loss, lambda world: after(world, batch, resample, noisy, of_g))
+
+
+@pytest.mark.parametrize("where", ["d_loss", "front of D"])
+def test_a_fake_that_is_changed_in_place(where):
+    """In a loop the change adds up from step to step, and each evaluation here has a copy: it is refused."""
+    world = World()
+    scaled = (lambda fake: fake.mul_(1.5)) if where == "d_loss" else (lambda fake: fake)
+    if where == "front of D":
+        world.D = nn.Sequential(nn.SiLU(inplace=True), world.D)
+
+    def of_d(D, real, fake):
+        return softplus(-D(real.clone())).mean() + softplus(D(scaled(fake))).mean()
+
+    def copied(D, real, fake):
+        return of_d(D, real, fake.clone())
+
+    def of_g(D, real, fake):
+        return softplus(-D(fake.clone())).mean()
+
+    def batch(world):
+        return world.reals[K], world.fake(K)
+
+    before = snapshot(world)
+    with pytest.raises(ValueError, match="d_loss changes a tensor of the batch in place"):
+        UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K)(*batch(world))
+    assert changed(before, snapshot(world)) == []
+    loss = UnrolledGeneratorLoss(world.D, world.opt_D, copied, of_g, steps=K)(*batch(world))
+    assert_exact(world, loss, lambda world: after(world, batch, None, copied, of_g))
+
+
+def test_a_loss_of_the_generator_may_change_its_fake():
+    """It is evaluated once. The mean over the steps is not."""
+    world = World()
+
+    def of_d(D, real, fake):
+        return d_loss(D, Pair(real, fake))
+
+    def of_g(D, real, fake):
+        return softplus(-D(fake.mul_(0.5))).mean()
+
+    def batch(world):
+        return world.reals[K], world.fake(K)
+
+    loss = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K)(*batch(world))
+    assert_exact(world, loss, lambda world: after(world, batch, None, of_d, of_g))
+    with pytest.raises(ValueError, match="g_loss changes a tensor of the batch in place"):
+        UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K, average=True)(*batch(world))
+
+
+@pytest.mark.parametrize("backward", [Store(), FiniteDifference(central=True)], ids=repr)
+def test_a_complex_fake(backward):
+    """As a generator of spectra makes it."""
+    world = World()
+
+    def spectrum(world, k):
+        return torch.view_as_complex(world.G(world.z[k]).reshape(6, 2, 2))
+
+    def of_d(D, real, fake):
+        return d_loss(D, Pair(real, fake.abs() + 0.1 * fake.real))
+
+    def of_g(D, real, fake):
+        return g_loss(D, Pair(real, fake.abs() + 0.1 * fake.real))
+
+    def batch(world):
+        return world.reals[K], spectrum(world, K)
+
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K, backward=backward)
+    loss = unrolled(*batch(world))
+    assert_exact(world, loss, lambda world: after(world, batch, None, of_d, of_g))
+    assert verify(unrolled, *batch(world)).passed
+
+
+@pytest.mark.parametrize("name", ["name", "loss", "unrolled", "func", "params", "batch"])
+def test_a_keyword_of_any_name(name):
+    """The losses' own; a control tells that they receive it."""
+    world, seen = World(), []
+
+    def of_d(D, real, fake, **given):
+        seen.append(given)
+        return d_loss(D, Pair(real, fake))
+
+    def of_g(D, real, fake, **given):
+        seen.append(given)
+        return g_loss(D, Pair(real, fake))
+
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K)
+    real, fake = world.reals[K], world.fake(K)
+    assert verify(unrolled, real, fake, **{name: "mine"}).passed
+    unrolled(real, fake, **{name: "mine"})
+    assert seen and all(given == {name: "mine"} for given in seen)
