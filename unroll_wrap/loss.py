@@ -12,7 +12,6 @@ from .call.average import Average, check_average
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
 from .call.discriminator import all_modules, all_parameters, check_modules, given_modules, modules_of, named_parameters
 from .call.losses import check_exchanged, check_losses, check_order
-from .call.messages import described
 from .call.names import Names
 from .call.optimizer import Steppers, check_no_network
 from .call.processes import check_group
@@ -20,6 +19,7 @@ from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
 from .evaluation.runtime import refuse_surroundings
 from .evaluation.shared_memory import check_memory
+from .messages import described
 from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
 from .run import Known, run
@@ -208,7 +208,7 @@ class UnrolledLoss:
     ) -> tuple[int, Callable[[int], tuple[Any, ...]] | None]:
         """Return K, and ``k -> batch`` if inner steps have batches of their own; None stands for the constructor's."""
         steps = self.steps if steps is None else steps
-        count = count_of(steps() if callable(steps) else steps)
+        count = count_of(steps)
         return count, batches_of(self.resample if resample is None else resample, count)
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:

@@ -10,11 +10,13 @@ from .call.batch import distinct
 from .call.call import Loss
 from .call.discriminator import all_modules, all_parameters, given_modules
 from .call.losses import check_losses
-from .call.messages import described
 from .call.names import Names
-from .call.sequence import ORDERS, JointLoss, Order, PlayerLoss, moves_of, players_of, updates_of
+from .call.sequence import ORDERS, JointLoss, Order, PlayerLoss, Updated, moves_of, players_of, updates_of
 from .loss import UnrolledLoss
+from .messages import described
 from .unrolling.rounds import Rounds
+
+_NOT_OURS = ("average_gradients", "grad_transform", "param_transform")
 
 
 class UnrolledSequence(UnrolledLoss):
@@ -65,21 +67,9 @@ class UnrolledSequence(UnrolledLoss):
     )
 
     def __init__(self, updates: Any, loss: Loss, asker: Any, *, order: Order = "alternating", **options: Any) -> None:
-        if order not in ORDERS:
-            raise ValueError(f"order is {order!r}. Pass one of {', '.join(map(repr, ORDERS))}.")
-        if order == "level-k" and not options.get("stop_gradient"):
-            raise ValueError('order="level-k" has no second derivatives. Pass stop_gradient=True with it.')
-        if refused := sorted({"grad_transform", "param_transform", "average_gradients"} & set(options)):
-            raise TypeError(f"A sequence takes no {', '.join(refused)}. Leave them out.")
-        if not isinstance(options.setdefault("backward", Store()), (Store, Recompute)):
-            raise TypeError(
-                f"A sequence is unrolled by Store() or Recompute(), not by {described(options['backward'])}."
-            )
         check_losses(loss=loss)
-        self.updates = updates_of(updates)
+        self._updates = tuple(updates_of(updates))
         self.order: Order = order
-        if order == "simultaneous" and len(players_of(self.updates)) < len(self.updates):
-            raise ValueError('A player moves twice in one round, and order="simultaneous" takes one step of each.')
         self.asker = all_modules(given_modules(asker, "the asker"))
         players = [player for update in self.updates for player in given_modules(update.player)]
         optimizers = [one for update in self.updates for one in update.steppers.plain(update.optimizer)]
@@ -90,7 +80,26 @@ class UnrolledSequence(UnrolledLoss):
             PlayerLoss(asker, loss),
             **options,
         )
+        self._check_options()
         self._check_asker()
+
+    @property
+    def updates(self) -> tuple[Updated, ...]:
+        """The updates of one round, each with its player, optimizer and loss."""
+        return self._updates
+
+    def _check_options(self) -> None:
+        """Raise if the options, which may have been set since construction, are none of a sequence's."""
+        if self.order not in ORDERS:
+            raise ValueError(f"order is {self.order!r}. Pass one of {', '.join(map(repr, ORDERS))}.")
+        if self.order == "level-k" and not self.stop_gradient:
+            raise ValueError('order="level-k" has no second derivatives. Pass stop_gradient=True with it.')
+        if self.order == "simultaneous" and len(players_of(self.updates)) < len(self.updates):
+            raise ValueError('A player moves twice in one round, and order="simultaneous" takes one step of each.')
+        if refused := [name for name in _NOT_OURS if getattr(self, name)]:
+            raise TypeError(f"A sequence takes no {', '.join(refused)}. Leave them out.")
+        if not isinstance(self.backward, (Store, Recompute)):
+            raise TypeError(f"A sequence is unrolled by Store() or Recompute(), not by {described(self.backward)}.")
 
     def _asked(self) -> set[int]:
         """Return the ids of the asker's parameters."""
@@ -108,6 +117,7 @@ class UnrolledSequence(UnrolledLoss):
 
     def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
         """Return the losses of a call, of which the last may be another one than the constructor's."""
+        self._check_options()
         if options.get("updates") is not None:
             raise TypeError("A call got updates, which are fixed. Make another UnrolledSequence of them.")
         updates, loss = super().losses(options)

@@ -585,8 +585,8 @@ LOOPS = [
         "Hooks on the tensors and nodes of a loss's graph, backward hooks on D's modules",
         EXACT,
         "They fire in the backward pass of each inner step, as in a real one, and not in the one that differentiates "
-        "it. `FiniteDifference` refuses those that change gradients. `register_multi_grad_hook` on D's parameters "
-        "hears of real steps alone.",
+        "it. `FiniteDifference` refuses those that change gradients. What they change is no derivative, so `verify` "
+        "cannot confirm it. `register_multi_grad_hook` on D's parameters hears of real steps alone.",
         (
             "test_hooks.py::test_hooks_that_change_gradients",
             "test_hooks.py::test_hooks_that_look_on",

@@ -1,5 +1,6 @@
 """Hooks on the tensors and nodes of a loss's graph: they fire in a real step's backward pass, and are then done."""
 
+import functools
 import threading
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from problems import mlp_module, plain, softplus
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from unroll_wrap import Compiled, FiniteDifference, Recompute, Store
+from unroll_wrap import Compiled, FiniteDifference, Recompute, Store, verify
 from unroll_wrap.evaluation import evaluate
 from unroll_wrap.unrolling import unroll
 
@@ -124,6 +125,16 @@ def test_hooks_on_modules_from_before_the_call():
     # G's own gradient goes by the hook too: what depends on it is the inner steps alone.
     world.g_loss = lambda D, real, fake: softplus(-nn.functional.linear(torch.tanh(D[0](fake)), D[2].weight)).mean()
     assert_exact_in(MODES, world, unrolled_of(world, steps=3), expect(world, steps=3))
+
+
+def test_verify_names_hooks_that_no_difference_shows():
+    """The gradient of g_loss goes by them too, and is then no derivative."""
+    world = world_with(without)
+    unrolled = unrolled_of(world, steps=2)
+    assert call(world, functools.partial(verify, unrolled)).passed
+    world.discriminator[2].register_full_backward_hook(lambda m, to_x, to_y: (SCALES * to_x[0],))
+    (problem,) = call(world, functools.partial(verify, unrolled)).problems
+    assert "Linear in D has backward hooks" in problem
 
 
 def test_hooks_of_several_parameters_look_on():

@@ -60,6 +60,34 @@ def test_a_loss_that_counts_is_not_replayable():
         )
 
 
+class Scaled(torch.autograd.Function):
+    """x, whose gradient is scaled, as a reversal layer's is by a strength that grows from call to call."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.scale, None
+
+
+@pytest.mark.parametrize("backward", [Recompute(), Recompute(3), FiniteDifference()], ids=repr)
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_loss_whose_gradient_alone_counts(backward, grows):
+    """Its value is the same every time; the control has a constant strength."""
+    world, count = warm_world(), itertools.count(1)
+    d_loss = world.d_loss
+
+    def reversing(D, real, fake):
+        return d_loss(D, real, fake) + Scaled.apply(D(fake).mean(), -0.1 * (next(count) if grows else 1))
+
+    message = "[Tt]he length of the gradients of d_loss.*(not replayable|not deterministic)"
+    with pytest.raises(RuntimeError, match=message) if grows else nullcontext():
+        call(world, unrolled_of(world, steps=3, backward=backward), d_loss=reversing)
+
+
 @pytest.mark.parametrize("backward", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize(
     "name", ["dropout", "batchnorm_two_batches", "plain_buffer", "wgan_gp", "spectral_norm_legacy"]

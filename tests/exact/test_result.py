@@ -34,6 +34,24 @@ def test_scaled_and_added_to_another_term(mode):
 
 
 @pytest.mark.parametrize("mode", ["argument", "closure", "rerun"])
+def test_scaled_by_a_weight_that_learns(mode):
+    """GradNorm: d‖w g‖ / dw = ‖g‖ for w > 0. What the gradient itself depends on is refused, as ever."""
+    world = warm_world()
+    unrolled = unrolled_of(world, steps=STEPS)
+    length = torch.cat([g.flatten() for g in gradient_of(call(world, unrolled, mode), world)]).norm()
+    weight = torch.tensor([0.7, 0.3], dtype=torch.float64, requires_grad=True)
+    real, fake = world.batch()
+    found = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(w * loss, world.inputs, create_graph=True)]).norm()
+        for w, loss in zip(weight, (call(world, unrolled, mode), (real - fake).square().mean()), strict=True)
+    ]
+    (by_weight,) = torch.autograd.grad(sum(found), weight, retain_graph=True)
+    assert torch.allclose(by_weight[0], length, rtol=1e-12)
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        torch.autograd.grad(found[0], world.inputs)
+
+
+@pytest.mark.parametrize("mode", ["argument", "closure", "rerun"])
 def test_retained_and_run_backward_twice(mode):
     """retain_graph=True: the second backward adds the same gradient again."""
     world = warm_world()

@@ -277,6 +277,36 @@ def test_bad_input_is_refused_before_anything_moves(what):
     assert not changed(before, snapshot(game))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("order", "simultanous", "order is 'simultanous'"),
+        ("order", "level-k", "stop_gradient=True"),
+        ("grad_transform", lambda grads: grads, "takes no grad_transform"),
+        ("backward", Compiled(), "unrolled by Store"),
+        ("average", "all", "average is 'all'"),
+    ],
+)
+def test_an_option_set_after_construction_is_checked_in_the_call(name, value, message):
+    """As the constructor checks it."""
+    game = warm_game()
+    unrolled = sequence_of(game, ("D", "G"), "G", steps=2)
+    setattr(unrolled, name, value)
+    before = snapshot(game)
+    with pytest.raises((TypeError, ValueError), match=message):
+        unrolled(*game.batch)
+    assert not changed(before, snapshot(game))
+    with pytest.raises(AttributeError):
+        unrolled.updates = []
+
+
+def test_verify_with_a_hook_on_the_asker():
+    """Its steps go by what the hook makes of a gradient, and training goes by it once more, which is no derivative."""
+    game = warm_game()
+    game.G[0].weight.register_hook(lambda g: g * 0.5)
+    assert verify(sequence_of(game, ("D", "G"), "G", steps=2), *game.batch).passed
+
+
 def test_a_loss_that_freezes_a_player_is_refused():
     """It would cut the derivative by the start of a player in silence."""
     game = warm_game()

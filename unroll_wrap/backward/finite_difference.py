@@ -120,15 +120,22 @@ class _Stack(Tape):
         return evaluation.captured or bool(evaluation.outside and self._unroll.inner_batch)
 
     def _check(self, taken: _Taken) -> None:
-        """Run ``d_loss`` again, once per call, and raise RuntimeError unless its value is the same."""
+        """Run ``d_loss`` again, once per call, and raise RuntimeError unless its value and gradients are the same."""
+        evaluate = self._unroll.evaluate
         with taken.random.replayed():
-            again = self._unroll.evaluate_d(taken.point, self.first, taken.batch, walk=False).loss.detach()
-        loss = taken.evaluation.loss.detach()
-        if not same(again, loss):
+            evaluation = self._unroll.evaluate_d(taken.point, self.first, taken.batch, walk=bool(evaluate.first_runs))
+        what, before, again = "d_loss", taken.evaluation.loss.detach(), evaluation.loss.detach()
+        alike = same(again, before)
+        if alike and evaluate.first_runs:
+            grads, _ = gradients(evaluate, evaluation, retain_graph=self._keeps(evaluation))
+            what, (longer, length) = "The length of the gradients of d_loss", lengths(grads, taken.grads)
+            before, again = before.new_tensor(length), before.new_tensor(longer)
+            alike = same(again, before, 100 * torch.finfo(before.dtype).eps)
+        if not alike:
             raise RuntimeError(
-                f"d_loss is {loss.item()} and, with the same arguments again, {again.item()}: it is not deterministic, "
-                "so differences of it mean nothing. Draw from torch's generators, guard what it changes with "
-                "unroll_wrap.is_unrolling(), or pass backward=Store()."
+                f"{what} is {before.item()} and, with the same arguments again, {again.item()}: it is not "
+                "deterministic, so differences of it mean nothing. Draw from torch's generators, guard what it changes "
+                "with unroll_wrap.is_unrolling(), or pass backward=Store()."
             )
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:

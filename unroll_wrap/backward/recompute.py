@@ -48,12 +48,13 @@ class Recompute(Backward):
 
 
 class _Recorded(NamedTuple):
-    """What the replay of a step needs besides its point, and the loss that it has to give again."""
+    """What the replay of a step needs besides its point, and what it has to give again."""
 
     k: int
     batch: tuple[Any, ...]
     random: RandomState
     loss: Tensor
+    length: Tensor | None  # The length of its gradients, in a first call.
     averages: Grads | None
 
 
@@ -64,7 +65,7 @@ class _Segments(Tape):
         self._every = every
         self._segments: list[tuple[Point, list[_Recorded]]] = []
         self._replayed: list[Step] = []
-        # An entry for each replayed step: the name of its loss, that loss, replayed, and whether they are the same.
+        # An entry for each loss and length: its name, its value, that of the replay, and whether they are the same.
         self._again: list[tuple[str, Tensor, Tensor, Tensor]] = []
 
     def step(self, point: Point, k: int) -> Point:
@@ -76,7 +77,7 @@ class _Segments(Tape):
         with undisturbed():
             random = RandomState(self._unroll.evaluate.owned)
             point, step = self._unroll.step(point, k, batch, differentiable=False)
-        self._segments[-1][1].append(_Recorded(k, batch, random, step.loss, step.averages))
+        self._segments[-1][1].append(_Recorded(k, batch, random, step.loss, self._length(step), step.averages))
         return point
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
@@ -89,15 +90,25 @@ class _Segments(Tape):
 
     def _replay(self, point: Point, recorded: list[_Recorded]) -> None:
         first = recorded[0].k
-        for k, batch, random, loss, averages in recorded:
+        for k, batch, random, loss, length, averages in recorded:
             with undisturbed(), random.replayed():
                 point, step = self._unroll.step(point, k, batch, differentiable=True, averages=averages)
             self._replayed.append(step)
             again = step.loss
             # The first step of a segment starts from kept parameters. Later ones start from replayed parameters, which
             # were computed by other kernels, for a graph; these round differently, and Adam magnifies the difference.
-            rounding = 0.0 if k == first else torch.finfo(loss.dtype).eps ** 0.5
-            self._again.append((step.name, loss, again, same(again, loss, rounding)))
+            rounding = torch.finfo(loss.dtype).eps ** 0.5
+            self._again.append((step.name, loss, again, same(again, loss, 0.0 if k == first else rounding)))
+            if length is not None and (longer := self._length(step)) is not None:
+                name = f"The length of the gradients of {step.name}"
+                self._again.append((name, length, longer, same(longer, length, rounding)))
+
+    def _length(self, step: Step) -> Tensor | None:
+        """Return the length of the gradients in a first call, and None in a later one."""
+        grads = [g.detach() for g in step.grads if g is not None]
+        if not (grads and self._unroll.evaluate.first_runs):
+            return None
+        return torch.stack([torch.linalg.vector_norm(g).to(step.loss) for g in grads]).norm()
 
     def _check(self) -> None:
         """Raise if a replayed loss is not the same. This waits for the device once, and not once for each step."""

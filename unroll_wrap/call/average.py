@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import isfinite
 
-from .messages import described
+from ..messages import described
 
 
 @dataclass(frozen=True)

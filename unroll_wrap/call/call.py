@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .messages import described
+from ..messages import add_note, described
 
 Loss = Callable[..., Tensor]
 Batch = tuple[Any, ...]
@@ -36,7 +36,13 @@ class Call:
 
 
 def count_of(steps: Any) -> int:
-    """Return ``steps`` as an int; raise ValueError unless it is a whole number >= 0."""
+    """Return ``steps``, or what a schedule returns, as an int; raise ValueError unless it is a whole number >= 0."""
+    if callable(steps):
+        try:
+            steps = steps()
+        except TypeError as error:
+            add_note(error, "That was the schedule that was passed as steps, which is called without arguments.")
+            raise
     try:
         count = -1 if isinstance(steps, bool) else operator.index(steps)
     except TypeError:

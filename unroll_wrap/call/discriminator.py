@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .messages import described
+from ..messages import described
 
 
 def modules_of(discriminator: Any) -> list[nn.Module]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..messages import users_line
 from ..objectives import hinge, minimax, non_saturating, relativistic
 from .categories import LogitsExpected
-from .messages import users_line
 
 # For each loss, the objective's own nodes that may stand between D's output and softplus or relu.
 _BELOW: dict[int, str] = {

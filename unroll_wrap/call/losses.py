@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..messages import described
 from ..objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
 from .call import Loss
-from .messages import described
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..guards import is_unrolling
 from ..live.undo import Undo
+from ..messages import described
 from ..optimizers.family import groups_of, stepped
 from ..optimizers.stock import is_hosted
 from .discriminator import all_parameters
-from .messages import described
 
 
 class Steppers:

@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ..messages import described
 from ..optimizers.family import stepped
 from .call import Loss
 from .discriminator import all_modules, all_parameters, given_modules
 from .losses import check_losses
-from .messages import described
 from .optimizer import Steppers
 
 Order = Literal["alternating", "simultaneous", "level-k"]

@@ -118,6 +118,11 @@ def cause_of(
                     "The derivative is not that of real steps, and with backward=FiniteDifference() it is: an operator "
                     "in d_loss has a wrong second derivative, or none. Replace it, or pass that backward."
                 )
+    if hooked := sorted({type(m).__name__ for m in modules_of(unrolled) if m._backward_hooks or m._backward_pre_hooks}):
+        return (
+            f"The derivative is not that of real steps. {', '.join(hooked)} in {unrolled.names.short} has backward "
+            "hooks: what they change of a gradient is no derivative, and no difference shows it. Verify without them."
+        )
     return (
         "The derivative is not that of real steps. A torch.autograd.Function in a loss may have a wrong backward; if "
         "there is none, please report this, with optimizer and discriminator."

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
-from ..call.messages import is_users, line_of
 from ..evaluation.linear_pieces import Diverged, Piece, is_piecewise, piece_of
+from ..messages import is_users, line_of
 from ..torch_private import pytree
 
 # The results of these functions are arbitrary, or do not depend on values.

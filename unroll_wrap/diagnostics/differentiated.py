@@ -83,7 +83,8 @@ class Inputs:
         """Return the gradient of a scalar, with zeros for tensors that it does not depend on."""
         if not loss.requires_grad:
             return [torch.zeros_like(t) for t in self.tensors]
-        grads = torch.autograd.grad(loss, self.tensors, retain_graph=True, allow_unused=True)
+        with _without_hooks(self.tensors):
+            grads = torch.autograd.grad(loss, self.tensors, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(t) if g is None else g for t, g in zip(self.tensors, grads, strict=True)]
 
     def made(self, gradient: Sequence[Tensor]) -> list[Tensor]:
@@ -111,6 +112,19 @@ class Inputs:
         finally:
             for t, b in zip(self.tensors, before, strict=True):
                 t.data.copy_(b)
+
+
+@contextmanager
+def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Take the hooks off the gradients of leaves: they change what training goes by, and no difference sees them."""
+    hooks = [(t, t._backward_hooks) for t in tensors if t.grad_fn is None and t._backward_hooks]
+    try:
+        for t, _ in hooks:
+            t._backward_hooks = None
+        yield
+    finally:
+        for t, own in hooks:
+            t._backward_hooks = own
 
 
 def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..call.categories import UnrollWarning
 from ..call.losses import check_order
-from ..call.messages import described
 from ..call.sequence import parts_of
 from ..evaluation.loss_errors import sizes_named
 from ..live.random_state import EveryState
 from ..live.snapshot import Snapshot
 from ..loss import UnrolledLoss
+from ..messages import described
 from .differentiated import NOTHING, Inputs
 
 Wrt = Sequence[Tensor] | Tensor | None
@@ -42,7 +42,8 @@ class Examined:
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         modules, _, self.owned = unrolled.parts()  # The parameters that the inner steps move.
         # Batches are drawn only once, because a loader gives other batches the next time.
-        with Snapshot(modules):  # What draws them may run D, which updates its statistics.
+        # What draws them may run D, which updates its statistics.
+        with EveryState(self.owned, ()).replayed(), Snapshot(modules):
             drawn = [batches(k) for k in range(self.steps)] if batches else []
         self.draws = False  # Whether the last run drew random numbers.
         # From these another object like this one can be made.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..call.messages import is_users, line_of
+from ..messages import is_users, line_of
 from ..torch_private import pytree
 from .memory import has_memory
 

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..call.batch import tensors_in
-from ..call.messages import described
 from ..call.sequence import PlayerLoss
+from ..messages import add_note, described
 from ..torch_private import is_criterion
 
 
@@ -42,8 +41,7 @@ def explained(
         told = None
         if isinstance(error, (TypeError, AttributeError)):
             told = _misfit(name.split()[0], loss, given, kwargs, error, who)
-        if sys.version_info >= (3, 11):
-            (told or error).add_note(f"That was {name}, run by an unrolled loss.")
+        add_note(told or error, f"That was {name}, run by an unrolled loss.")
         if told:
             raise told from error
         raise

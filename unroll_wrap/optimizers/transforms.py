@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..messages import add_note
 from .derivative import Transform, check_derivative
 
 GradTransform = Callable[..., Sequence[Tensor]]
@@ -110,7 +111,7 @@ def _noted(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"That was {what}.")
+        add_note(error, f"That was {what}.")
         raise
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..call.categories import FreshState, PartialDetach, SecondTermMissing
-from ..call.messages import users_line
 from ..call.names import GENERATOR, Names
 from ..evaluation.detachments import Cut
 from ..evaluation.gradients import GIVEN_BACK
+from ..messages import users_line
 from ..optimizers.fresh import FRESH
 from ..torch_private import after_backward
 from .sensitivity import Sensitivity
@@ -112,12 +112,12 @@ class _HandOver(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         n = len(ctx.saved_tensors) // 2
         grads, tensors = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        scale = grad_output.detach().reshape(())
-        given = [g * scale.to(g.device, g.dtype) for g in grads]
         if torch.is_grad_enabled():
-            # The graph of the sweep is gone, so a second derivative would omit how these gradients change.
-            given = [_Once.apply(g, *tensors) for g in given]
-        return None, None, *given
+            # The graph of the sweep is gone, so a second derivative would omit how these gradients change. What scales
+            # the loss may be differentiated.
+            grads = [_Once.apply(g, *tensors) for g in grads]
+        scale = grad_output.reshape(())
+        return None, None, *(g * scale.to(g.device, g.dtype) for g in grads)
 
 
 class _Once(torch.autograd.Function):

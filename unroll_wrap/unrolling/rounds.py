@@ -38,6 +38,11 @@ class Round(NamedTuple):
         return " + ".join(part.evaluation.name for part in self.parts)
 
     @property
+    def grads(self) -> Grads:
+        """The gradients of all players, one after the other."""
+        return [g for part in self.parts for g in part.grads]
+
+    @property
     def loss(self) -> Tensor:
         """The sum of the players' losses, without graph."""
         return torch.stack([part.evaluation.loss.detach().reshape(()) for part in self.parts]).sum()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_PACKAGE = os.path.dirname(__file__)
 _NOT_THE_USERS = tuple(os.path.abspath(folder) + os.sep for folder in (os.path.dirname(torch.__file__), _PACKAGE))
 
 
@@ -47,3 +47,9 @@ def line_of(frame: FrameType) -> str:
     """Return the line that a frame is at, as ``file:number: source``."""
     file, number = frame.f_code.co_filename, frame.f_lineno
     return f"{os.path.basename(file)}:{number}: {linecache.getline(file, number, frame.f_globals).strip()}"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Let an error be shown with a line more, which Python can do from 3.11 on."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
