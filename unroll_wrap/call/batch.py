@@ -13,6 +13,9 @@ from torch import Tensor
 
 _T = TypeVar("_T")
 
+# The attribute that tells a leaf of one evaluation, wherever a loss may keep a graph that leads to it.
+MADE = "_unroll_wrap_leaf"
+
 
 class Arguments(NamedTuple):
     """The arguments of a loss, in which tensors of one evaluation stand in for the user's."""
@@ -45,6 +48,7 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any], kept: Collection[int] = 
             return aliases[-1]
         # 16-bit tensors accumulate their gradient in 32 bits: a GradScaler's factor takes it out of float16's range.
         leaf = (tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()).requires_grad_()
+        setattr(leaf, MADE, True)
         originals.append(tensor)
         leaves.append(leaf)
         # The loss gets a copy, because D may start with an in-place operation, which autograd forbids on a leaf.

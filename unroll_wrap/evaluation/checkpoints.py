@@ -18,7 +18,8 @@ from .. import guards
 from ..live.settings import Setting
 from ..live.undo import Undo
 from ..torch_private import function_modes
-from .swap import Swap, copies
+from .carried import copies
+from .swap import Swap
 
 
 class _Current(threading.local):

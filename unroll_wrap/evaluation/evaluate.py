@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import Arguments, cut, distinct
+from ..call.batch import MADE, Arguments, cut, distinct
 from ..call.call import Call
 from ..call.logits import check_logits
 from ..call.names import Names
@@ -145,6 +145,12 @@ class Evaluator:
         plain = plain and self.leaf is None and made == checkpoints_made()
         # A graph that reaches a tensor of the live values was computed with D as it was before the call.
         lent = self.swap.lent(leaves)
+        if any(hasattr(t, MADE) and id(t) not in lent for t in (*outside, *behind)):
+            raise ValueError(
+                f"{name} computes with a tensor that a loss has kept, with its graph, from an earlier run in an "
+                "unroll: features, a fake or a loss. Its derivative would be lost, as every run has parameters and a "
+                f"fake of its own. Compute it in {name} again, or keep it detached."
+            )
         if self.leaf is None and own is leaves and (past := [tuple(t.shape) for t in outside if id(t) in lent]):
             raise RuntimeError(
                 f"{name} gives parameters of D, of shapes {past[:4]}, to code that torch does not see, such as an "
@@ -190,6 +196,8 @@ class Evaluator:
         for i, stride in self._strided:
             leaf = params[i].new_empty_strided(params[i].shape, stride)
             leaves[i] = leaf.copy_(params[i].data).requires_grad_()
+        for leaf in leaves:
+            setattr(leaf, MADE, True)
         # Code that keeps what it has computed of a parameter by its version computes it anew, as after a real step, and
         # does not take what it keeps now for that of a later real step.
         put_versions(leaves, [next(_versions)] * len(leaves))

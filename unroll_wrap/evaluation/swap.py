@@ -7,7 +7,7 @@ objects stay where they are, and during an unroll they exchange their contents w
 whatever happens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..live.module_state import ModuleState
 from ..live.undo import Undo
+from .carried import copies, without_graph
 from .exchange import Exchange
 from .holders import Holders
 from .shield import shielded
@@ -184,11 +185,11 @@ class Swap:
         """Return the buffers as the last loss has left them."""
         now = list(self._carried)
         for i in () if self._in_slots else self._copied:
-            now[i] = now[i].detach()
+            now[i] = without_graph(now[i])
         for container, key, i in self._places:
             value = container.get(key)
             if value is not self._carried[i] and isinstance(value, Tensor):
-                now[i] = value
+                now[i] = without_graph(value)
         return tuple(now)
 
     def marks(self) -> list[tuple[int, int]]:
@@ -232,8 +233,3 @@ class Swap:
                 f"A loss writes to frozen parameters of D, of shapes {written[:4]}, but not when it runs for the first "
                 "time. Make them buffers (register_buffer)."
             )
-
-
-def copies(buffers: Iterable[Tensor]) -> list[Tensor]:
-    """Return clones of the tensors, without graph."""
-    return [b.detach().clone() for b in buffers]

@@ -23,7 +23,6 @@ class Unreadable:
 
     def __init__(self, owned: Mapping[int, Tensor], state: Iterable[Tensor], who: str) -> None:
         self._owned = owned
-        self._memory = memory_of(owned.values())
         self._state = memory_of(state)
         self._who = who
         self._read: tuple[str, str] | None = None  # The last thing that was read, and the line.
@@ -32,7 +31,7 @@ class Unreadable:
         """Note whether a function that is about to run reads such a thing."""
         if not (what := self._what(func, name, given, args, kwargs)):
             return
-        frame: Any = sys._getframe(1)
+        frame: Any = sys._getframe(2)
         # Torch itself looks at gradients, when they are cleared.
         while frame is not None and func != _READ and not is_users(frame):
             frame = frame.f_back
@@ -52,7 +51,10 @@ class Unreadable:
         if self._state and memory_of(given) & self._state:
             return "state"
         offset = kwargs.get("storage_offset", args[3] if len(args) > 3 else None)
-        return "offset" if name == "as_strided" and offset and memory_of(given) & self._memory else None
+        if name != "as_strided" or not offset:
+            return None
+        # Of the parameters as they are now, in the unroll.
+        return "offset" if memory_of(given) & memory_of(self._owned.values()) else None
 
 
 def _error(name: str, who: str, what: str, line: str) -> ValueError:

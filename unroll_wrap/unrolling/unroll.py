@@ -67,8 +67,9 @@ class Unroll:
 
         ``averages`` are the average gradients of several ranks that a replayed step has used.
         """
-        # If there is no pullback, the leaves of the graph matter only for a check in the first step.
-        evaluation = self.evaluate_d(point, k, batch, walk=differentiable or k == 0)
+        # If there is no pullback, the leaves of the graph matter for checks in the first step and call alone.
+        walk = differentiable or k == 0 or self.evaluate.first_runs is not None
+        evaluation = self.evaluate_d(point, k, batch, walk=walk)
         by = None
         if differentiable and evaluation.nodes is not None:
             by = adjoint(

@@ -1,0 +1,29 @@
+"""Carry what losses leave in D beside its parameters, such as statistics, from one step to the next."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from ..call.batch import MADE
+
+# The attribute of what is left of a tensor that a loss has kept in D with its graph, such as features.
+_HAD_GRAPH = "_unroll_wrap_had_graph"
+
+
+def without_graph(tensor: Tensor) -> Tensor:
+    """Return a tensor as a loss has left it in D, without its graph."""
+    plain = tensor.detach()
+    if tensor.grad_fn is not None:
+        setattr(plain, _HAD_GRAPH, True)
+    return plain
+
+
+def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return clones without the tensors' graphs, and for one that had a graph, a clone that shows if a loss uses it."""
+    return [_showing(t) if hasattr(t, _HAD_GRAPH) else t.detach().clone() for t in tensors]
+
+
+def _showing(tensor: Tensor) -> Tensor:
+    leaf = tensor.detach().requires_grad_()
+    setattr(leaf, MADE, True)
+    return leaf.clone()
