@@ -158,10 +158,7 @@ def _unroll(
     given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
     undo.later(given.put_back)
     apart = [t for t in state if id(t) not in swap.ids]
-    first_runs = None
-    if differentiate and not watched:
-        once = None if unrolled.average else unrolled.names.loss
-        first_runs = FirstRuns(swap.modules, owned, apart, unrolled.names.short, once)
+    first_runs = FirstRuns(swap.modules, owned, apart, unrolled.names.short) if differentiate and not watched else None
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
     written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     evaluate = Evaluator(
@@ -177,6 +174,7 @@ def _unroll(
         _held(swap.frozen, optimizers),
         written=written,
         who=unrolled.names.short,
+        once=None if unrolled.average else unrolled.names.loss,
     )
     with autocast.outside(), torch.enable_grad():
         unroll = unrolled.unroll(

@@ -193,7 +193,7 @@ def test_a_fake_that_is_changed_in_place(where):
         return world.reals[K], world.fake(K)
 
     before = snapshot(world)
-    with pytest.raises(ValueError, match="d_loss changes a tensor of the batch in place"):
+    with pytest.raises(ValueError, match="d_loss at inner step 0 changes a tensor of the batch in place"):
         UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K)(*batch(world))
     assert changed(before, snapshot(world)) == []
     loss = UnrolledGeneratorLoss(world.D, world.opt_D, copied, of_g, steps=K)(*batch(world))
@@ -260,3 +260,106 @@ def test_a_keyword_of_any_name(name):
     assert verify(unrolled, real, fake, **{name: "mine"}).passed
     unrolled(real, fake, **{name: "mine"})
     assert seen and all(given == {name: "mine"} for given in seen)
+
+
+@pytest.mark.parametrize("holds", ["no tensor", "a fake"])
+def test_a_container_that_the_losses_write_to(holds):
+    """A ramp that counts in a dict: it counts here as in the loop, and in a container that is copied it is refused."""
+
+    def ramped(D, real, fake, state):
+        state["n"] = state.get("n", 0) + 1
+        return d_loss(D, Pair(real, state.get("fake", fake))) * (1 + state["n"])
+
+    def of_g(D, real, fake, state):
+        return g_loss(D, Pair(real, fake)) * (1 + state["n"])
+
+    def batch(world):
+        fake = world.fake(K)
+        return world.reals[K], fake, {"n": 3} | ({"fake": fake} if holds == "a fake" else {})
+
+    world = World()
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, ramped, of_g, steps=K)
+    if holds == "a fake":
+        with pytest.raises(ValueError, match="d_loss at inner step 0 writes to a dict of the batch"):
+            unrolled(*batch(world))
+        return
+
+    def real(world):
+        real, fake, state = batch(world)
+        shared = real, fake.detach(), state
+        return after(world, lambda _: shared, None, ramped, of_g)
+
+    assert verify(unrolled, *batch(world)).passed
+    assert_exact(world, unrolled(*batch(world)), real)
+
+
+def test_a_batch_that_a_loss_knows_by_identity_and_attributes():
+    """What requires no grad is the user's own object, whose flag a penalty may switch; a fake keeps its attributes."""
+    world = World()
+    kept = world.reals[K]
+
+    def of_d(D, real, fake):
+        kept.requires_grad_()
+        (g,) = torch.autograd.grad(D(real).sum(), kept, create_graph=True)
+        weight = 2.0 if real is kept else 1.0
+        return weight * d_loss(D, Pair(real, fake)) + fake.weight * g.square().mean()
+
+    def of_g(D, real, fake):
+        return fake.weight * g_loss(D, Pair(real, fake))
+
+    def batch(world):
+        fake = world.fake(K)
+        fake.weight = 3.0
+        return kept, fake
+
+    def real(world):
+        shared = kept, batch(world)[1].detach()
+        shared[1].weight = 3.0
+        return after(world, lambda _: shared, None, of_d, of_g)
+
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K)
+    assert verify(unrolled, *batch(world)).passed
+    loss = unrolled(*batch(world))
+    assert not kept.requires_grad and kept.grad is None
+    assert_exact(world, loss, real)
+
+
+KEPT = {
+    "features of D": lambda D, real, fake, keep: keep.append(torch.tanh(D[0](real)).mean(0)),
+    "scores": lambda D, real, fake, keep: keep.append(D(fake)),
+    "the fake": lambda D, real, fake, keep: keep.append(fake),
+    "made of the fake": lambda D, real, fake, keep: keep.append(fake.tanh()),
+    "detached": lambda D, real, fake, keep: keep.append(D(fake).detach()),
+}
+
+
+@pytest.mark.parametrize("backward", [Store(), Recompute(), FiniteDifference()], ids=repr)
+@pytest.mark.parametrize("where", ["a list", "D"])
+@pytest.mark.parametrize("what", KEPT)
+def test_what_a_loss_keeps_with_its_graph(what, where, backward):
+    """A later loss that computes with it is refused, because a part of its derivative would be lost."""
+    world = World()
+    world.D.kept = torch.zeros(())
+
+    def of_d(D, real, fake):
+        keep = []
+        KEPT[what](D, real, fake, keep)
+        if where == "D":
+            D.kept = keep[0]
+        else:
+            kept.append(keep[0])
+        return d_loss(D, Pair(real, fake))
+
+    def of_g(D, real, fake):
+        return g_loss(D, Pair(real, fake)) + 0.1 * (D.kept if where == "D" else kept[-1]).square().mean()
+
+    kept = []
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K, backward=backward)
+    before = snapshot(world)
+    given = world.reals[K], world.fake(K)
+    if what == "detached":
+        unrolled(*given)
+    else:
+        with pytest.raises(ValueError, match="g_loss computes with a tensor that a loss has kept, with its graph"):
+            unrolled(*given)
+    assert changed(before, snapshot(world)) == []

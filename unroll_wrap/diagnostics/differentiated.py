@@ -57,6 +57,7 @@ class Inputs:
                 leaf = tensor.detach().clone().requires_grad_()
                 # A tensor from a generator keeps a graph, which tells it from one that merely requires grad.
                 stands[id(tensor)] = tensor, leaf, leaf if tensor.is_leaf else leaf.view_as(leaf)
+                vars(stands[id(tensor)][2]).update(vars(tensor))
             return stands[id(tensor)][2]
 
         self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))

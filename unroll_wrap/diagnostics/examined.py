@@ -88,7 +88,7 @@ class Examined:
     @contextmanager
     def _from_the_start(self) -> Iterator[None]:
         # The snapshot restores what the losses keep in themselves, and a batch that one changes in its own step.
-        kept = [self.d_loss, self.g_loss, self.inputs.inner]
+        kept = [self.d_loss, self.g_loss, self.inputs.batch, self.inputs.kwargs, self.inputs.inner]
         with self.state.replayed(), Snapshot(kept), sizes_named(self.inputs.batch):
             yield
 

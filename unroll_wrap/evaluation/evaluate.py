@@ -83,6 +83,7 @@ class Evaluator:
     # Looks for losses that write to parameters; None where that makes no difference, or is known.
     written: Written | None = None
     who: str = "D"  # What messages call the player that moves.
+    once: str | None = None  # The name of a loss that runs once in a call, and may change a fake that it is given.
 
     def __post_init__(self) -> None:
         self._start = now()
@@ -113,13 +114,18 @@ class Evaluator:
         made = checkpoints_made()
         given = (self.discriminator, *arguments.batch)
         with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
-            value, self.guarded = self._run(name, loss, arguments)
+            try:
+                value, self.guarded = self._run(name, loss, arguments)
+            finally:
+                arguments.take_back()
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
             raise ValueError(
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
+        if name != self.once:
+            arguments.check_unchanged(name)
         if on := [tuple(p.shape) for p in self.frozen if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad on for parameters of shapes {on[:4]} that D's optimizer holds and that "
@@ -139,7 +145,7 @@ class Evaluator:
         if not walk:
             return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
         outside, behind, captured, once, fragile, nodes, ends = reach(
-            value.grad_fn, {id(t) for t in (*own, *arguments.aliases)}, self._start
+            value.grad_fn, {id(t) for t in (*own, *arguments.leaves, *arguments.plain)}, self._start
         )
         plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
         plain = plain and self.leaf is None and made == checkpoints_made()
@@ -159,6 +165,8 @@ class Evaluator:
                 "this call."
             )
         stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
+        # A loss may have let a tensor require grad for a penalty, and no longer.
+        outside = [t for t in outside if t.requires_grad]
         # A captured graph is differentiated through a surrogate, which reaches the leaves outside it too.
         behind = distinct([*outside, *(t for t in behind if id(t) not in lent)]) if stale else []
         outside = [] if captured else outside

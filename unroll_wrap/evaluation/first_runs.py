@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call.batch import tensors_in
 from ..torch_private import FunctionMode, pytree
 from .detachments import Cut, Detachments
 from .unreadable import Unreadable
-from .written import changes_batch
 
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
 # What a loss keeps of its first run it may use in its second.
@@ -26,7 +24,6 @@ class FirstRuns:
         owned: the parameters that move.
         state: the tensors of the optimizer's state.
         who: what messages call D.
-        once: the name of a loss that is evaluated once in a call, and may change what it is given.
     """
 
     def __init__(
@@ -35,7 +32,6 @@ class FirstRuns:
         owned: Iterable[Tensor],
         state: Iterable[Tensor],
         who: str,
-        once: str | None = None,
     ) -> None:
         self.cuts: dict[str, Cut] = {}  # For each loss that returns a value computed from something it has detached.
         # By id, the tensors that a loss has made require grad, as a gradient penalty does.
@@ -43,7 +39,6 @@ class FirstRuns:
         self._modules = {id(m) for m in modules}
         self._owned = {id(p): p for p in owned}
         self._unreadable = Unreadable(self._owned, state, who)
-        self._once = once
         self._runs: Counter[str] = Counter()
 
     def run(self, name: str, loss: Callable[..., Tensor], /, *batch: Any, **kwargs: Any) -> Tensor:
@@ -51,14 +46,10 @@ class FirstRuns:
         if self._runs[name] == _RUNS:
             return loss(*batch, **kwargs)
         self._runs[name] += 1
-        # Those that require grad are copies, made for this evaluation.
-        copies = [(t, t._version) for t in tensors_in(batch[1:], kwargs) if t.requires_grad]
         detachments, frozen = Detachments(self._modules, self._owned), {}
         with _Watch(detachments, self._unreadable, self.switched_on, frozen):
             value = loss(*batch, **kwargs)
         self._unreadable.check(name)
-        if name != self._once and (changed := [t for t, version in copies if t._version != version]):
-            raise changes_batch(changed[0], name)
         if mixed := [tuple(p.shape) for p in frozen.values() if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad off for parameters of shapes {mixed[:4]} and on again: a part of it "

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..call.batch import changes_batch
+
 
 class Writes(NamedTuple):
     """The versions of the parameters in a call whose first evaluation has written to them.
@@ -95,15 +97,6 @@ class Given:
 
     def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(t, copy) for t, version, copy in self._before if t._version != version]
-
-
-def changes_batch(tensor: Tensor, name: str) -> ValueError:
-    """Return the error for a loss that changes a tensor of the batch in place."""
-    return ValueError(
-        f"{name} changes a tensor of the batch in place, of shape {tuple(tensor.shape)}: it would do so in every inner "
-        "step, and to your own tensor. Let it make a new one (real = real + noise), or begin with a copy "
-        "(fake = fake.clone())."
-    )
 
 
 def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import mapped
+from ..call.batch import mapped, tensors_in
 from ..evaluation.checkpoints import in_place
 from ..evaluation.loss_errors import explained
 from ..evaluation.swap import Swap
@@ -41,7 +41,12 @@ class RealSteps:
     def __post_init__(self) -> None:
         self.modules = modules_of(self.unrolled)
         # A tensor of the player's in a batch is what the player is at each step.
-        self._own = {id(t) for m in self.modules for t in (*m.parameters(), *m.buffers())}
+        own = {id(t) for m in self.modules for t in (*m.parameters(), *m.buffers())}
+        given = [
+            t for t in tensors_in(self.batch, self.inner, self.kwargs) if t.is_floating_point() and t.requires_grad
+        ]
+        # Noted now, because a loss may switch a flag.
+        self._with_graph = {id(t) for t in given} - own
 
     def run(
         self,
@@ -96,7 +101,7 @@ class RealSteps:
             return self._evaluate(name, self.g_loss, self.batch, around(name)).item()
 
     def _evaluate(self, name: str, loss: Any, batch: tuple[Any, ...], around: Any) -> Tensor:
-        batch, kwargs = _without_the_generator(batch, self.kwargs, self._own)
+        batch, kwargs = _without_the_generator(batch, self.kwargs, self._with_graph)
         # Gradients are on even for g_loss, because a loss may differentiate inside.
         given = (self.unrolled.player, *batch)
         # Autocast keeps copies of weights, and does not see that a step has changed them.
@@ -124,23 +129,24 @@ class RealSteps:
 
 
 def _without_the_generator(
-    batch: tuple[Any, ...], kwargs: dict[str, Any], own: set[int]
+    batch: tuple[Any, ...], kwargs: dict[str, Any], with_graph: set[int]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of one evaluation, where tensors still require grad but no longer lead to a generator.
+    """Return the arguments of one evaluation, where what requires grad does so still, but leads to no generator.
 
     Args:
         batch: the positional arguments.
         kwargs: the keyword arguments.
-        own: the ids of the player's own tensors, which stay as they are.
+        with_graph: the ids of the tensors that may lead to a generator.
     """
     known: dict[int, Tensor] = {}
 
     def alone(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or id(tensor) in own:
+        if id(tensor) not in with_graph:
             return tensor
         if id(tensor) not in known:
-            # detach() keeps a penalty's requires_grad_() off the user's tensor, and clone() lets D begin in place.
-            known[id(tensor)] = tensor.detach().requires_grad_().clone() if tensor.requires_grad else tensor.detach()
+            # clone() lets D begin in place.
+            known[id(tensor)] = tensor.detach().requires_grad_().clone()
+            vars(known[id(tensor)]).update(vars(tensor))
         return known[id(tensor)]
 
     return mapped(alone, batch), mapped(alone, kwargs)
