@@ -158,6 +158,24 @@ def warned(world, unrolled=None, mode="argument"):
     return caught
 
 
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_part_that_one_loss_detaches_and_another_uses(detached):
+    """Features of real that D's loss stores, and the generator's matches; the control keeps them for a log alone."""
+    world, kept = warm_world(), []
+
+    def d_loss(D, real, fake):
+        scores = D(real)
+        kept.append(scores.tanh().detach())
+        return softplus(-scores).mean() + softplus(D(fake)).mean()
+
+    world.d_loss = d_loss
+    if detached:
+        world.g_loss = lambda D, real, fake: (kept[-1] - D(fake).tanh()).pow(2).mean()
+    found = warned(world)
+    assert [w.category for w in found] == ([PartialDetach] if detached else [])
+    assert not detached or "g_loss at test_call_warnings.py" in str(found[0].message)
+
+
 def test_a_copy_that_new_tensor_makes():
     """Torch warns of the copy as such, too."""
     world = warm_world()

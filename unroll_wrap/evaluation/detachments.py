@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class Cut(NamedTuple):
 
 
 class Detachments:
-    """What one run of a loss has detached, and what it has computed from that.
+    """What the losses of one call have detached, and what they have computed from that.
 
     A layer that detaches, as a straight-through estimator does, is meant to, and is left out, be it of D or of another
     network that trains, such as a generator that the losses run.
@@ -43,12 +44,13 @@ class Detachments:
     Args:
         modules: the ids of the modules of D.
         owned: by id, the parameters that move.
+        until: the code that runs the losses, beyond which no line is a loss's.
     """
 
-    def __init__(self, modules: set[int], owned: Mapping[int, Tensor]) -> None:
+    def __init__(self, modules: set[int], owned: Mapping[int, Tensor], until: CodeType) -> None:
         self._modules = modules
         self._owned = owned
-        self._until = sys._getframe(1).f_code  # What runs the loss: no line of its callers is meant.
+        self._until = until
         self._no_grad: str | None = None  # The line at which the loss has switched gradients off, while they are.
         # The tensors are kept beside their ids, because the id of a freed tensor may pass to another one.
         self._cut: dict[int, tuple[Tensor, Cut]] = {}

@@ -27,17 +27,15 @@ class FirstRuns:
     """
 
     def __init__(
-        self,
-        modules: Iterable[nn.Module],
-        owned: Iterable[Tensor],
-        state: Iterable[Tensor],
-        who: str,
+        self, modules: Iterable[nn.Module], owned: Iterable[Tensor], state: Iterable[Tensor], who: str
     ) -> None:
         self.cuts: dict[str, Cut] = {}  # For each loss that returns a value computed from something it has detached.
         # By id, the tensors that a loss has made require grad, as a gradient penalty does.
         self.switched_on: dict[int, Tensor] = {}
         self._modules = {id(m) for m in modules}
         self._owned = {id(p): p for p in owned}
+        # One for all losses, because one may keep what another detaches.
+        self._detachments = Detachments(self._modules, self._owned, FirstRuns.run.__code__)
         self._unreadable = Unreadable(self._owned, state, who)
         self._runs: Counter[str] = Counter()
 
@@ -46,8 +44,8 @@ class FirstRuns:
         if self._runs[name] == _RUNS:
             return loss(*batch, **kwargs)
         self._runs[name] += 1
-        detachments, frozen = Detachments(self._modules, self._owned), {}
-        with _Watch(detachments, self._unreadable, self.switched_on, frozen):
+        frozen: dict[int, Tensor] = {}
+        with _Watch(self._detachments, self._unreadable, self.switched_on, frozen):
             value = loss(*batch, **kwargs)
         self._unreadable.check(name)
         if mixed := [tuple(p.shape) for p in frozen.values() if p.requires_grad]:
@@ -56,7 +54,7 @@ class FirstRuns:
                 "depends on them without a derivative, which an unroll would miss. Freeze them for all of the loss, or "
                 "for none of it."
             )
-        if cut := detachments.of(value):
+        if cut := self._detachments.of(value):
             self.cuts.setdefault(name, cut)
         return value
 
