@@ -89,7 +89,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             compiled = not unrolled.backward.second_order
             prepare(swap, (call.g_loss,), second_order=False, compiled=compiled, undo=undo, noted=False)
             unroll = None
-            value = evaluate_plainly(call, unrolled.names, unrolled.player, swap, owned, known.on_logits)
+            value = evaluate_plainly(call, unrolled.names, unrolled.player, swap, owned, known.on_logits, undo)
         else:
             if getattr(unrolled.backward, "steps", call.steps) >= call.steps:
                 fresh = adaptive_and_fresh(optimizers)
@@ -176,6 +176,7 @@ def _unroll(
         who=unrolled.names.short,
         once=None if unrolled.average else unrolled.names.loss,
     )
+    undo.later(evaluate.borrowed.give_back)
     with autocast.outside(), torch.enable_grad():
         unroll = unrolled.unroll(
             owned,

@@ -1,6 +1,7 @@
 """Batches of every kind: in objects, drawn by step, complex, changed by a loss, and keywords of any name."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from snapshot import changed, snapshot
 from torch import nn
 from torch.nn.functional import softplus
 
-from unroll_wrap import FiniteDifference, Recompute, Store, UnrolledGeneratorLoss, diagnose, verify
+from unroll_wrap import FiniteDifference, PartialDetach, Recompute, Store, UnrolledGeneratorLoss, diagnose, verify
 
 K = 2
 
@@ -296,7 +297,7 @@ def test_a_container_that_the_losses_write_to(holds):
 def test_a_batch_that_a_loss_knows_by_identity_and_attributes():
     """What requires no grad is the user's own object, whose flag a penalty may switch; a fake keeps its attributes."""
     world = World()
-    kept = world.reals[K]
+    kept = world.reals[K].clone()
 
     def of_d(D, real, fake):
         kept.requires_grad_()
@@ -358,8 +359,133 @@ def test_what_a_loss_keeps_with_its_graph(what, where, backward):
     before = snapshot(world)
     given = world.reals[K], world.fake(K)
     if what == "detached":
-        unrolled(*given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PartialDetach)
+            unrolled(*given)
     else:
         with pytest.raises(ValueError, match="g_loss computes with a tensor that a loss has kept, with its graph"):
             unrolled(*given)
     assert changed(before, snapshot(world)) == []
+
+
+def test_hooks_and_flags_of_the_batch():
+    """A hook that a loss leaves on real adds up in a loop: it is refused. Flags and .grad are put back."""
+    world = World()
+    given = world.reals[K].clone(), world.fake(K)
+
+    def penalised(D, real, fake, hook=None):
+        real.requires_grad_()
+        if hook:
+            real.register_hook(hook)
+        (g,) = torch.autograd.grad(D(real).sum(), real, create_graph=True)
+        return d_loss(D, Pair(real, fake)) + g.square().mean()
+
+    def of_g(D, real, fake, **_):
+        (g,) = torch.autograd.grad(D(real).sum(), real, create_graph=True)  # d_loss has switched it on, as in a loop.
+        return g_loss(D, Pair(real, fake)) + g.square().mean()
+
+    def real(world):
+        shared = given[0].detach().clone(), world.fake(K).detach()
+        return after(world, lambda _: shared, None, penalised, of_g)
+
+    unrolled = UnrolledGeneratorLoss(world.D, world.opt_D, penalised, of_g, steps=K)
+    assert_exact(world, unrolled(*given), real)
+    assert not given[0].requires_grad and given[0].grad is None
+    with pytest.raises(ValueError, match="registers a hook on a tensor of the batch"):
+        unrolled(*given, hook=lambda g: 0.5 * g)
+    assert not given[0].requires_grad and not given[0]._backward_hooks
+
+
+def test_a_graph_written_into_the_batch():
+    """real += fake.mean() makes the user's own tensor a part of a graph; it is none afterwards."""
+    world = World()
+    reals = torch.randn(2, 6, 2).double()
+    for real in (reals[0].clone(), reals[0]):
+        before = real.clone()
+
+        def d_loss_in_place(D, real, fake):
+            return d_loss(D, Pair(real.add_(fake.mean()), fake))
+
+        unrolled = UnrolledGeneratorLoss(
+            world.D, world.opt_D, d_loss_in_place, lambda D, real, fake: g_loss(D, Pair(real, fake)), steps=K
+        )
+        with pytest.raises(ValueError, match="changes a tensor of the batch in place"):
+            unrolled(real, world.fake(K))
+        assert real.is_leaf and not real.requires_grad and torch.equal(real, before)
+
+
+@pytest.mark.parametrize("holds", ["a dataclass", "a closure", "an argument"])
+def test_an_unrolled_loss_within_another(holds):
+    """g_loss asks another discriminator's unrolled loss about the fake that it is given."""
+    world, other = World(), World()
+
+    def inner(fake):
+        def of_d(D, *batch):
+            return d_loss(D, batch[0] if holds == "a dataclass" else Pair(world.reals[K], batch[0] if batch else fake))
+
+        def of_g(D, *batch):
+            return g_loss(D, batch[0] if holds == "a dataclass" else Pair(None, batch[0] if batch else fake))
+
+        batch = {"a dataclass": [Pair(world.reals[K], fake)], "a closure": [], "an argument": [fake]}[holds]
+        return UnrolledGeneratorLoss(other.D, other.opt_D, of_d, of_g, steps=K)(*batch)
+
+    def of_d(D, real, fake):
+        return d_loss(D, Pair(real, fake))
+
+    def of_g(D, real, fake):
+        return g_loss(D, Pair(real, fake)) + inner(fake)
+
+    def batch(world):
+        return world.reals[K], world.fake(K)
+
+    def real(moved):
+        within = copy.deepcopy(other)
+        shared = batch(moved)[0], batch(moved)[1].detach()
+        value = after(moved, lambda _: shared, None, of_d, lambda D, real, fake: g_loss(D, Pair(real, fake)))
+        return value + after(within, lambda _: (Pair(*shared),))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PartialDetach)
+        loss = UnrolledGeneratorLoss(world.D, world.opt_D, of_d, of_g, steps=K)(*batch(world))
+    assert_exact(world, loss, real)
+
+
+class Mean(nn.Module):
+    """Makes a running mean in its first forward pass, and writes to it in the later ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = None
+
+    def forward(self, x):
+        with torch.no_grad():
+            if self.mean is None:
+                self.mean = x.mean(0)
+            else:
+                self.mean.lerp_(x.mean(0), 0.5)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("backward", [Recompute(), Recompute(2), FiniteDifference(central=True)], ids=repr)
+def test_a_statistic_that_the_first_step_makes(backward):
+    """Later steps write to it, and a replay finds it as it was."""
+    worlds, gradients = [World(), World()], []
+    for world, one in zip(worlds, (Store(), backward), strict=True):
+        world.D = nn.Sequential(nn.Linear(2, 5), Mean(), nn.Tanh(), nn.Linear(5, 1)).double()
+        torch.manual_seed(3)
+        for p in world.D.parameters():
+            nn.init.normal_(p, std=0.5)
+        optimizer = torch.optim.SGD(world.D.parameters(), 0.3)
+        unrolled = UnrolledGeneratorLoss(
+            world.D,
+            optimizer,
+            lambda D, *pair: d_loss(D, Pair(*pair)),
+            lambda D, *pair: g_loss(D, Pair(*pair)),
+            steps=3,
+        )
+        unrolled.backward = one
+        unrolled(world.reals[K], world.fake(K)).backward()
+        assert world.D[1].mean is None
+        gradients.append(torch.cat([p.grad.flatten() for p in world.G.parameters()]))
+    stored, found = gradients
+    assert (found - stored).norm() < (2e-2 if isinstance(backward, FiniteDifference) else 1e-12) * stored.norm()

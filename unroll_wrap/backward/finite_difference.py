@@ -119,18 +119,19 @@ class _Stack(Tape):
         # A generator that ``resample`` runs is found in the graph of every evaluation with its batch.
         return evaluation.captured or bool(evaluation.outside and self._unroll.inner_batch)
 
-    def _check(self, taken: _Taken) -> None:
-        """Run ``d_loss`` again, once per call, and raise RuntimeError unless its value and gradients are the same."""
+    def _check(self, taken: _Taken, k: int) -> None:
+        """Run ``d_loss`` again and raise RuntimeError unless it is the same, in a first call its gradients too."""
         evaluate = self._unroll.evaluate
         with taken.random.replayed():
-            evaluation = self._unroll.evaluate_d(taken.point, self.first, taken.batch, walk=bool(evaluate.first_runs))
+            evaluation = self._unroll.evaluate_d(taken.point, k, taken.batch, walk=bool(evaluate.first_runs))
         what, before, again = "d_loss", taken.evaluation.loss.detach(), evaluation.loss.detach()
         alike = same(again, before)
         if alike and evaluate.first_runs:
             grads, _ = gradients(evaluate, evaluation, retain_graph=self._keeps(evaluation))
             what, (longer, length) = "The length of the gradients of d_loss", lengths(grads, taken.grads)
             before, again = before.new_tensor(length), before.new_tensor(longer)
-            alike = same(again, before, 100 * torch.finfo(before.dtype).eps)
+            unit = torch.finfo(before.dtype).eps
+            alike = same(again, before, 100 * unit, noise=10 * unit)
         if not alike:
             raise RuntimeError(
                 f"{what} is {before.item()} and, with the same arguments again, {again.item()}: it is not "
@@ -140,8 +141,8 @@ class _Stack(Tape):
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         taken = self._steps.pop()
-        if k == self.first:
-            self._check(taken)
+        if k == self.first or self._unroll.evaluate.first_runs:
+            self._check(taken, k)
         g_bars, of_old = taken.update.pullback(cotangent)
         products = self._products(taken, k, g_bars)
         return None if k == self.first else taken.update.cotangent(of_old, products)

@@ -101,7 +101,8 @@ class _Segments(Tape):
             self._again.append((step.name, loss, again, same(again, loss, 0.0 if k == first else rounding)))
             if length is not None and (longer := self._length(step)) is not None:
                 name = f"The length of the gradients of {step.name}"
-                self._again.append((name, length, longer, same(longer, length, rounding)))
+                noise = 10 * torch.finfo(loss.dtype).eps
+                self._again.append((name, length, longer, same(longer, length, rounding, noise)))
 
     def _length(self, step: Step) -> Tensor | None:
         """Return the length of the gradients in a first call, and None in a later one."""

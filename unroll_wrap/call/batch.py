@@ -6,15 +6,60 @@ graph is traversed once, in the backward pass of the result.
 
 import copy
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from ..live.restore import SavedTensor
+
 _T = TypeVar("_T")
 
-# The attribute that tells a leaf of one evaluation, wherever a loss may keep a graph that leads to it.
+# The attribute of the leaves of one run of a loss, which names the run, wherever a loss may keep a graph of it.
 MADE = "_unroll_wrap_leaf"
+
+
+class Run:
+    """One run of a loss in an unroll."""
+
+    closed = False  # Whether it has returned, and no later run may reach its leaves.
+
+
+class Borrowed:
+    """The user's tensors that require no grad, which the losses of a call get as they are.
+
+    Args:
+        tensors: those that are known already; others are left out.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self._saved: dict[int, SavedTensor] = {}
+        for t in tensors:
+            if not t.requires_grad:
+                self.borrow(t)
+
+    def borrow(self, tensor: Tensor) -> None:
+        """Note a tensor as it is."""
+        self._saved[id(tensor)] = SavedTensor.of(tensor, valued=False)
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError if the loss of this name has given one of them a graph or a hook."""
+        for t, saved in ((one.tensor, one) for one in self._saved.values()):
+            if not t.is_leaf:
+                raise changes_batch(t, name)
+            if t._backward_hooks and dict(t._backward_hooks) != saved.hooks[1]:
+                raise ValueError(
+                    f"{name} registers a hook on a tensor of the batch, of shape {tuple(t.shape)}: in a loop it stays "
+                    "there, and there is one more in every step. Register it on a copy (real = real.clone())."
+                )
+
+    def give_back(self) -> None:
+        """Restore flags and ``.grad``, which a penalty may have changed (``real.requires_grad_()``)."""
+        for one in self._saved.values():
+            one.put_back()
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._saved
 
 
 class Arguments(NamedTuple):
@@ -24,25 +69,21 @@ class Arguments(NamedTuple):
     kwargs: dict[str, Any]  # The keyword arguments.
     originals: list[Tensor]  # The user's tensors that require grad.
     leaves: list[Tensor]  # The leaves that stand in for ``originals``, in the same order.
-    copies: list[Tensor]  # The copies of ``leaves`` that the loss gets.
-    plain: list[Tensor]  # The user's tensors that do not require grad, unless the loss asks for it.
-    rebuilt: list[tuple[Any, list[Any]]]  # The containers that hold stand-ins, each with its contents.
+    given: list[tuple[Tensor, int, dict[str, Any]]]  # The stand-ins that the loss gets, their versions and attributes.
+    plain: list[Tensor]  # The tensors that require no grad, unless the loss asks for it.
+    rebuilt: list[tuple[Any, dict[Any, Any]]]  # The containers that hold stand-ins, each with its contents.
 
-    def take_back(self) -> None:
-        """Let the user's tensors not require grad, as a penalty may have asked them to."""
-        for t in self.plain:
-            if t.requires_grad:
-                t.requires_grad_(False) if t.is_leaf else t.detach_()
-
-    def check_unchanged(self, name: str) -> None:
+    def check_copies(self, name: str) -> None:
         """Raise a ValueError if the loss of this name has written to what it got a copy of."""
-        if changed := [t for t in self.copies if t._version]:
+        if changed := [t for t, version, _ in self.given if t._version != version]:
             raise changes_batch(changed[0], name)
-        if written := [one for one, contents in self.rebuilt if not _same(_contents(one), contents)]:
+        written = [t for t, _, attributes in self.given if not _same(vars(t), attributes)]
+        written += [one for one, contents in self.rebuilt if not _same(_contents(one), contents)]
+        if written:
             raise ValueError(
-                f"{name} writes to a {type(written[0]).__name__} of the batch. Every run of a loss gets a copy of a "
-                "container whose tensors require grad, so what it writes would be lost. Pass what changes in an "
-                "argument of its own."
+                f"{name} writes to a {type(written[0]).__name__} of the batch. Every run of a loss gets copies of the "
+                "tensors that require grad and of the containers that hold them, so what it writes would be lost. Pass "
+                "what changes in an argument of its own."
             )
 
 
@@ -55,19 +96,24 @@ def changes_batch(tensor: Tensor, name: str) -> ValueError:
     )
 
 
-def cut(batch: tuple[Any, ...], kwargs: dict[str, Any], kept: Collection[int] = ()) -> Arguments:
+def cut(
+    batch: tuple[Any, ...], kwargs: dict[str, Any], borrowed: Borrowed, run: Run, kept: Collection[int] = ()
+) -> Arguments:
     """Replace the tensors in ``batch`` and ``kwargs`` that require grad, also in containers, by fresh stand-ins.
 
-    All else is passed on as it is, because a loss may know it by its identity, or write to it.
+    All else is passed on as it is, because a loss may know it by its identity, or write to it, except views: a write
+    with a graph to one could not be undone.
 
     Args:
         batch: the positional arguments of a loss after D.
         kwargs: its keyword arguments.
+        borrowed: notes the tensors that are passed on.
+        run: the run that the leaves are made for.
         kept: the ids of tensors that stay, because they are D's own and hold what D is at this step.
     """
     originals: list[Tensor] = []
     leaves: list[Tensor] = []
-    copies: list[Tensor] = []
+    given: list[tuple[Tensor, int, dict[str, Any]]] = []
     plain: list[Tensor] = []
     # A tensor that occurs twice has one stand-in, because the loss may differentiate with respect to it.
     stand_in_of: dict[int, Tensor] = {}
@@ -75,28 +121,39 @@ def cut(batch: tuple[Any, ...], kwargs: dict[str, Any], kept: Collection[int] = 
     def made(tensor: Tensor) -> Tensor:
         # 16-bit tensors accumulate their gradient in 32 bits: a GradScaler's factor takes it out of float16's range.
         leaf = (tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()).requires_grad_()
-        setattr(leaf, MADE, True)
+        setattr(leaf, MADE, run)
         originals.append(tensor)
         leaves.append(leaf)
-        # The loss gets a copy, because D may start with an in-place operation, which autograd forbids on a leaf.
-        copies.append(leaf.clone() if leaf.dtype is tensor.dtype else leaf.to(tensor.dtype))
-        vars(copies[-1]).update(vars(tensor))
-        return copies[-1]
+        stand_in = leaf
+        if leaf.dtype is not tensor.dtype:
+            stand_in = leaf.to(tensor.dtype)
+        elif not tensor.is_leaf:
+            # D may start with an in-place operation, which autograd forbids on a leaf.
+            stand_in = leaf.clone()
+        vars(stand_in).update(vars(tensor))
+        given.append((stand_in, stand_in._version, dict(vars(stand_in))))
+        return stand_in
 
     def stand_in(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or id(tensor) in kept:
+        if id(tensor) in kept or not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        if not tensor.requires_grad:
+        if tensor in borrowed:
             plain.append(tensor)
-            return tensor
-        if id(tensor) not in stand_in_of:
+        elif not (tensor.requires_grad or tensor._is_view()):
+            borrowed.borrow(tensor)
+            plain.append(tensor)
+        elif id(tensor) not in stand_in_of and not tensor.requires_grad:
+            stand_in_of[id(tensor)] = alias = tensor.detach()
+            vars(alias).update(vars(tensor))
+            plain.append(alias)
+        elif id(tensor) not in stand_in_of and tensor.is_floating_point():
             stand_in_of[id(tensor)] = made(tensor)
-        return stand_in_of[id(tensor)]
+        return stand_in_of.get(id(tensor), tensor)
 
     new: list[Any] = []
     new_batch, new_kwargs = mapped(stand_in, batch, new), mapped(stand_in, kwargs, new)
     rebuilt = [(one, _contents(one)) for one in new if not isinstance(one, tuple) and one is not new_kwargs]
-    return Arguments(new_batch, new_kwargs, originals, leaves, copies, plain, rebuilt)
+    return Arguments(new_batch, new_kwargs, originals, leaves, given, plain, rebuilt)
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
@@ -111,12 +168,13 @@ def distinct(objects: Iterable[_T]) -> list[_T]:
     return list({id(one): one for one in objects}.values())
 
 
-def _contents(container: Any) -> list[Any]:
-    return [one for pair in container.items() for one in pair] if isinstance(container, dict) else list(container)
+def _contents(container: Any) -> dict[Any, Any]:
+    items = container if isinstance(container, dict) else enumerate(container)
+    return {**dict(items), **{("attribute", name): value for name, value in getattr(container, "__dict__", {}).items()}}
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+def _same(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    return one.keys() == other.keys() and all(one[key] is other[key] for key in other)
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any, made: list[Any] | None = None) -> Any:

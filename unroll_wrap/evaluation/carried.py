@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..call.batch import MADE
+from ..call.batch import MADE, Run
 
 # The attribute of what is left of a tensor that a loss has kept in D with its graph, such as features.
 _HAD_GRAPH = "_unroll_wrap_had_graph"
+_BEFORE = Run()
+_BEFORE.closed = True
 
 
 def without_graph(tensor: Tensor) -> Tensor:
@@ -25,5 +27,5 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _showing(tensor: Tensor) -> Tensor:
     leaf = tensor.detach().requires_grad_()
-    setattr(leaf, MADE, True)
+    setattr(leaf, MADE, _BEFORE)
     return leaf.clone()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ _VARIABLE = (
 )
 _WITHOUT_GRAPH = "torch.autograd.grad gives a constant: pass create_graph=True"
 _REMEDIES = {"detach": _DETACH, "detach_": _DETACH, "data": _DETACH, "tensor": _COPY, "new_tensor": _COPY}
+
+
+_RUN = str(Path(__file__).parents[1] / "run.py")
 
 
 class Cut(NamedTuple):
@@ -87,10 +91,11 @@ class Detachments:
         remedy = _REMEDIES.get(name)
         if func is torch.autograd.grad and not kwargs.get("create_graph"):
             remedy = _WITHOUT_GRAPH
-        depends = any([t.requires_grad and (t.grad_fn is not None or id(t) in self._owned) for t in used])
-        if remedy and depends and (line := self._line()):
+        made = [t for t in used if t.requires_grad and (t.grad_fn is not None or id(t) in self._owned)]
+        if remedy and made and (line := self._line()):
             return Cut(line, remedy)
-        if self._no_grad and any([t.requires_grad for t in used]):
+        # Parameters of another network may be those of the generator, which the loss runs.
+        if self._no_grad and (made or any([t.requires_grad and isinstance(t, nn.Parameter) for t in used])):
             return Cut(self._no_grad, _NO_GRAD)
         return next((self._cut[id(t)][1] for t in used if id(t) in self._cut), None)
 
@@ -122,6 +127,8 @@ class Detachments:
         frame: Any = sys._getframe(2)
         line = None
         while frame is not None and frame.f_code is not self._until:
+            if frame.f_code.co_filename == _RUN:
+                return None  # An unrolled loss within this one detaches what it likes.
             if frame.f_code.co_name == "_call_impl" and self._may_detach(frame.f_locals.get("self")):
                 if of_layers:
                     return None

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import MADE, Arguments, cut, distinct
+from ..call.batch import MADE, Arguments, Borrowed, Run, cut, distinct, tensors_in
 from ..call.call import Call
 from ..call.logits import check_logits
 from ..call.names import Names
 from ..live.settings import Setting
+from ..live.undo import Undo
 from ..operators.replaced import twice_differentiable
 from ..torch_private import put_versions
 from .autocast import Autocast
@@ -93,6 +94,7 @@ class Evaluator:
         # A loss may ask for strides, or go by them (as_strided), and the parameters of a step are packed without any.
         self._strided = [(i, p.stride()) for i, p in enumerate(self.owned) if not p.is_contiguous()]
         self.left = [(i, p.grad) for i, p in enumerate(self.owned) if p.grad is not None]
+        self.borrowed = Borrowed()
         self.guarded: list[Tensor] = []  # What the last loss has given to ``unroll_wrap.detach``.
         self.rewrote = False  # Whether the last loss set a parameter, as a layer that initialises itself does.
 
@@ -107,25 +109,24 @@ class Evaluator:
         contents: Any = None,
     ) -> Evaluation:
         """Run ``loss(D, *batch, **kwargs)`` while D holds fresh leaves made of ``params`` and clones of ``buffers``."""
-        leaves = self.leaves(params)
-        arguments = cut(batch, self.kwargs, self.swap.ids)
+        leaves = self.leaves(params, this := Run())
+        arguments = cut(batch, self.kwargs, self.borrowed, this, self.swap.ids)
         self.put(leaves, buffers, contents)
         values = self.written.values(params) if self.written and not self.leaf else []
         made = checkpoints_made()
         given = (self.discriminator, *arguments.batch)
         with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
-            try:
-                value, self.guarded = self._run(name, loss, arguments)
-            finally:
-                arguments.take_back()
+            value, self.guarded = self._run(name, loss, arguments)
+        this.closed = True
         own = self.swap.handles(leaves)
         if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
             raise ValueError(
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
+        self.borrowed.check(name)
         if name != self.once:
-            arguments.check_unchanged(name)
+            arguments.check_copies(name)
         if on := [tuple(p.shape) for p in self.frozen if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad on for parameters of shapes {on[:4]} that D's optimizer holds and that "
@@ -151,7 +152,7 @@ class Evaluator:
         plain = plain and self.leaf is None and made == checkpoints_made()
         # A graph that reaches a tensor of the live values was computed with D as it was before the call.
         lent = self.swap.lent(leaves)
-        if any(hasattr(t, MADE) and id(t) not in lent for t in (*outside, *behind)):
+        if any(hasattr(t, MADE) and getattr(t, MADE).closed and id(t) not in lent for t in (*outside, *behind)):
             raise ValueError(
                 f"{name} computes with a tensor that a loss has kept, with its graph, from an earlier run in an "
                 "unroll: features, a fake or a loss. Its derivative would be lost, as every run has parameters and a "
@@ -194,8 +195,8 @@ class Evaluator:
         """
         return [i for i, grad in self.left if not grad.is_sparse and not grad.any()]
 
-    def leaves(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return fresh leaves of a graph, made of ``params``."""
+    def leaves(self, params: Sequence[Tensor], run: Run) -> list[Tensor]:
+        """Return fresh leaves of a graph, made of ``params`` for a run of a loss."""
         if self.leaf:
             return [self.leaf(p) for p in params]
         # Leaves are made through .data, because parameters are views of one vector: after a write to one of them,
@@ -205,7 +206,7 @@ class Evaluator:
             leaf = params[i].new_empty_strided(params[i].shape, stride)
             leaves[i] = leaf.copy_(params[i].data).requires_grad_()
         for leaf in leaves:
-            setattr(leaf, MADE, True)
+            setattr(leaf, MADE, run)
         # Code that keeps what it has computed of a parameter by its version computes it anew, as after a real step, and
         # does not take what it keeps now for that of a later real step.
         put_versions(leaves, [next(_versions)] * len(leaves))
@@ -235,10 +236,11 @@ class Evaluator:
 
 
 def evaluate_plainly(
-    call: Call, names: Names, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any]
+    call: Call, names: Names, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any], undo: Undo
 ) -> Tensor:
     """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is."""
     swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
+    undo.later(Borrowed(tensors_in(call.batch, call.kwargs)).give_back)
     with explained(names.loss, call.g_loss, (discriminator, *call.batch), call.kwargs, names.short), swap.shielded():
         value = call.g_loss(discriminator, *call.batch, **call.kwargs)
     check_logits(call.g_loss, value := one_element(names.loss, value), on_logits)

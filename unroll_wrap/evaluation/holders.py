@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..call.discriminator import all_modules
 from ..live.belongings import Belongings
+from .graph import leads_to
 
 
 class Holders:
@@ -66,6 +67,6 @@ class Holders:
 
     def _carry_buffers(self, module: nn.Module) -> None:
         for name, b in module._buffers.items():
-            # A buffer with a graph was made by a generator, and its gradient goes there.
-            if b is not None and not b.requires_grad:
+            # A buffer whose graph is not of D's own making was made by a generator, and its gradient goes there.
+            if b is not None and (not b.requires_grad or leads_to([b], self.params)):
                 self._carry(b, module._buffers, name)

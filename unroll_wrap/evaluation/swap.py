@@ -84,7 +84,7 @@ class Swap:
 
     def originals(self) -> tuple[Tensor, ...]:
         """Return the live buffers, frozen parameters and unregistered tensors."""
-        return tuple(self._carried)
+        return tuple(without_graph(t) if t.grad_fn is not None else t for t in self._carried)
 
     def contents(self) -> Any:
         """Return what attributes and containers hold now, or None if no step needs it restored."""

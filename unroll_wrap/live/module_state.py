@@ -25,6 +25,8 @@ class ModuleState:
         self._before = [
             (m, vars(m).copy(), [(r, r.copy()) for r in _registers(m)]) for m in (*self.modules, *self.hidden)
         ]
+        held = [*(vars(m) for m in self.modules), *(m._buffers for m in self.modules)]
+        self._noted = {id(value) for values in held for value in values.values() if isinstance(value, Tensor)}
         self._contents = self.belongings.contents()
         self._flags = [(p, p.requires_grad) for p in self.live]
 
@@ -44,13 +46,27 @@ class ModuleState:
 
     def contents(self) -> Any:
         """Return what attributes and containers hold now."""
-        return [vars(m).copy() for m in self.modules], self.belongings.contents()
+        held = [(self._kept(vars(m)), self._kept(m._buffers)) for m in self.modules]
+        return held, self.belongings.contents()
 
     def put(self, contents: Any) -> None:
         """Restore what attributes and containers held."""
-        for module, attributes in zip(self.modules, contents[0], strict=True):
-            _restore(vars(module), attributes)
+        for module, (attributes, buffers) in zip(self.modules, contents[0], strict=True):
+            _restore(vars(module), self._kept(attributes))
+            refill(module._buffers, self._kept(buffers))
         self.belongings.refill(contents[1])
+
+    def _kept(self, held: dict[str, Any]) -> dict[str, Any]:
+        """Return a copy, with clones of the tensors that losses have made since the state was noted.
+
+        A later run may write to them. All others are exchanged, and those with a graph are not written to.
+        """
+        return {
+            name: value.clone()
+            if isinstance(value, Tensor) and not value.requires_grad and id(value) not in self._noted
+            else value
+            for name, value in held.items()
+        }
 
 
 def _registers(module: nn.Module) -> tuple[dict[Any, Any], ...]:

@@ -61,11 +61,14 @@ class RandomState:
             yield
 
 
-def same(again: Tensor, loss: Tensor, rounding: float = 0.0) -> Tensor:
-    """Return whether a repeated loss equals the first one, as a tensor on its device; NaN equals NaN."""
+def same(again: Tensor, loss: Tensor, rounding: float = 0.0, noise: float | None = None) -> Tensor:
+    """Return whether a repeated number equals the first one, as a tensor on its device; NaN equals NaN.
+
+    It may differ by ``rounding`` times itself and by ``noise``, which is ``rounding`` too if it is None.
+    """
     # Some CUDA kernels sum in another order each time.
     rounding = max(rounding, 1e-4 if loss.is_cuda else 0.0)
-    return torch.isclose(again, loss, rtol=rounding, atol=rounding, equal_nan=True).all()
+    return torch.isclose(again, loss, rtol=rounding, atol=rounding if noise is None else noise, equal_nan=True).all()
 
 
 class EveryState(RandomState):

@@ -28,6 +28,7 @@ class SavedTensor(NamedTuple):
     leaf: bool
     grad: Tensor | None
     flag: bool
+    hooks: Any  # The container of its gradient hooks, or None, and what that holds.
     version: int
 
     @classmethod
@@ -39,7 +40,9 @@ class SavedTensor(NamedTuple):
             memory = alias.new_empty(0).set_(alias.untyped_storage()) if has_overlapping_entries(alias) else alias
         leaf, version = tensor.is_leaf, -1 if tensor.is_inference() else tensor._version
         grad = tensor.grad if leaf else None
-        return cls(tensor, alias, memory, memory.clone() if valued else None, leaf, grad, tensor.requires_grad, version)
+        hooks = tensor._backward_hooks, dict(tensor._backward_hooks or {})
+        value = memory.clone() if valued else None
+        return cls(tensor, alias, memory, value, leaf, grad, tensor.requires_grad, hooks, version)
 
     def put_back(self) -> None:
         """Restore everything but the version."""
@@ -58,6 +61,11 @@ class SavedTensor(NamedTuple):
             tensor.requires_grad_(self.flag)
         if tensor.grad is not self.grad:
             tensor.grad = self.grad
+        container, before = self.hooks
+        if tensor._backward_hooks is not container or dict(container or {}) != before:
+            if container is not None:
+                refill(container, before)
+            tensor._backward_hooks = container
 
 
 def holds(container: Any, before: Any) -> bool:

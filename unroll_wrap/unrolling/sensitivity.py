@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..call.batch import MADE
 from ..evaluation.evaluate import Evaluation
 
 
@@ -52,6 +53,10 @@ class Sensitivity:
         """
         if not evaluation.stale:
             self.surrogates.append(surrogate)
+            # The loss of a call around this one will reach that graph.
+            for leaf in evaluation.params[:1]:
+                if hasattr(leaf, MADE):
+                    getattr(leaf, MADE).closed = False
         elif ends := [t for t in evaluation.behind if t.requires_grad]:
             self.add(ends, torch.autograd.grad(surrogate, ends, allow_unused=True, retain_graph=True))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call.batch import tensors_in
+from ..call.batch import Run, tensors_in
 from ..call.logits import check_logits
 from ..call.names import GENERATOR, Names
 from ..evaluation.evaluate import Evaluation, Evaluator
@@ -67,8 +67,9 @@ class Unroll:
 
         ``averages`` are the average gradients of several ranks that a replayed step has used.
         """
-        # If there is no pullback, the leaves of the graph matter for checks in the first step and call alone.
-        walk = differentiable or k == 0 or self.evaluate.first_runs is not None
+        # If there is no pullback, the leaves of the graph matter for checks alone: in the first step and call, and if
+        # only a value is asked for.
+        walk = differentiable or k == 0 or self.evaluate.first_runs is not None or not self.differentiate
         evaluation = self.evaluate_d(point, k, batch, walk=walk)
         by = None
         if differentiable and evaluation.nodes is not None:
@@ -97,10 +98,11 @@ class Unroll:
             self._note(self.batch)
             return point, k, self.batch
         swap = self.evaluate.swap
-        self.evaluate.put(leaves := self.evaluate.leaves(point.params()), point.buffers, point.contents)
+        self.evaluate.put(leaves := self.evaluate.leaves(point.params(), this := Run()), point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
         before = written.values(own) if written else ()
         batch = self.inner_batch(k)
+        this.closed = True
         if written:
             written.check(name, before, own, self.names.short)
         if not all([p.requires_grad for p in own]):
