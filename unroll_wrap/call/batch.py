@@ -11,55 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from ..live.restore import SavedTensor
+from .borrowed import Borrowed, changes_batch
+from .runs import Run, mark
 
 _T = TypeVar("_T")
-
-# The attribute of the leaves of one run of a loss, which names the run, wherever a loss may keep a graph of it.
-MADE = "_unroll_wrap_leaf"
-
-
-class Run:
-    """One run of a loss in an unroll."""
-
-    closed = False  # Whether it has returned, and no later run may reach its leaves.
-
-
-class Borrowed:
-    """The user's tensors that require no grad, which the losses of a call get as they are.
-
-    Args:
-        tensors: those that are known already; others are left out.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        self._saved: dict[int, SavedTensor] = {}
-        for t in tensors:
-            if not t.requires_grad:
-                self.borrow(t)
-
-    def borrow(self, tensor: Tensor) -> None:
-        """Note a tensor as it is."""
-        self._saved[id(tensor)] = SavedTensor.of(tensor, valued=False)
-
-    def check(self, name: str) -> None:
-        """Raise a ValueError if the loss of this name has given one of them a graph or a hook."""
-        for t, saved in ((one.tensor, one) for one in self._saved.values()):
-            if not t.is_leaf:
-                raise changes_batch(t, name)
-            if t._backward_hooks and dict(t._backward_hooks) != saved.hooks[1]:
-                raise ValueError(
-                    f"{name} registers a hook on a tensor of the batch, of shape {tuple(t.shape)}: in a loop it stays "
-                    "there, and there is one more in every step. Register it on a copy (real = real.clone())."
-                )
-
-    def give_back(self) -> None:
-        """Restore flags and ``.grad``, which a penalty may have changed (``real.requires_grad_()``)."""
-        for one in self._saved.values():
-            one.put_back()
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._saved
 
 
 class Arguments(NamedTuple):
@@ -87,15 +42,6 @@ class Arguments(NamedTuple):
             )
 
 
-def changes_batch(tensor: Tensor, name: str) -> ValueError:
-    """Return the error for a loss that changes a tensor of the batch in place."""
-    return ValueError(
-        f"{name} changes a tensor of the batch in place, of shape {tuple(tensor.shape)}: it would do so in every inner "
-        "step, and to your own tensor. Let it make a new one (real = real + noise), or begin with a copy "
-        "(fake = fake.clone())."
-    )
-
-
 def cut(
     batch: tuple[Any, ...], kwargs: dict[str, Any], borrowed: Borrowed, run: Run, kept: Collection[int] = ()
 ) -> Arguments:
@@ -121,7 +67,6 @@ def cut(
     def made(tensor: Tensor) -> Tensor:
         # 16-bit tensors accumulate their gradient in 32 bits: a GradScaler's factor takes it out of float16's range.
         leaf = (tensor.detach().float() if tensor.itemsize == 2 else tensor.detach()).requires_grad_()
-        setattr(leaf, MADE, run)
         originals.append(tensor)
         leaves.append(leaf)
         stand_in = leaf
@@ -131,6 +76,7 @@ def cut(
             # D may start with an in-place operation, which autograd forbids on a leaf.
             stand_in = leaf.clone()
         vars(stand_in).update(vars(tensor))
+        mark(leaf, run)
         given.append((stand_in, stand_in._version, dict(vars(stand_in))))
         return stand_in
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from ..call.batch import MADE, Run
+from ..call.runs import Run, mark
 
 # The attribute of what is left of a tensor that a loss has kept in D with its graph, such as features.
 _HAD_GRAPH = "_unroll_wrap_had_graph"
@@ -27,5 +27,5 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _showing(tensor: Tensor) -> Tensor:
     leaf = tensor.detach().requires_grad_()
-    setattr(leaf, MADE, _BEFORE)
+    mark(leaf, _BEFORE)
     return leaf.clone()

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import MADE, Arguments, Borrowed, Run, cut, distinct, tensors_in
+from ..call.batch import Arguments, cut, distinct, tensors_in
+from ..call.borrowed import Borrowed
 from ..call.call import Call
 from ..call.logits import check_logits
 from ..call.names import Names
+from ..call.runs import Run, is_closed, mark
 from ..live.settings import Setting
 from ..live.undo import Undo
 from ..operators.replaced import twice_differentiable
@@ -152,7 +154,7 @@ class Evaluator:
         plain = plain and self.leaf is None and made == checkpoints_made()
         # A graph that reaches a tensor of the live values was computed with D as it was before the call.
         lent = self.swap.lent(leaves)
-        if any(hasattr(t, MADE) and getattr(t, MADE).closed and id(t) not in lent for t in (*outside, *behind)):
+        if any(is_closed(t) and id(t) not in lent for t in (*outside, *behind)):
             raise ValueError(
                 f"{name} computes with a tensor that a loss has kept, with its graph, from an earlier run in an "
                 "unroll: features, a fake or a loss. Its derivative would be lost, as every run has parameters and a "
@@ -206,7 +208,7 @@ class Evaluator:
             leaf = params[i].new_empty_strided(params[i].shape, stride)
             leaves[i] = leaf.copy_(params[i].data).requires_grad_()
         for leaf in leaves:
-            setattr(leaf, MADE, run)
+            mark(leaf, run)
         # Code that keeps what it has computed of a parameter by its version computes it anew, as after a real step, and
         # does not take what it keeps now for that of a later real step.
         put_versions(leaves, [next(_versions)] * len(leaves))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..call.batch import changes_batch
+from ..call.borrowed import changes_batch
 
 
 class Writes(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call.batch import MADE
+from ..call.runs import run_of
 from ..evaluation.evaluate import Evaluation
 
 
@@ -54,9 +54,8 @@ class Sensitivity:
         if not evaluation.stale:
             self.surrogates.append(surrogate)
             # The loss of a call around this one will reach that graph.
-            for leaf in evaluation.params[:1]:
-                if hasattr(leaf, MADE):
-                    getattr(leaf, MADE).closed = False
+            if run := run_of(evaluation.params[0]):
+                run.closed = False
         elif ends := [t for t in evaluation.behind if t.requires_grad]:
             self.add(ends, torch.autograd.grad(surrogate, ends, allow_unused=True, retain_graph=True))
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call.batch import Run, tensors_in
+from ..call.batch import tensors_in
 from ..call.logits import check_logits
 from ..call.names import GENERATOR, Names
+from ..call.runs import Run
 from ..evaluation.evaluate import Evaluation, Evaluator
 from ..evaluation.gradients import causes, differentiate
 from ..evaluation.graph import leads_to
