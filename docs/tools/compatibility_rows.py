@@ -245,10 +245,37 @@ MODULES = [
         ("test_kept_and_changed.py::test_a_batch_in_the_memory_of_a_parameter",),
     ),
     Row(
-        "A loss that changes a tensor of the batch in place",
+        "A loss that changes a tensor of the batch in place, fake or real",
         REFUSED,
         "Its values are put back in a first call, and not in later ones, which keep no copy.",
-        ("test_kept_and_changed.py::test_a_batch_that_a_loss_changes_in_place",),
+        (
+            "test_kept_and_changed.py::test_a_batch_that_a_loss_changes_in_place",
+            "test_batches.py::test_a_fake_that_is_changed_in_place",
+        ),
+    ),
+    Row(
+        "A loss that computes with features, a fake or a loss that was kept, with its graph, from an earlier run",
+        REFUSED,
+        "Compute it again where it is used, or keep it detached.",
+        ("test_batches.py::test_what_a_loss_keeps_with_its_graph",),
+    ),
+    Row(
+        "A batch that losses know by identity or attributes, or let require grad for a penalty; dicts and lists that "
+        "they write to",
+        EXACT,
+        "Flags, `.grad` and hooks are put back. What requires grad arrives as a copy, with its attributes, and so do "
+        "the containers that hold it; writes to these are refused.",
+        (
+            "test_batches.py::test_a_batch_that_a_loss_knows_by_identity_and_attributes",
+            "test_batches.py::test_a_container_that_the_losses_write_to",
+            "test_batches.py::test_hooks_and_flags_of_the_batch",
+        ),
+    ),
+    Row(
+        "Complex fakes; batches in dataclasses, slots or tuples of a class of their own",
+        EXACT,
+        "",
+        ("test_batches.py::test_a_complex_fake", "test_batches.py::test_an_object_that_resample_makes"),
     ),
     Row(
         "A hook on the graph of a loss that keeps a gradient in D",
