@@ -364,8 +364,8 @@ def a_quotient_off_by_a_tenth(monkeypatch):
 def a_stand_in_for_the_batch_is_off(monkeypatch):
     right = evaluate.cut
 
-    def cut(batch, kwargs, kept):
-        return right(tuple(1.001 * x for x in batch), kwargs, kept)._replace(
+    def cut(batch, *given):
+        return right(tuple(1.001 * x for x in batch), *given)._replace(
             originals=[t for t in batch if t.requires_grad]
         )
 
