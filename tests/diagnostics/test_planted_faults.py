@@ -365,9 +365,7 @@ def a_stand_in_for_the_batch_is_off(monkeypatch):
     right = evaluate.cut
 
     def cut(batch, *given):
-        return right(tuple(1.001 * x for x in batch), *given)._replace(
-            originals=[t for t in batch if t.requires_grad]
-        )
+        return right(tuple(1.001 * x for x in batch), *given)._replace(originals=[t for t in batch if t.requires_grad])
 
     monkeypatch.setattr(evaluate, "cut", cut)
 

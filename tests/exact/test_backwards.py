@@ -148,7 +148,7 @@ def test_the_order_of_recomputation(backward):
 
     asked = []
     unrolled = UnrolledGeneratorLoss(world.discriminator, world.optimizer, d_loss, g_loss, steps=5, backward=backward)
-    # In its first call FiniteDifference runs every step again.
+    # In its first call FiniteDifference runs the last step again, and not the first.
     unrolled(*world.batch(), resample=lambda k: batches[k])
     seen.clear()
     unrolled(*world.batch(), resample=lambda k: (asked.append(k), batches[k])[1])

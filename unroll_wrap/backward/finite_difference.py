@@ -65,7 +65,7 @@ class FiniteDifference(Backward):
             transforms = replace(unroll.transforms, hooks=evaluate.hooks)
             evaluate.hooks = []
             unroll = replace(unroll, evaluate=evaluate, transforms=transforms)
-        return _Stack(unroll, first, self)
+        return _Stack(unroll, first, steps, self)
 
 
 class _Taken(NamedTuple):
@@ -82,9 +82,11 @@ class _Taken(NamedTuple):
 
 
 class _Stack(Tape):
-    def __init__(self, unroll: Unroll, first: int, settings: FiniteDifference) -> None:
+    def __init__(self, unroll: Unroll, first: int, steps: int, settings: FiniteDifference) -> None:
         self._unroll = unroll
         self.first = first
+        # The step that is run again, to see whether it is the same: one that finds what earlier steps have left in D.
+        self._checked = steps - 1 if unroll.evaluate.first_runs else first
         self._settings = settings
         # Compiled code would be compiled again for every such context.
         self._hold = not any_compiled([*unroll.evaluate.swap.modules, unroll.d_loss, unroll.g_loss])
@@ -141,7 +143,7 @@ class _Stack(Tape):
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         taken = self._steps.pop()
-        if k == self.first or self._unroll.evaluate.first_runs:
+        if k == self._checked:
             self._check(taken, k)
         g_bars, of_old = taken.update.pullback(cotangent)
         products = self._products(taken, k, g_bars)
