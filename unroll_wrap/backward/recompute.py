@@ -106,10 +106,10 @@ class _Segments(Tape):
 
     def _length(self, step: Step) -> Tensor | None:
         """Return the length of the gradients in a first call, and None in a later one."""
-        grads = [g.detach() for g in step.grads if g is not None]
-        if not (grads and self._unroll.evaluate.first_runs):
+        if not self._unroll.evaluate.first_runs:
             return None
-        return torch.stack([torch.linalg.vector_norm(g).to(step.loss) for g in grads]).norm()
+        lengths = [torch.linalg.vector_norm(g.detach()).to(step.loss) for g in step.grads if g is not None]
+        return torch.stack(lengths).norm() if lengths else None
 
     def _check(self) -> None:
         """Raise if a replayed loss is not the same. This waits for the device once, and not once for each step."""

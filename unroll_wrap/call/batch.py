@@ -105,7 +105,12 @@ def cut(
 def tensors_in(*values: Any) -> list[Tensor]:
     """Return every tensor in ``values``, also those in containers."""
     found: list[Tensor] = []
-    mapped(found.append, values)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    mapped(note, values)
     return found
 
 

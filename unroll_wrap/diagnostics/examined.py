@@ -42,10 +42,12 @@ class Examined:
         self.steps, batches = unrolled.plan(steps, options.get("resample"))
         modules, _, self.owned = unrolled.parts()  # The parameters that the inner steps move.
         # Batches are drawn only once, because a loader gives other batches the next time.
-        # What draws them may run D or a generator, which updates their statistics.
-        drawing = [*modules, options.get("resample") or unrolled.resample]
-        with EveryState(self.owned, ()).replayed(), Snapshot(drawing):
-            drawn = [batches(k) for k in range(self.steps)] if batches else []
+        drawn: list[tuple[Any, ...]] = []
+        if batches:
+            # What draws them may run D or a generator, which updates their statistics.
+            drawing = [*modules, options.get("resample") or unrolled.resample]
+            with EveryState(self.owned, ()).replayed(), Snapshot(drawing):
+                drawn = [batches(k) for k in range(self.steps)]
         self.draws = False  # Whether the last run drew random numbers.
         # From these another object like this one can be made.
         self.given = batch, wrt, {**options, "resample": drawn or None}

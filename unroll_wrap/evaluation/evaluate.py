@@ -167,9 +167,9 @@ class Evaluator:
                 "not while a profiler, hooks on saved tensors or weak references keep D's tensors: switch them off for "
                 "this call."
             )
-        stale, outside = any(id(t) in lent for t in behind), [t for t in outside if id(t) not in lent]
+        stale = any(id(t) in lent for t in behind)
         # A loss may have let a tensor require grad for a penalty, and no longer.
-        outside = [t for t in outside if t.requires_grad]
+        outside = [t for t in outside if t.requires_grad and id(t) not in lent]
         # A captured graph is differentiated through a surrogate, which reaches the leaves outside it too.
         behind = distinct([*outside, *(t for t in behind if id(t) not in lent)]) if stale else []
         outside = [] if captured else outside
