@@ -15,10 +15,10 @@ from remedy.training import Run, players_of
 def measure(task: Task, repeats: int = 6, updates: int = 5) -> dict[str, float]:
     """Milliseconds an update, by setting. Rounds go through all settings, so that a crowded moment meets all alike."""
     started = {}
-    for setting in task.settings:
+    for setting in SETTINGS:
         run = Run(task.name, setting, 0, task.rates[0])
         started[setting] = SETTINGS[setting].start(players_of(run, task)), task.minibatches(0)
-    found = dict.fromkeys(task.settings, float("inf"))
+    found = dict.fromkeys(SETTINGS, float("inf"))
     for repeat in range(repeats + 1):
         for setting, (update, batches) in started.items():
             drawn = [next(batches) for _ in range(updates)]

@@ -12,7 +12,6 @@ from common.data import ring_centers, sample_mixture, square_centers
 from common.metrics import modes_covered, share_within
 from common.nets import mlp
 from common.training import evaluation_noise
-from remedy.settings import FAST_D, SETTINGS
 from remedy.task import Measure, Minibatch, Task
 
 CENTERS = {"ring": ring_centers, "square": square_centers}
@@ -43,7 +42,6 @@ SMOKE = Config(updates=3, seconds=0.0, samples=100, batch=8, g_hidden=(8,), d_hi
 class Mixture(Task):
     """One of `CENTERS`."""
 
-    settings = tuple(label for label in SETTINGS if label not in FAST_D)  # D's rate is searched
     measures = (Measure("modes", "modes"), Measure("within_3_std", "good samples", scale=100, sign=" %"))
     one_batch = False  # there is no BatchNorm
     r1_weight = 1.0

@@ -33,12 +33,11 @@ def write_results(out: Path, preset: str, tasks: Sequence[Task], seeds: Sequence
             record for record in everything if (record["data"], record["setting"]) == (task.name, setting)
         ]
         for task in tasks
-        for setting in task.settings
+        for setting in SETTINGS
     }
     found = {key: [record for record in records if record["seed"] in seeds] for key, records in found.items()}
     rows = {
-        task.name: [summarise(task, found[task.name, s]) for s in task.settings if found[task.name, s]]
-        for task in tasks
+        task.name: [summarise(task, found[task.name, s]) for s in SETTINGS if found[task.name, s]] for task in tasks
     }
     unfinished = {key: len(records) for key, records in found.items() if len(records) < len(seeds)}
 

@@ -27,7 +27,6 @@ class Setting:
     objective: Objective = non_saturating
     penalty: Callable[[Task], Penalty] | None = None
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
-    d_lr: float = 1.0  # times the task's rate of D
 
 
 def _unrolling() -> dict[str, Setting]:
@@ -42,13 +41,6 @@ def _unrolling() -> dict[str, Setting]:
         "level-k": unrolled.level_k,
     }
     return {label: Setting(UNROLLING, start) for label, start in starts.items()}
-
-
-# Where D's rate is not searched: the simplest remedy, alone and with unrolling.
-FAST_D = {
-    "plain, fast D": Setting(UNROLLING, d_lr=5.0),
-    "K = 5, fast D": Setting(UNROLLING, unrolled.unrolled(steps=5), d_lr=5.0),
-}
 
 
 REMEDY = {
@@ -75,4 +67,4 @@ def _together() -> dict[str, Setting]:
     }
 
 
-SETTINGS = {**_unrolling(), **FAST_D, **REMEDY, **_together()}
+SETTINGS = {**_unrolling(), **REMEDY, **_together()}

@@ -29,7 +29,6 @@ class Task(ABC):
 
     name: str
     modes: int
-    settings: tuple[str, ...]  # that are tried on it
     rates: tuple[float, ...]  # of D: one for all, or those to choose from
     measures: tuple[Measure, ...]
     # D normalises real and fake samples together, so that both pass it as one batch.

@@ -29,11 +29,6 @@ class Run:
     search: bool = False  # a third of the length, to choose d_lr
 
     @property
-    def d_lr_of_setting(self) -> float:
-        """D's rate as it is."""
-        return SETTINGS[self.setting].d_lr * self.d_lr
-
-    @property
     def name(self) -> str:
         """Of its file."""
         words = self.setting.replace(" = ", "").replace(",", "").replace(" ", "-")
@@ -48,7 +43,7 @@ def players_of(run: Run, task: Task) -> Players:
     G = task.generator().to(memory_format=torch.channels_last)
     D = setting.D(task).to(memory_format=torch.channels_last)
     opt_G = setting.optimizer(G.parameters(), lr=config.g_lr, betas=config.betas)
-    opt_D = setting.optimizer(D.parameters(), lr=run.d_lr_of_setting, betas=config.betas)
+    opt_D = setting.optimizer(D.parameters(), lr=run.d_lr, betas=config.betas)
     return Players(G, D, opt_G, opt_D, *losses(task, setting.objective, setting.penalty))
 
 
@@ -91,7 +86,7 @@ def train(run: Run, task: Task) -> dict[str, Any]:
         "setting": run.setting,
         "group": SETTINGS[run.setting].group,
         "seed": run.seed,
-        "d_lr": run.d_lr_of_setting,
+        "d_lr": run.d_lr,
         "g_lr": config.g_lr,
         "budget": {"updates": updates, "seconds": seconds},
         "updates": done,

@@ -34,21 +34,23 @@ def tasks(mnist, tmp_path):
 def test_smoke(mnist, tmp_path, capsys, monkeypatch):
     """Three updates of every setting on every task; the report again trains nothing and says the same."""
     from remedy import command
-    from remedy.digits import WITHOUT
-    from remedy.settings import FAST_D, SETTINGS
+    from remedy.settings import SETTINGS
 
     options = ["--preset", "smoke", "--out", str(tmp_path), "--data", str(mnist)]
     assert command.main([*options, "--report"]) == 1
     assert "nothing to report" in capsys.readouterr().out
     assert command.main(options) == 0
     table = (tmp_path / "table.md").read_text()
-    assert all(f"## {name}" in table for name in ("All", "ring, 8", "square, 25", "digits, 1,000"))
+    assert all(
+        f"## {name}" in table for name in ("All", "ring, 8", "square, 25", "digits, 1,000", "digits-fast-D, 1,000")
+    )
     assert "mean nothing" in table and "Not finished" not in table
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["numbers_mean_nothing"] and summary["not_finished"] == {}
     assert {"command", "machine", "versions", "processor_seconds"} <= set(summary)
-    on_mixtures, on_digits = ([s for s in SETTINGS if s not in without] for without in (FAST_D, WITHOUT))
-    assert [row["setting"] for row in summary["runs"]] == 2 * on_mixtures + on_digits
+    assert [row["setting"] for row in summary["runs"]] == 4 * list(SETTINGS)
+    rates = {(row["data"], row["d_lr"]) for row in summary["runs"] if row["data"].startswith("digits")}
+    assert rates == {("digits", 4e-4), ("digits-fast-D", 2e-3)}
     assert all(row["updates"] == [3] and row["stopped"] == [None] for row in summary["runs"])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
@@ -77,11 +79,11 @@ def test_no_digits_no_run(tmp_path, capsys, monkeypatch):
 def test_cost(tmp_path):
     """A row a setting, in units of the plain update."""
     from remedy.command import main
-    from remedy.settings import FAST_D, SETTINGS
+    from remedy.settings import SETTINGS
 
     assert main(["--preset", "smoke", "--out", str(tmp_path), "--cost"]) == 0
     found = json.loads((tmp_path / "cost.json").read_text())["ms_per_update"]
-    assert list(found) == [setting for setting in SETTINGS if setting not in FAST_D]
+    assert list(found) == list(SETTINGS)
     assert all(0 < ms < float("inf") for ms in found.values())
     table = (tmp_path / "cost.md").read_text()
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == list(found)
@@ -100,7 +102,7 @@ def test_no_setting_is_another_by_mistake(tasks):
         return torch.cat([p.detach().flatten() for p in players.G.parameters()])
 
     for task in tasks:
-        found = {setting: trained(task, setting) for setting in task.settings}
+        found = {setting: trained(task, setting) for setting in SETTINGS}
         assert torch.equal(trained(task, "plain"), found["plain"])
         names = list(found)
         for i, one in enumerate(names):
@@ -159,23 +161,20 @@ def test_r1_is_taken_where_D_is_played(tasks):
         assert torch.allclose(r1(task)(D, real, fake), task.r1_weight / 2 * norms.mean())
 
 
-def bilinear():
-    """d_loss = -x y and g_loss = x y, whose v, H and optimum are known: v = (-y, x) for (x of D, y of G)."""
-    x, y = torch.tensor([0.3], requires_grad=True), torch.tensor([0.7], requires_grad=True)
-    v = [
-        *torch.autograd.grad((-x * y).sum(), [x], create_graph=True),
-        *torch.autograd.grad((x * y).sum(), [y], create_graph=True),
-    ]
-    return v, [x, y]
-
-
 def test_consensus_and_symplectic_by_hand():
     """In the bilinear game both corrections are (x, y) itself, so that descent leads to the equilibrium at 0."""
     from remedy.games import consensus, symplectic
 
+    def directions(of_D, of_G):
+        (x,), (y,) = of_D, of_G
+        return [
+            *torch.autograd.grad((-x * y).sum(), [x], create_graph=True),
+            *torch.autograd.grad((x * y).sum(), [y], create_graph=True),
+        ]
+
     for adjusted in (consensus, symplectic):
-        v, at = bilinear()
-        for direction, plain, place in zip(adjusted(v, at), v, at, strict=True):
+        x, y = (torch.tensor(value, requires_grad=True) for value in ([1.0, -2.0], [0.5, 3.0]))
+        for direction, plain, place in zip(adjusted(directions, [x], [y]), directions([x], [y]), (x, y), strict=True):
             assert torch.allclose(direction - plain, place)
 
 
