@@ -1,7 +1,7 @@
 """An inner step and its pullback as functions of tensors only, which can be traced and compiled."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -64,28 +64,26 @@ def in_closed_form(unroll: Unroll, point: Point) -> bool:
 class Functions:
     """A step and its pullback as functions of tensors only.
 
-    Both take the numbers of the rules, θ and the optimizer state, the buffers and the batch; ``pullback`` also takes
-    the cotangents of the new θ and state.
+    All take the numbers of the rules, θ and the optimizer state, the buffers and the batch as ``primals``, and the
+    cotangents of the new θ and state as ``tangents``.
     """
 
     def __init__(self, unroll: Unroll, start: Point, batch: Batch) -> None:
         self._unroll = replace(unroll, transforms=Transforms(), ranks=OneProcess())
         self._start = start
         self._batch = batch
-        # For each tensor of the batch, whether ``pullback`` returns a cotangent; set when ``pullback`` runs.
+        # For each tensor of the batch, whether ``both`` returns a cotangent; set when ``both`` runs.
         self.found: list[bool] = []
 
-    def step(self, *tensors: Tensor) -> list[Tensor]:
+    def step(self, primals: Sequence[Tensor]) -> list[Tensor]:
         """Return the loss, the new θ and state, and the buffers."""
-        _, following, step, _ = self._run(iter(tensors), differentiable=False)
-        loss = step.evaluation.loss.detach().reshape(())
-        blocks = regroup(following.blocks, layout(self._start.blocks))
-        return [loss, *(t for b in blocks for t in tensors_of(values_of(b))), *following.buffers]
+        _, following, step, _ = self._run(iter(primals), differentiable=False)
+        return self._results(following, step)
 
-    def pullback(self, *tensors: Tensor) -> list[Tensor]:
-        """Return the cotangents of θ and state, and of those tensors of the batch that have one."""
-        rest = iter(tensors)
-        unroll, following, step, leaves = self._run(rest, differentiable=True)
+    def both(self, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
+        """Return what ``step`` returns, the cotangents of θ and state, and of those tensors of the batch with one."""
+        unroll, following, step, leaves = self._run(iter(primals), differentiable=True)
+        rest = iter(tangents)
         bars = [each(b, lambda _: next(rest)) for b in self._start.blocks]
         found = unroll.pullback(step, regroup(bars, layout(following.blocks)), first=False)
         assert found is not None
@@ -93,7 +91,13 @@ class Functions:
         of_old = [torch.zeros_like(t) if bar is None else bar for t, bar in of_start]
         of = {id(t): bar for t, bar in unroll.sensitivity.pairs()}
         self.found = [id(leaf) in of for leaf in leaves]
-        return [*of_old, *(of[id(leaf)] for leaf in leaves if id(leaf) in of)]
+        return [*self._results(following, step), *of_old, *(of[id(leaf)] for leaf in leaves if id(leaf) in of)]
+
+    def _results(self, following: Point, step: Step) -> list[Tensor]:
+        loss = step.evaluation.loss.detach().reshape(())
+        blocks = regroup(following.blocks, layout(self._start.blocks))
+        tensors = [loss, *(t for b in blocks for t in tensors_of(values_of(b))), *following.buffers]
+        return [t.detach() for t in tensors]
 
     def _run(self, rest: Iterator[Tensor], differentiable: bool) -> tuple[Unroll, Point, Step, list[Tensor]]:
         blocks = [b._replace(rule=_numbered(b, rest)) for b in self._start.blocks]

@@ -1,4 +1,4 @@
-"""Compile a function of plain tensors, with the derivatives that it takes, into kernels."""
+"""Trace functions of plain tensors, with the derivatives that they take, and compile the graphs into kernels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +11,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ...torch_private import compile_ahead
 
 
-def compile_function(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Compile ``function`` for tensors like ``inputs``; raise ValueError if it depends on more than its arguments."""
-    with torch.enable_grad():
-        traced = _trace(function, inputs)
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Compile a graph for tensors like ``inputs``."""
     with torch.no_grad():
-        compiled: Any = compile_ahead(traced, inputs)
+        compiled: Any = compile_ahead(graph, inputs)
     # Compiled code needs the strides that it was compiled for, and a cotangent may have others.
     strides = [t.stride() for t in inputs]
     return lambda *tensors: compiled(*map(_with_strides, tensors, strides))
@@ -28,8 +26,10 @@ def _with_strides(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
-    traced = make_fx(function, decomposition_table=_DECOMPOSITIONS)(*inputs)
+def trace(function: Callable[..., list[Tensor]], *inputs: Any) -> GraphModule:
+    """Return the graph of a function; raise ValueError if it depends on more than its arguments."""
+    with torch.enable_grad():
+        traced = make_fx(function, decomposition_table=_DECOMPOSITIONS)(*inputs)
     for node in traced.graph.nodes:
         if node.op == "get_attr" and not all("lift_fresh" in str(user.target) for user in node.users):
             raise ValueError("it captures a tensor. Pass every tensor that it uses as an argument")

@@ -1,7 +1,6 @@
 """An inner step and its pullback as two compiled functions of plain tensors, without autograd.
 
-The traced code is ``Unroll`` itself. Autograd through a compiled step would store the intermediate results that fused
-kernels avoid. The pullback computes the step again instead, which costs less than writing and reading them.
+The traced code is ``Unroll`` itself, the pullback included, so that the compiler sees all of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from ...unrolling.step import Point
 from ...unrolling.step_gradients import gradients
 from ...unrolling.unroll import Unroll
 from .functions import GRADIENT, Batch, Functions, followed, in_closed_form, inputs_of
-from .inductor import compile_function
+from .inductor import compile_graph, trace
+from .partition import partition
 
 
 class Taken(NamedTuple):
@@ -27,7 +27,7 @@ class Taken(NamedTuple):
     program: "Program"  # The compiled functions of the step.
     start: Point  # θ^k in the blocks that these functions use.
     batch: Batch  # The arguments of the loss in this step.
-    inputs: list[Tensor]  # The arguments of the compiled step.
+    kept: Sequence[Tensor]  # What the compiled step has kept for its pullback.
     update: Update | None  # The update by the rules, where that is no part of the compiled step.
 
 
@@ -63,13 +63,23 @@ class Program:
         # Compare at a state as large as the gradient, where every rule is smooth and an error in the gradient shows.
         size = length(grads) / sum(g.numel() for g in grads if g is not None) ** 0.5 or 1.0
         smooth = [b._replace(state=each(b, lambda t: torch.full_like(t, size)).state) for b in start.blocks]
-        inputs = inputs_of(start._replace(blocks=smooth), batch)
-        self._step = compile_function(traced.step, inputs)
-        results = _same(self._step, own.step, inputs)
-        if unroll.evaluate.second_order:
-            inputs += results[1 : len(results) - len(start.buffers)]
-            self._pullback = compile_function(traced.pullback, inputs)
-            _same(self._pullback, own.pullback, inputs)
+        primals = inputs_of(start._replace(blocks=smooth), batch)
+        expected = own.step(primals)
+        self._results = len(expected)
+        if not unroll.evaluate.second_order:
+            self._step = compile_graph(trace(lambda *tensors: traced.step(tensors), *primals), primals)
+            _compare(self._call(primals)[0], expected)
+            return
+        tangents = expected[1 : len(expected) - len(start.buffers)]
+        joint = trace(lambda primals, tangents: traced.both(primals, tangents), primals, tangents)
+        step, pullback = partition(joint, [*primals, *tangents], len(expected))
+        self._step = compile_graph(step, primals)
+        results, kept = self._call(primals)
+        self._pullback = compile_graph(pullback, [*kept, *tangents])
+        with torch.no_grad():
+            found = self._pullback(*kept, *tangents)
+        _compare(results, expected)
+        _compare(found, own.both(primals, tangents)[len(expected) :])
         self._found = traced.found
 
     def step(
@@ -77,9 +87,7 @@ class Program:
     ) -> tuple[Point, Taken] | None:
         """Take one step as ``Unroll.step`` does; return None and change nothing unless ``right(loss)``."""
         start = self._start(point)
-        inputs = inputs_of(start, batch)
-        with torch.no_grad():
-            loss, *results = self._step(*inputs)
+        (loss, *results), kept = self._call(inputs_of(start, batch))
         if not right(loss):
             return None
         unroll.d_losses.append(loss)
@@ -87,11 +95,11 @@ class Program:
         blocks = [each(b, lambda _: next(rest)) for b in start.blocks]
         buffers = tuple(rest)
         if self._whole:
-            return Point([followed(b) for b in blocks], buffers), Taken(self, start, batch, inputs, None)
+            return Point([followed(b) for b in blocks], buffers), Taken(self, start, batch, kept, None)
         grads = [b.params if used else None for b, used in zip(blocks, self._used, strict=True)]
         grads = unroll.ranks.gradients(grads, batch.arguments[0]) or grads
         update, _ = unroll.update(point, grads, differentiable)
-        return Point(update.following(), buffers), Taken(self, start, batch, inputs, update)
+        return Point(update.following(), buffers), Taken(self, start, batch, kept, update)
 
     def pullback(self, unroll: Unroll, taken: Taken, cotangent: list[Block]) -> list[Block]:
         """Return the cotangent of θ^k from that of θ^{k+1}, as ``Unroll.pullback`` does."""
@@ -101,6 +109,12 @@ class Program:
         of_new = [b._replace(params=bar) for b, bar in zip(taken.start.blocks, bars, strict=True)]
         found = self._back(unroll, taken, of_new)
         return taken.update.cotangent(of_old, [b.params for b in found])
+
+    def _call(self, primals: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the results of the compiled step, and what it has kept for its pullback."""
+        with torch.no_grad():
+            found = self._step(*primals)
+        return found[: self._results], found[self._results :]
 
     def _start(self, point: Point) -> Point:
         """Return the point in the blocks that the compiled functions use."""
@@ -115,20 +129,15 @@ class Program:
             return cotangent
         with torch.no_grad():
             bars = [torch.zeros_like(t) if bar is None else bar for t, bar in given]
-            rest = iter(self._pullback(*taken.inputs, *bars))
+            rest = iter(self._pullback(*taken.kept, *bars))
         found = [each(b, lambda _: next(rest)) for b in taken.start.blocks]
         of_batch = [next(rest) if there else None for there in self._found]
         unroll.sensitivity.second_term |= unroll.sensitivity.add(taken.batch.tensors, of_batch)
         return found
 
 
-def _same(
-    function: Callable[..., Sequence[Tensor]], own: Callable[..., list[Tensor]], inputs: list[Tensor]
-) -> list[Tensor]:
-    """Return the results of ``own``; raise ValueError if ``function`` returns other values."""
-    expected = [t.detach() for t in own(*inputs)]
-    with torch.no_grad():
-        found = function(*inputs)
+def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise ValueError if compiled functions have returned other values than they should."""
     longest = max(float(t.norm()) for t in expected if t.is_floating_point())
     for one, other in zip(found, expected, strict=True):
         if not one.is_floating_point():
@@ -139,4 +148,3 @@ def _same(
             right = (one - other).norm() <= 100 * eps**0.75 * other.norm() + 10 * eps * longest
         if not right:
             raise ValueError("its compiled derivatives are not its own")
-    return expected
