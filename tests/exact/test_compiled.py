@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from unroll_wrap import (
     Compiled,
+    Recompute,
     SecondTermMissing,
     Store,
     Truncate,
@@ -21,7 +22,9 @@ from unroll_wrap import (
     diagnose,
     minimax,
     non_saturating,
+    predict,
 )
+from unroll_wrap.backward.compiled import partition
 
 
 def mlp():
@@ -163,6 +166,35 @@ def test_a_generator_loss_that_does_not_reach_the_discriminator():
         with pytest.warns(SecondTermMissing):
             found.append(world.gradient(*losses, backward=backward))
     assert_same(*found)
+
+
+def convolutions(graph):
+    """The convolutions of a graph, those of its derivatives included."""
+    return sum("convolution" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_a_pullback_runs_no_convolution_again(monkeypatch):
+    """What convolutions have made is kept, and `predict` counts it; a small MLP computes all of a step again."""
+    graphs = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: (graphs.append(graph), graph)[1])
+    world, of_mlp = World(two_convs, (4, 2, 4, 4)), World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, *non_saturating, steps=3, backward=Compiled())
+    world.call(compiled)
+    step, pullback = graphs
+    other = UnrolledGeneratorLoss(of_mlp.D, of_mlp.optimizer, *non_saturating, steps=3, backward=Compiled())
+    of_mlp.call(other)
+    assert other.backward.kept == 0 < compiled.backward.kept
+
+    again = UnrolledGeneratorLoss(world.D, world.optimizer, *non_saturating, steps=3, backward=Recompute())
+    mine, theirs = (predict(one, world.real, world.fake, steps=5) for one in (compiled, again))
+    # A step's loss is one number more.
+    assert abs(mine.bytes_per_step - theirs.bytes_per_step - compiled.backward.kept) <= world.real.itemsize
+    assert mine.bytes >= theirs.bytes + 4 * compiled.backward.kept
+
+    # The control: with nothing kept, all of the step's convolutions are in the pullback too.
+    monkeypatch.setattr(partition, "_HEAVY", set())
+    world.call(UnrolledGeneratorLoss(world.D, world.optimizer, *non_saturating, steps=3, backward=Compiled()))
+    assert convolutions(graphs[-1]) > convolutions(pullback) > 0 < convolutions(step)
 
 
 def test_against_the_oracle(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.linear_pieces import Diverged, Pieces
-from ..evaluation.precision import length_on_device, lengths, precision
+from ..evaluation.precision import lengths, precision
 from ..evaluation.runtime import any_compiled
 from ..live.random_state import RandomState, same
 from ..optimizers.block import Block
@@ -151,11 +151,10 @@ class _Stack(Tape):
 
     def _products(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return (∂g/∂θ)ᵀḡ for every parameter, and add the products for the user's tensors to the sensitivity."""
-        of_params, of_bars = length_on_device(taken.point.params()), length_on_device(g_bars)
-        if of_params is None or of_bars is None:
+        of_params, of_bars = lengths(taken.point.params(), g_bars)
+        if of_bars == 0:
             return [None] * len(taken.grads)
-        unit = of_params.clamp(min=1.0).to(of_bars.device) / of_bars
-        shift, ahead = self._ahead(taken, k, g_bars, torch.where(of_bars == 0, 1.0, unit))
+        shift, ahead = self._ahead(taken, k, g_bars, max(of_params, 1.0) / of_bars)
         if self._settings.central:
             behind, width = self._shifted(taken, k, g_bars, -shift), 2 * shift
         else:
@@ -163,39 +162,38 @@ class _Stack(Tape):
 
         sensitivity = self._unroll.sensitivity
         for (evaluation, _, outer), sign in ((ahead, 1 / width), (behind, -1 / width)):
-            scaled = [None if g is None else _scaled(g, sign) for g in outer]
+            scaled = [None if g is None else g * sign for g in outer]
             sensitivity.second_term |= sensitivity.add(evaluation.users, scaled) or evaluation.captured
             if evaluation.captured:
-                sensitivity.through(_scaled(evaluation.loss.reshape(()), sign), evaluation)
+                sensitivity.through(evaluation.loss.reshape(()) * sign, evaluation)
         return [
-            None if a is None or b is None else _scaled(a - b.detach(), 1 / width)
+            None if a is None or b is None else (a - b.detach()) / width
             for a, b in zip(ahead.params, behind.params, strict=True)
         ]
 
-    def _ahead(
-        self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], unit: Tensor
-    ) -> tuple[Tensor, "_Gradients"]:
+    def _ahead(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], unit: float) -> tuple[float, "_Gradients"]:
         """Return ε and the gradients at θ + ε ḡ; ``unit`` is the ε whose shift is as long as θ."""
         rounding = precision([taken.point.params()[0], taken.evaluation.loss])
         relative = rounding ** (1 / 3 if self._settings.central else 1 / 2)
-        shift = self._settings.eps or relative  # In units.
-        found = self._shifted(taken, k, g_bars, shift * unit)
+        shift = (self._settings.eps or relative) * unit
+        found = self._shifted(taken, k, g_bars, shift)
         if self._settings.eps is None:
             # Adam magnifies gradients that are always zero (of a bias before BatchNorm, or the last bias of a
             # Wasserstein D). They fill the shift and change nothing, and the part that matters is lost in rounding.
-            told = _told(taken, found)
-            while told < relative / 10 and shift < 1.0:
-                longer = min(shift * (relative / told if told else 1e3), 1.0)
-                further = self._shifted(taken, k, g_bars, longer * unit)
+            told, limit = _told(taken, found), shift / relative
+            while told < relative / 10 and shift < limit:
+                longer = min(shift * (relative / told if told else 1e3), limit)
+                further = self._shifted(taken, k, g_bars, longer)
                 told = _told(taken, further)
                 if told > 10 * relative:
                     break  # The longer shift crosses a kink.
                 shift, found = longer, further
-        return shift * unit, found
+        return shift, found
 
-    def _shifted(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: Tensor) -> "_Gradients":
+    def _shifted(self, taken: _Taken, k: int, g_bars: Sequence[Tensor | None], shift: float) -> "_Gradients":
         params = [
-            p if bar is None else p + _scaled(bar, shift) for p, bar in zip(taken.point.params(), g_bars, strict=True)
+            p if bar is None else torch.add(p, bar, alpha=shift)
+            for p, bar in zip(taken.point.params(), g_bars, strict=True)
         ]
         evaluation = self._evaluate(taken, k, params, taken.pieces.held() if self._hold else nullcontext())
         evaluate, keep = self._unroll.evaluate, self._keeps(evaluation)
@@ -229,12 +227,6 @@ def _check_hooks(name: str, grads: Sequence[Tensor | None], without: Sequence[Te
             f"{name} has hooks on its graph that change gradients, which are then those of no function, and "
             "differences do not give their derivative. Pass backward=Store()."
         )
-
-
-def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Return the product; a factor on the device may be too large for 16 bits where the product is not."""
-    wide = torch.promote_types(tensor.dtype, factor.dtype)
-    return (tensor.to(wide) * factor.to(tensor.device)).to(tensor.dtype)
 
 
 def _told(taken: _Taken, found: _Gradients) -> float:

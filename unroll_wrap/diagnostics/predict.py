@@ -90,7 +90,7 @@ def predict(
     short = (2, 3) if unrolled.stop_gradient else _short(unrolled.backward)
     examined = Examined(unrolled, batch, wrt, options, short[1]).required()
     device = examined.owned[0].device
-    # Allocations in compiled kernels cannot be seen. They hold as much as Recompute does, and less while they run.
+    # Allocations in compiled kernels cannot be seen. They hold what Recompute does and `kept`, and less while they run.
     seen = copy.copy(unrolled)
     seen.backward = _seen(unrolled.backward)
 
@@ -115,12 +115,13 @@ def predict(
     # With K = 1 the one pullback holds less than those of other steps, so there the peaks tell nothing.
     first, second = counted[1].marks[:2]
     size = second - first if a == 1 else (counted[1].peak - counted[0].peak) / (b - a)
+    kept = [_kept(unrolled.backward, k) for k in (*short, count)]
     return Prediction(
         steps=count,
         seconds=times[1] + (count - b) * per_step,
-        bytes=max(0, round(counted[1].peak + (count - b) * size)),
+        bytes=max(0, round(counted[1].peak + (count - b) * size)) + kept[2],
         seconds_per_step=per_step,
-        bytes_per_step=size,
+        bytes_per_step=size + (kept[1] - kept[0]) / (b - a),
         measured=short,
     )
 
@@ -129,6 +130,13 @@ def _seen(backward: Any) -> Any:
     if isinstance(backward, Truncate):
         return replace(backward, backward=_seen(backward.backward))
     return Recompute() if isinstance(backward, Compiled) and backward.in_use else backward
+
+
+def _kept(backward: Any, steps: int) -> int:
+    """Return the bytes that compiled steps keep besides."""
+    if isinstance(backward, Truncate):
+        return _kept(backward.backward, min(steps, backward.steps))
+    return steps * backward.kept if isinstance(backward, Compiled) else 0
 
 
 def _short(backward: Any) -> tuple[int, int]:

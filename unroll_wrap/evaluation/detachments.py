@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ..live.memory import has_memory
 from ..messages import is_users, line_of
 from ..torch_private import pytree
-from .memory import has_memory
 
 _IN_TRAINING = (
     ", which detaches in D's own training alone. What D computes may stay as it is: that is a part of D's step, as in "

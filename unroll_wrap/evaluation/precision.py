@@ -26,26 +26,19 @@ def length(tensors: Iterable[Tensor | None]) -> float:
 
 def lengths(*several: Iterable[Tensor | None]) -> list[float]:
     """Return ``length`` of each of several iterables, which waits for the device once."""
-    norms = [_norms(tensors) for tensors in several]
+    # Not in float64, which Apple's GPUs do not have; and plain: a class of the user's may have methods of its own.
+    norms = [
+        [
+            torch.linalg.vector_norm(t.detach().as_subclass(Tensor), dtype=torch.promote_types(t.dtype, torch.float32))
+            for t in tensors
+            if t is not None
+        ]
+        for tensors in several
+    ]
     every = [n for of_one in norms for n in of_one]
     widest = max(every, key=lambda n: n.itemsize, default=None)
     found = iter(() if widest is None else torch.stack([n.to(widest) for n in every]).tolist())
     return [math.hypot(*islice(found, len(of_one))) for of_one in norms]
-
-
-def length_on_device(tensors: Iterable[Tensor | None]) -> Tensor | None:
-    """Return ``length`` as a scalar tensor without waiting for the device; None if there is no tensor."""
-    norms = _norms(tensors)
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms])) if norms else None
-
-
-def _norms(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    # Not in float64, which Apple's GPUs do not have; and plain: a class of the user's may have methods of its own.
-    return [
-        torch.linalg.vector_norm(t.detach().as_subclass(Tensor), dtype=torch.promote_types(t.dtype, torch.float32))
-        for t in tensors
-        if t is not None
-    ]
 
 
 @contextmanager

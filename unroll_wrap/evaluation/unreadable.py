@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..live.memory import memory_of
 from ..messages import is_users, line_of
-from .memory import memory_of
 
 _READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.borrowed import changes_batch
+from ..live.memory import address
 
 
 class Writes(NamedTuple):
@@ -103,10 +104,10 @@ def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tupl
     """Return the shapes of those tensors that lie in the memory of some others."""
 
     def of(some: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-        return [(t.untyped_storage().data_ptr(), t) for t in some if t.layout is torch.strided and t.numel()]
+        return [(address(t), t) for t in some if t.layout is torch.strided and t.numel()]
 
-    where = {pointer for pointer, _ in of(own)} - {0}
-    return [tuple(t.shape) for pointer, t in of(tensors) if pointer in where]
+    where = {start for start, _ in of(own)}
+    return [tuple(t.shape) for start, t in of(tensors) if start in where]
 
 
 def _differs(before: Tensor, now: Tensor) -> bool:

@@ -35,7 +35,8 @@ class Compiled(Backward):
     step against the loss itself.
 
     The first call takes ten seconds to two minutes, more if D has convolutions, and a few seconds in later processes,
-    which find the compiled code in inductor's cache on disk. Memory is that of ``Recompute()``.
+    which find the compiled code in inductor's cache on disk. Memory is that of ``Recompute()``, and with convolutions
+    and large matrices a part of that of ``Store()`` too, because a step is then not computed again.
     """
 
     second_order = True
@@ -106,6 +107,11 @@ class Compiled(Backward):
     def in_use(self) -> bool:
         """Whether any loss has been compiled."""
         return any(self._programs.values())
+
+    @property
+    def kept(self) -> int:
+        """The bytes that a step keeps beyond what it keeps under ``Recompute()``."""
+        return max((program.kept for program in self._programs.values() if program), default=0)
 
     def _give_up(self, unroll: Unroll, key: Any, reason: str) -> None:
         """Run this loss as under ``Store()`` from now on, and log each reason once."""

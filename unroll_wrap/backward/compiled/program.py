@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...evaluation.precision import length
+from ...live.memory import address
 from ...optimizers.block import Block, each, pairs
 from ...optimizers.update import Update
 from ...unrolling.step import Point
@@ -36,6 +37,9 @@ class Program:
 
     It contains the network's gradient and the optimizer's rule, if the rule is in closed form and nothing comes between
     the two. Otherwise it contains the gradient only, and the rule and the transforms run eagerly.
+
+    Attributes:
+        kept: the bytes that a step keeps for its pullback besides its arguments.
 
     Raises:
         ValueError: the loss cannot be compiled, or the compiled functions return other values.
@@ -65,7 +69,7 @@ class Program:
         smooth = [b._replace(state=each(b, lambda t: torch.full_like(t, size)).state) for b in start.blocks]
         primals = inputs_of(start._replace(blocks=smooth), batch)
         expected = own.step(primals)
-        self._results = len(expected)
+        self._results, self.kept = len(expected), 0
         if not unroll.evaluate.second_order:
             self._step = compile_graph(trace(lambda *tensors: traced.step(tensors), *primals), primals)
             _compare(self._call(primals)[0], expected)
@@ -75,6 +79,8 @@ class Program:
         step, pullback = partition(joint, [*primals, *tangents], len(expected))
         self._step = compile_graph(step, primals)
         results, kept = self._call(primals)
+        arguments = {address(t) for t in primals}
+        self.kept = sum(t.nbytes for t in kept if address(t) not in arguments)
         self._pullback = compile_graph(pullback, [*kept, *tangents])
         with torch.no_grad():
             found = self._pullback(*kept, *tangents)

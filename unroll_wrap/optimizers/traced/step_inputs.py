@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...live.memory import address
 from ...live.restore import contents
 from ...live.snapshot import ATOMS, parts
 from .places import Places, named
@@ -170,8 +171,8 @@ def _sorted_out(
     views: list[View] = []
     together: dict[int, list[Tensor]] = {}
     for t in (*params, *tensors):
-        if pointer := t.untyped_storage().data_ptr() if t.layout is torch.strided else 0:
-            together.setdefault(pointer, []).append(t)
+        if t.layout is torch.strided and t.numel():
+            together.setdefault(address(t), []).append(t)
     lying = {id(v.tensor): v for group in together.values() if len(group) > 1 for v in _views(group, params, paths)}
     shared = {id(v.base) for v in lying.values()}
     order = {id(t): i for i, t in enumerate((*params, *tensors))}

@@ -13,6 +13,16 @@ def has_memory(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.numel() > 0 and not is_wrapped(tensor)
 
 
+def address(tensor: Tensor) -> int:
+    """Return where a tensor's storage begins, or the number of the storage on devices without addresses, like XLA's.
+
+    Two storages may lie in the same memory, as those of arrays shared with numpy do.
+    """
+    if pointer := tensor.data_ptr():
+        return pointer - tensor.storage_offset() * tensor.element_size()
+    return tensor.untyped_storage()._cdata
+
+
 def memory_of(tensors: Iterable[Tensor]) -> set[int]:
     """Return the storages of these tensors; those of sharded and traced ones have no address in memory."""
     return {t.untyped_storage()._cdata for t in tensors if has_memory(t)}
