@@ -64,7 +64,7 @@ def kl_from_uniform(outcomes: Tensor, count: int) -> float:
     Returns:
         0 for equal shares, log(count) for a single outcome. Of n fair draws about count / 2n is expected, not 0.
     """
-    return float(stats.entropy(outcomes.cpu().bincount(minlength=count), torch.ones(count)))
+    return float(stats.entropy(outcomes.cpu().bincount(minlength=count), torch.ones(count, dtype=torch.float64)))
 
 
 def entropy(outcomes: Tensor, count: int) -> float:
