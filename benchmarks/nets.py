@@ -50,7 +50,7 @@ class Problem:
     objective: Objective
     steps: int  # the K of the targets
     lr: float
-    small: bool = False  # time goes into the calls of operators: worth compiling
+    small: bool = False  # worth compiling, and compiled within a minute or so
     jax: bool = True  # XLA's convolutions on a CPU are worth waiting for
 
 
@@ -63,6 +63,7 @@ NETS = {
         non_saturating,
         steps=5,
         lr=2e-4,
+        small=True,
     ),
     "cifar10": Problem(
         "CIFAR-10, Appendix D",
