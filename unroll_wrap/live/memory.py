@@ -18,9 +18,8 @@ def address(tensor: Tensor) -> int:
 
     Two storages may lie in the same memory, as those of arrays shared with numpy do.
     """
-    if pointer := tensor.data_ptr():
-        return pointer - tensor.storage_offset() * tensor.element_size()
-    return tensor.untyped_storage()._cdata
+    start = tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
+    return start if start > 0 else tensor.untyped_storage()._cdata
 
 
 def memory_of(tensors: Iterable[Tensor]) -> set[int]:
