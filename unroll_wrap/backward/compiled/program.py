@@ -76,7 +76,7 @@ class Program:
             return
         tangents = expected[1 : len(expected) - len(start.buffers)]
         joint = trace(lambda primals, tangents: traced.both(primals, tangents), primals, tangents)
-        step, pullback = partition(joint, [*primals, *tangents], len(expected))
+        step, pullback = partition(joint, primals, tangents, len(expected))
         self._step = compile_graph(step, primals)
         results, kept = self._call(primals)
         arguments = {address(t) for t in primals}
