@@ -33,7 +33,8 @@ def draw(path: Path, tasks: Sequence[Task], found: Mapping[tuple[str, str], Sequ
                 panel.plot(*curve, color=color, linestyle="--" if is_plain else "-", label=setting)
             if task.modes < 1000:  # that many nothing comes near to
                 panel.axhline(task.modes, color="0.6", linewidth=1, linestyle=":")
-            panel.set(title=f"{task.name}: {group}", xlabel="training time (seconds of the processor)")
+            title = f"{task.name}: {group}".replace("-", " ")
+            panel.set(title=title, xlabel="training time (seconds of the processor)")
             panel.set_ylabel(f"modes covered (of {task.modes:,})")
             panel.grid(color="0.92")
             panel.legend(fontsize=9, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
