@@ -145,14 +145,18 @@ def targets(name: str, row: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Each target with what was found; none where the targets' K was not asked for."""
     if row is None:
         return []
+    c = {contender: of_c["median"] for contender, of_c in row["c"].items()}
     found = [
-        ("Store, c", row["c"]["Store"]["median"], TARGETS[name]),
+        ("Store, c", c["Store"], TARGETS[name]),
         ("Recompute over Store", row["recompute_over_store"]["median"], RECOMPUTE_OVER_STORE),
-        ("Store over chained by hand", row["c"]["Store"]["median"] / row["c"]["chained by hand"]["median"], 1.0),
-        (f"{FIRST_TERM} over {REAL}", row["c"][FIRST_TERM]["median"] / row["c"][REAL]["median"], FIRST_TERM_AT_MOST),
-        *((f"{name}, c", row["c"][name]["median"], COMPILED_AT_MOST) for name in (COMPILED,) if name in row["c"]),
+        ("Store over chained by hand", c["Store"] / c["chained by hand"], 1.0),
+        (f"{FIRST_TERM} over {REAL}", c[FIRST_TERM] / c[REAL], FIRST_TERM_AT_MOST),
         ("steps=0, extra us", row["steps=0"]["extra_us"], row["steps=0"]["allowed_us"]),
     ]
+    if COMPILED in c:
+        # Where convolutions compute, their arithmetic bounds c, and no compiler takes it away.
+        on_ring = ("Compiled, c", c[COMPILED], COMPILED_AT_MOST)
+        found.append(on_ring if name == "ring" else ("Compiled over Store", c[COMPILED] / c["Store"], 1.0))
     return [{"target": t, "found": f, "at_most": m, "met": f <= m} for t, f, m in found]
 
 

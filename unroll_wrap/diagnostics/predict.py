@@ -115,13 +115,13 @@ def predict(
     # With K = 1 the one pullback holds less than those of other steps, so there the peaks tell nothing.
     first, second = counted[1].marks[:2]
     size = second - first if a == 1 else (counted[1].peak - counted[0].peak) / (b - a)
-    kept = [_kept(unrolled.backward, k) for k in (*short, count)]
+    kept = {k: _kept(unrolled.backward, k) for k in (a, b, count)}
     return Prediction(
         steps=count,
         seconds=times[1] + (count - b) * per_step,
-        bytes=max(0, round(counted[1].peak + (count - b) * size)) + kept[2],
+        bytes=max(0, round(counted[1].peak + (count - b) * size)) + kept[count],
         seconds_per_step=per_step,
-        bytes_per_step=size + (kept[1] - kept[0]) / (b - a),
+        bytes_per_step=size + (kept[b] - kept[a]) / (b - a),
         measured=short,
     )
 
