@@ -2,7 +2,7 @@
 
 from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
 from .call.average import Extrapolate
-from .call.categories import FreshState, LogitsExpected, PartialDetach, SecondTermMissing, UnrollWarning
+from .call.categories import EvalMode, FreshState, LogitsExpected, PartialDetach, SecondTermMissing, UnrollWarning
 from .diagnostics.diagnose import diagnose
 from .diagnostics.diagnosis import Diagnosis
 from .diagnostics.predict import Prediction, predict
@@ -21,6 +21,7 @@ __all__ = [
     "Diagnosis",
     "Extrapolate",
     "FiniteDifference",
+    "EvalMode",
     "FreshState",
     "LogitsExpected",
     "Objective",

@@ -13,6 +13,7 @@ from .call.average import weights_of
 from .call.batch import tensors_in
 from .call.call import Call, Loss, once_a_round
 from .call.discriminator import check_gradient_hooks
+from .call.modes import warn_of_eval
 from .call.optimizer import options_of, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
@@ -106,6 +107,8 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), first_only, unrolled.names)
         second_term = unroll.evaluate.second_order and unroll.sensitivity.second_term
         warn_of(unroll.evaluate.cuts if second_term else {}, fresh, unroll.outsized)
+        if call.code not in unrolled._watched:
+            warn_of_eval(unrolled.player, unrolled.names.short)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
         unrolled._watched |= {call.code}

@@ -15,6 +15,7 @@ API = {
     "Compiled": "",
     "Diagnosis": "steps d_losses g_loss first_term second_term share cosine ratio seconds peak_bytes growths spread "
     "names",
+    "EvalMode": WARNING,
     "Extrapolate": "factor",
     "FiniteDifference": "eps central",
     "FreshState": WARNING,
@@ -82,7 +83,7 @@ def test_the_arguments(name):
 def test_the_warnings():
     """One filter for all, and one for each."""
     kinds = [getattr(unroll_wrap, name) for name, kind in API.items() if kind is WARNING]
-    assert len(kinds) == 5 and all(issubclass(kind, unroll_wrap.UnrollWarning) for kind in kinds)
+    assert len(kinds) == 6 and all(issubclass(kind, unroll_wrap.UnrollWarning) for kind in kinds)
     assert issubclass(unroll_wrap.UnrollWarning, UserWarning)
 
 

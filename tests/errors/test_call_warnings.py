@@ -12,7 +12,7 @@ from problems import PROBLEMS, softplus
 from torch import nn
 
 import unroll_wrap
-from unroll_wrap import FreshState, PartialDetach, SecondTermMissing, UnrolledGeneratorLoss, UnrollWarning
+from unroll_wrap import EvalMode, FreshState, PartialDetach, SecondTermMissing, UnrolledGeneratorLoss, UnrollWarning
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from false_alarms import game  # noqa: E402
@@ -341,3 +341,24 @@ def test_a_first_step_that_outweighs_the_rest(made_by):
     assert quiet == [] and long > 2.8 * usual
     said, stepped = fresh(32, "live")
     assert said == [] and stepped < long / 3
+
+
+# A player that an evaluation has left in eval mode
+
+
+def test_a_discriminator_in_eval_mode():
+    """Once a loss, with the layers; the controls train, freeze one layer, or have none that would act otherwise."""
+    world = warm_world("batchnorm_one_batch")
+    assert warned(world, unrolled_of(world, steps=STEPS)) == []
+    norm = next(m for m in world.discriminator.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.eval()
+    assert warned(world, unrolled_of(world, steps=STEPS)) == []
+    world.discriminator.eval()
+    unrolled = unrolled_of(world, steps=STEPS)
+    assert [w.category for w in warned(world, unrolled)] == [EvalMode]
+    assert warned(world, unrolled) == []
+    (said,) = warned(world, unrolled_of(world, steps=STEPS))
+    assert "D is in eval mode" in str(said.message) and "BatchNorm2d" in str(said.message)
+    plain = warm_world()
+    plain.discriminator.eval()
+    assert warned(plain, unrolled_of(plain, steps=STEPS)) == []

@@ -57,6 +57,7 @@ def test_the_same_seed_gives_the_same_call_and_another_seed_another():
     assert values[0] == values[1] != values[2]
 
 
+@pytest.mark.filterwarnings("ignore::unroll_wrap.EvalMode")
 def test_evaluation_mode_is_respected():
     """A D in eval mode draws nothing and moves no statistics."""
     world = warm_world("dropout")

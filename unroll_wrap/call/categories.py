@@ -17,5 +17,9 @@ class FreshState(UnrollWarning):
     """The first step of an adaptive optimizer, from empty state, outweighs the rest of the gradient."""
 
 
+class EvalMode(UnrollWarning):
+    """The player that is unrolled is in eval mode, and has layers that act otherwise in training."""
+
+
 class LogitsExpected(UnrollWarning):
     """The discriminator ends in a Sigmoid or a Softmax, but the objective takes logits."""

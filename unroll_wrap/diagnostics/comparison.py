@@ -6,10 +6,11 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backward import FiniteDifference, Truncate
 from ..call.categories import LogitsExpected, PartialDetach, SecondTermMissing
+from ..call.modes import asleep
 from ..evaluation.loss_errors import sizes_named
 from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledLoss
@@ -37,7 +38,10 @@ class Comparison:
         self.doubtful = False
         self._unit = precision([*examined.owned, *examined.inputs.tensors, *_moments(examined)])
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
-        self._notes += _of_mode(examined.unrolled.parts()[0])
+        if layers := asleep(examined.unrolled.parts()[0]):
+            self._notes.append(
+                f"D runs {layers} in eval mode, here and in the real steps. If D trains otherwise, call D.train()."
+            )
         inputs = examined.inputs
         inner = inputs.inner or [inputs.batch] * examined.steps
         self._taken = real_steps(
@@ -150,16 +154,6 @@ def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
         f"{p}. The derivative is {as_asked:.3g}, and {slope(*(q for q in places if q != p)):.3g} without this cut"
         for p in felt
     ]
-
-
-def _of_mode(modules: Sequence[nn.Module]) -> list[str]:
-    """Return a note if layers of D that act otherwise in training are in eval mode, as an evaluation may leave them."""
-    layers = [m for D in modules for m in D.modules() if type(m).__name__.startswith(("BatchNorm", "Dropout"))]
-    asleep = sorted({type(m).__name__ for m in layers if not m.training})
-    if not asleep:
-        return []
-    layers_of_d = " and ".join(asleep)
-    return [f"D runs {layers_of_d} in eval mode, here and in the real steps. If D trains otherwise, call D.train()."]
 
 
 def _by_choice(unrolled: UnrolledLoss, steps: int, unit: float) -> tuple[list[str], int, float]:
