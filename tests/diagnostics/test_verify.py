@@ -3,8 +3,10 @@
 import array
 import copy
 import functools
+import io
 import itertools
 import random
+import sys
 
 import numpy
 import pytest
@@ -28,6 +30,7 @@ from unroll_wrap import (
     non_saturating,
     verify,
 )
+from unroll_wrap.diagnostics import progress
 from unroll_wrap.optimizers.rules.adam import Adam
 from unroll_wrap.unrolling import unroll
 from unroll_wrap.unrolling.unroll import Sensitivity
@@ -459,3 +462,23 @@ def test_whatever_raises_everything_is_put_back(at, error):
             verified(world)
     assert changed(before, snapshot(world)) == []
     assert not is_unrolling()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_progress(stream, monkeypatch):
+    """A line that counts on a terminal, and is gone at the end; the control is a stream that is no terminal."""
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+    monkeypatch.setattr(sys, "stderr", stream())
+    assert verified(warm_world())
+    said = sys.stderr.getvalue()
+    if stream is Terminal:
+        first, *_, last = said.split("\r")[1:]
+        assert first.startswith("unroll_wrap.verify: 1 runs of 3 real steps, ") and last == "\x1b[K"
+        assert said.count("\r") == 6
+    else:
+        assert said == ""

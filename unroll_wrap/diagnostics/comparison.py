@@ -1,7 +1,7 @@
 """Compare a call with K real steps of the live objects, and its gradient with differences of such steps."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -29,8 +29,9 @@ from .verification import Verification
 class Comparison:
     """The comparison of one call, ``examined``, with real steps that start from the same state."""
 
-    def __init__(self, examined: Examined) -> None:
+    def __init__(self, examined: Examined, one_more: Callable[[], None] = lambda: None) -> None:
         self.examined = examined
+        self._one_more = one_more  # Called after each run of K real steps.
         self.gradient: list[Tensor] = []  # The gradient of the call, once ``outcome`` has computed it.
         self.ways: list[list[Tensor]] = []  # The directions along which ``outcome`` has compared the gradient.
         self.differ = False  # True if ``outcome`` has found that the value agrees and a derivative does not.
@@ -51,7 +52,9 @@ class Comparison:
     def real(self, shifted: Shift = nullcontext, around: Around = nullcontext) -> float:
         """Return the value after real steps; ``RealSteps.run`` describes the arguments."""
         with self.examined.state.replayed(), sizes_named(self.examined.inputs.batch):
-            return self._taken.run(shifted, around)
+            value = self._taken.run(shifted, around)
+        self._one_more()
+        return value
 
     def outcome(self) -> Verification:
         """Return all findings except the cause of a difference between derivatives."""

@@ -1,5 +1,6 @@
 """Check the unrolled loss in the user's own loop against real optimizer steps and differences of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..optimizers.fresh import FRESH, adaptive_and_fresh
 from .comparison import Comparison
 from .examined import Examined, Wrt, check_examined
 from .in_double import in_double, may_be_double
+from .progress import counting
 from .verification import Verification
 
 
@@ -18,7 +20,8 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
     This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU makes real steps jump,
     and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too coarse, all of this is
-    repeated in float64. Pass only a few samples. Side effects of your hooks, such as printing, occur as often.
+    repeated in float64. A terminal shows how many steps have been taken. Pass only a few samples. Side effects of your
+    hooks, such as printing, occur as often.
 
     Args:
         unrolled: the loss.
@@ -51,23 +54,24 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
         unrolled.parts()
     except ValueError as error:
         return Verification(_NAN, _NAN, 0.0, problems=[str(error)])
-    comparison = Comparison(Examined(unrolled, batch, wrt, options))
-    found = comparison.outcome()
-    examined = comparison.examined
-    if (comparison.differ or comparison.doubtful) and may_be_double([*examined.owned, *examined.inputs.tensors]):
-        return _sharper(comparison, found)
-    return replace(found, problems=comparison.problems(found))
+    examined = Examined(unrolled, batch, wrt, options)
+    with counting("unroll_wrap.verify", f"runs of {examined.steps} real steps") as one_more:
+        comparison = Comparison(examined, one_more)
+        found = comparison.outcome()
+        if (comparison.differ or comparison.doubtful) and may_be_double([*examined.owned, *examined.inputs.tensors]):
+            return _sharper(comparison, found, one_more)
+        return replace(found, problems=comparison.problems(found))
 
 
 _NAN = float("nan")
 
 
-def _sharper(coarse: Comparison, found: Verification) -> Verification:
+def _sharper(coarse: Comparison, found: Verification, one_more: Callable[[], None]) -> Verification:
     """Repeat a comparison on the same objects in float64, which tells rounding from a wrong derivative."""
     batch, wrt, options = coarse.examined.given
     try:
         with in_double(coarse.examined.unrolled, batch, wrt, options) as twin:
-            sharp = Comparison(Examined(twin, batch, wrt, options))
+            sharp = Comparison(Examined(twin, batch, wrt, options), one_more)
             again = sharp.outcome()
             problems, exact = sharp.problems(again), [g.cpu() for g in sharp.gradient]
     except (RuntimeError, TypeError, ValueError) as error:
