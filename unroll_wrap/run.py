@@ -107,8 +107,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), first_only, unrolled.names)
         second_term = unroll.evaluate.second_order and unroll.sensitivity.second_term
         warn_of(unroll.evaluate.cuts if second_term else {}, fresh, unroll.outsized)
-        if call.code not in unrolled._watched:
-            warn_of_eval(unrolled.player, unrolled.names.short)
+        warn_of_eval(unrolled.player, unrolled.names.short)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
         unrolled._watched |= {call.code}
@@ -205,7 +204,7 @@ def _unroll(
         check_finite(
             unroll.d_losses,
             value,
-            {"batch": tensors_in(call.batch, call.kwargs), unrolled.names.player.split()[-1]: owned},
+            {"batch": tensors_in(call.batch, call.kwargs), unrolled.names.player.split()[-1]: start.params()},
             unroll.sensitivity.tensors(),
             lambda: sweep(unroll.afresh(), start, steps, weights, slow),
             unroll.name_of,

@@ -26,6 +26,13 @@ from .examined import Examined
 from .verification import Verification
 
 
+_CONSTANT = (
+    "A loss computes with something that is constant for the derivative and not for real steps, and a call cannot tell "
+    "you: a number that was read from a tensor, or a copy outside of torch. Compute it with tensors. If it is meant to "
+    "be constant, detach() a tensor, of which a call warns. It is this:"
+)
+
+
 class Comparison:
     """The comparison of one call, ``examined``, with real steps that start from the same state."""
 
@@ -94,14 +101,15 @@ class Comparison:
         if all(abs(s.difference) <= s.uncertainty for s in found):
             return report(value, slopes=found, problems=[*problems, UNMOVED])
         try:
-            found, where = [line.sharpest(self._allowed, cuts.held) for line in lines], _felt(cuts, lines[0], noise)
+            found, felt = [line.sharpest(self._allowed, cuts.held) for line in lines], _felt(cuts, lines[0], noise)
         except Diverged:
-            found, where = [line.sharpest(self._allowed, lambda: nullcontext) for line in lines], []
+            found, felt = [line.sharpest(self._allowed, lambda: nullcontext) for line in lines], {}
         self.differ = not all(s.agrees for s in found)
         if not all(map(Line.settled, lines, found)):
             self.doubtful = bool(adaptive_and_fresh(self.examined.unrolled.parts()[1]))
-        notes = [*self._notes, *logits, *([] if where else detached)]
-        return report(value, slopes=found, problems=problems, cuts=where, notes=notes)
+        problems += [f"{_CONSTANT} {text}." for place, text in felt.items() if cuts.untold(place, "".join(detached))]
+        notes = [*self._notes, *logits, *([] if felt else detached)]
+        return report(value, slopes=found, problems=problems, cuts=list(felt.values()), notes=notes)
 
     def old_fake(self, gradient: Sequence[Tensor]) -> str | None:
         """Return a message if a call's gradient shows that the losses use another fake than was passed, or None."""
@@ -139,7 +147,7 @@ def _moments(examined: Examined) -> list[Tensor]:
     ]
 
 
-def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
+def _felt(cuts: Cuts, line: Line, noise: float) -> dict[str, str]:
     """Return the cuts that change the derivative, with both derivatives. The results of many cuts are never used."""
 
     def slope(*held: str) -> float:
@@ -150,13 +158,14 @@ def _felt(cuts: Cuts, line: Line, noise: float) -> list[str]:
 
     free, places = line.value(32, cuts.held(())), list(cuts.found)
     if not (places and differs(*places)):
-        return []
+        return {}
     felt = [place for place in places if differs(place)] or places
     as_asked = slope(*places)
-    return [
-        f"{p}. The derivative is {as_asked:.3g}, and {slope(*(q for q in places if q != p)):.3g} without this cut"
+    return {
+        p: f"{p}. Along the first direction the derivative is {as_asked:.3g} with this cut, and would be "
+        f"{slope(*(q for q in places if q != p)):.3g} without it"
         for p in felt
-    ]
+    }
 
 
 def _by_choice(unrolled: UnrolledLoss, steps: int, unit: float) -> tuple[list[str], int, float]:

@@ -33,21 +33,33 @@ class Cuts:
         self._first: list[tuple[str, list[Any]]] = []
         # Descriptions of the cuts at which a held run has computed another value. Decisions are left out.
         self.found: list[str] = []
+        self._numbers: set[str] = set()  # Descriptions of the cuts that read a number.
+        self._layers: set[str] = set()  # Descriptions of those inside a layer.
 
     def watched(self, loss: str) -> TorchFunctionMode:
         """Return a context that notes every cut and decision of the named loss."""
-        return _Watch(self._first, loss)
+        return _Watch(self._first, self._numbers, self._layers, loss)
 
     def held(self, places: Collection[str] | None = None) -> Callable[[str], TorchFunctionMode]:
         """Return ``loss -> context`` for one later run; it holds all decisions, and the cuts at ``places`` or all."""
         mode = _Held(self._first, self.found, places)
         return lambda loss: mode
 
+    def untold(self, place: str, warnings: str) -> bool:
+        """Return whether a call warns of no such cut, given what it has warned of.
+
+        A number leaves torch, where a call cannot follow it. A layer that detaches a tensor means to.
+        """
+        loss, _, _ = _place(place).partition(" at ")
+        return place in self._numbers or not (place in self._layers or f"{loss} at " in warnings)
+
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, first: list[tuple[str, list[Any]]], loss: str) -> None:
+    def __init__(self, first: list[tuple[str, list[Any]]], numbers: set[str], layers: set[str], loss: str) -> None:
         super().__init__()
         self._first = first
+        self._numbers = numbers
+        self._layers = layers
         self._loss = loss
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,7 +71,12 @@ class _Watch(TorchFunctionMode):
         if made or written:
             values = [v.detach().clone() if isinstance(v, Tensor) else v for v in (*made, *written)]
             decided = not written and not any(map(_is_number, made))
-            self._first.append((_DECISION if decided else where(func, args, self._loss), values))
+            place = _DECISION if decided else where(func, args, self._loss)
+            self._first.append((place, values))
+            if any(isinstance(value, float) for value in made):
+                self._numbers.add(place)
+            elif not decided and _in_layer():
+                self._layers.add(place)
         return out
 
 
@@ -128,6 +145,14 @@ def _in_forward() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _in_layer() -> bool:
+    """Return whether a module is running."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_call_impl":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_value(value: Any) -> bool:

@@ -65,8 +65,9 @@ def check_finite(
             "above 65,504, and for which the eps of Adam, 1e-8, is 0. Keep them and their optimizer in float32 "
             "(.float()), and run the losses under torch.autocast."
         )
+    so_far = ", ".join(f"{value:.4g}" for value in values[:-1][: wrong[0] + 1])
     raise ValueError(
-        f"{name} is {values[wrong[0]]}; {names.player_loss} along the steps: {values[:-1]}. Lower {names.player}'s "
+        f"{name} is {values[wrong[0]]}; {names.player_loss} along the steps: {so_far}. Lower {names.player}'s "
         "learning rate or steps, or look for the operation that overflows."
     )
 
