@@ -11,7 +11,7 @@ from .backward import Backward, Store
 from .call.average import Average, check_average
 from .call.call import Call, Loss, Resample, Steps, batches_of, check_options, count_of
 from .call.discriminator import all_modules, all_parameters, check_modules, given_modules, modules_of, named_parameters
-from .call.losses import check_exchanged, check_losses, check_order
+from .call.losses import check_exchanged, check_losses, check_order, in_order
 from .call.names import Names
 from .call.optimizer import Steppers, check_no_network
 from .call.processes import check_group
@@ -179,13 +179,17 @@ class UnrolledLoss:
         check_average(self.average)
         with ranks_of(self.average_gradients, given_modules(self.player)) as ranks:
             count, inner = self.plan(steps, resample)
+            inner = inner and in_order(player_loss, inner)
             return run(self, Call(player_loss, loss, count, batch, kwargs, inner), ranks)
 
     def __repr__(self) -> str:
-        """Show the player, the optimizer, K and the backward."""
+        """Show the player, the optimizer, K, the backward, and the other options that are set."""
+        options = "stop_gradient", "average", "resample", "grad_transform", "param_transform", "average_gradients"
+        given = [(name, getattr(self, name)) for name in options]
         return (
             f"{type(self).__name__}({described(self.player)}, {described(self.optimizer)}, "
-            f"steps={self.steps!r}, backward={self.backward!r})"
+            f"steps={self.steps!r}, backward={self.backward!r}"
+            f"{''.join(f', {name}={value!r}' for name, value in given if value not in (None, False))})"
         )
 
     def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:

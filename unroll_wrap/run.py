@@ -150,11 +150,11 @@ def _unroll(
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
     if not watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
         who = unrolled.names.short
-        more = " If it is fake, the generator was passed in the place of D." if unrolled.names.optional else ""
+        is_fake = "If it is fake, the generator was passed in the place of D. Else " if unrolled.names.optional else ""
         raise ValueError(
             f"A tensor of the batch has a graph that leads to {who}'s parameters alone, as {who}(x) computed before "
-            f"has: {who} would get gradients, and the tensor is of {who} before its steps. Compute it in the losses, "
-            f"or detach it.{more}"
+            f"has. {is_fake}{who} would get gradients, and the tensor is of {who} before its steps: compute it in the "
+            "losses, or detach it."
         )
     own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
     given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)

@@ -183,6 +183,27 @@ def test_an_iterator_dry_at_the_second_call():
     refused(world, lambda: call(world, unrolled), "resample", r"\b1\b", r"\b2\b")
 
 
+@pytest.mark.parametrize("fill", ["copy", "data", "numpy"])
+@pytest.mark.parametrize("backward", [Store(), Recompute(), Compiled()], ids=str)
+def test_a_resample_that_fills_the_same_tensors_again(fill, backward):
+    """The derivative of an earlier step would be taken at a later batch; the control gives a clone."""
+    world = warm_world()
+    real, fake = world.batch()
+    buffer = real.clone()
+
+    def refilled(k):
+        new = real + k
+        if fill == "numpy":
+            buffer.numpy()[:] = new.numpy()
+        else:
+            (buffer.data if fill == "data" else buffer).copy_(new)
+        return buffer, fake
+
+    unrolled = unrolled_of(world, steps=3, backward=backward)
+    refused(world, lambda: unrolled(real, fake, resample=refilled), "resample for inner step 1 writes to", "clone")
+    assert unrolled(real, fake, resample=lambda k: (refilled(k)[0].clone(), fake)).isfinite()
+
+
 def test_a_resample_that_is_no_batch_source():
     """A number is neither callable nor iterable."""
     world = warm_world()

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 import pickle
+import random
 
 import numpy
 import pytest
@@ -54,6 +55,7 @@ class World:
 
     def __init__(self, build=mlp, shape=(6, 2), adopt=lambda D: torch.optim.Adam(D.parameters(), 0.02, (0.5, 0.9))):
         torch.manual_seed(0)
+        self.called = []
         self.D = build().double()
         self.optimizer = adopt(self.D)
         self.real = torch.randn(shape, dtype=torch.float64) + 1
@@ -69,6 +71,11 @@ class World:
         return self.call(unrolled, batch)
 
     def call(self, unrolled, batch=None, **kwargs):
+        if unrolled not in self.called:
+            # The first call with Compiled() takes its steps as Store() does.
+            self.called.append(unrolled)
+            with torch.random.fork_rng():
+                unrolled(*(batch or (self.real, self.fake)), **kwargs)
         loss = unrolled(*(batch or (self.real, self.fake)), **kwargs)
         return loss.item(), torch.autograd.grad(loss, self.fake)[0]
 
@@ -572,3 +579,187 @@ def test_after_a_loss_that_was_not_finite(notices):
         assert_same(world.call(compiled), world.gradient(*minimax, steps=2))
     assert [program is not None for program in compiled.backward._programs.values()] == [True]
     assert not notices()
+
+
+# What compiled code would leave out, or keep as it was
+
+
+class Counting:
+    """A loss that keeps a count, in one of the places where one may be kept."""
+
+    times = 0
+
+    def __init__(self, where, world):
+        self.where, self.world, self.list = where, world, [0]
+
+    def count(self):
+        if self.where == "attribute":
+            self.times += 1
+            return self.times
+        if self.where == "list":
+            self.list[0] += 1
+            return self.list[0]
+        if self.where == "D":
+            self.world.D.times = getattr(self.world.D, "times", 0) + 1
+            return self.world.D.times
+        return {"python": random.random, "numpy": numpy.random.rand}[self.where]()
+
+    def __call__(self, D, real, fake):
+        return minimax.d_loss(D, real, fake) * (1 + 0.1 * self.count())
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("where", ["attribute", "list", "D", "python", "numpy"])
+def test_a_loss_that_does_more_than_return(where, notices):
+    """Count and random numbers go on as under Store()."""
+    found = []
+    for backward in (Store(), Compiled()):
+        world = World()
+        loss = Counting(where, world)
+        random.seed(1)
+        numpy.random.seed(1)
+        unrolled = UnrolledGeneratorLoss(world.D, world.optimizer, loss, minimax.g_loss, steps=3, backward=backward)
+        calls = [unrolled(world.real, world.fake) for _ in range(3)]
+        gradients = [torch.autograd.grad(value, world.fake)[0] for value in calls]
+        found.append((calls, gradients, loss.times, loss.list, random.random(), numpy.random.rand()))
+    (values, gradients, *left), (expected, exact, *right) = found
+    assert left == right
+    assert all(abs(a - b) <= 1e-12 * abs(b) for a, b in zip(values, expected, strict=True))
+    assert all((a - b).norm() <= 1e-9 * b.norm() for a, b in zip(gradients, exact, strict=True))
+    assert len(notices()) == 1
+
+
+READ = {
+    "tolist": lambda t: t.detach().tolist(),
+    "numpy": lambda t: float(t.detach().numpy()),
+    "tensor": lambda t: torch.tensor(t.detach().tolist(), dtype=t.dtype),
+}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("how", list(READ))
+def test_a_number_that_is_read_from_a_tensor_is_no_constant(how, notices):
+    def d_loss(D, real, fake):
+        return minimax.d_loss(D, real, fake) * (1 + abs(READ[how](D(real).mean())))
+
+    world = World()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, minimax.g_loss, steps=3, backward=Compiled())
+    for _ in range(2):
+        loss = compiled(world.real, world.fake)
+        found = loss.item(), torch.autograd.grad(loss, world.fake)[0]
+        assert_same(found, world.gradient(d_loss, minimax.g_loss))
+    (notice,) = notices()
+    assert "not that of d_loss at inner step 1" in notice or "not compiled" in notice
+
+
+class Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, by):
+        ctx.by = by
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.by * grad, None
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_number_that_changes_the_gradient_alone(notices):
+    """The value of the loss is what it was, so a comparison of values would not tell."""
+    world, loss = World(), Moody()
+
+    def d_loss(D, real, fake):
+        return minimax.d_loss(lambda x: Reversal.apply(D(x), loss.weight), real, fake)
+
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, minimax.g_loss, steps=3, backward=Compiled())
+    assert_same(world.call(compiled), world.gradient(d_loss, minimax.g_loss))
+    assert not notices()
+    loss.weight = -0.5
+    assert_same(world.call(compiled), world.gradient(d_loss, minimax.g_loss))
+    (notice,) = notices()
+    assert "no longer" in notice
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_small_penalty_in_float32_that_changes(notices):
+    """It is nothing beside the loss, and Adam divides by its gradient all the same."""
+    world, penalty = World(), Moody()
+    world.D.float().extra = nn.Parameter(torch.zeros(5))
+    world.real, world.fake = world.real.float(), world.fake.detach().float().requires_grad_()
+    world.optimizer = torch.optim.Adam(world.D.parameters(), 0.02, (0.5, 0.9))
+
+    def d_loss(D, real, fake):
+        return minimax.d_loss(D, real, fake) + 1e-6 * penalty.weight * (D.extra * D[0].bias).sum()
+
+    def g_loss(D, real, fake):
+        return minimax.g_loss(D, real, fake) + (D.extra * fake.mean()).sum()
+
+    for _ in range(24):
+        world.optimizer.zero_grad()
+        d_loss(world.D, world.real, world.fake.detach()).backward()
+        world.optimizer.step()
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, g_loss, steps=3, backward=Compiled())
+    for penalty.weight in (1.0, -1.0):
+        exact = world.gradient(d_loss, g_loss)
+        found = world.call(compiled)
+        assert abs(found[0] - exact[0]) <= 1e-5 * abs(exact[0])
+    (notice,) = notices()
+    assert "no longer" in notice
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("norm", ["BatchNorm", "spectral norm"])
+def test_the_first_call_begins_with_the_buffers_as_they_were(norm, notices):
+    """Where D's loss writes to them, and g_loss reads what it wrote."""
+    layer = nn.Linear(2, 5) if norm == "BatchNorm" else nn.utils.parametrizations.spectral_norm(nn.Linear(2, 5))
+    # Adam would magnify the rounding of a bias before BatchNorm, which has no gradient.
+    world = World(
+        lambda: nn.Sequential(layer, nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)),
+        adopt=lambda D: torch.optim.SGD(D.parameters(), 0.1),
+    )
+
+    def g_loss(D, real, fake):
+        D.eval()
+        value = minimax.g_loss(D, real, fake)
+        D.train()
+        return value
+
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, minimax.d_loss, g_loss, steps=3, backward=Compiled())
+    for _ in range(3):
+        exact = world.gradient(minimax.d_loss, g_loss)
+        loss = compiled(world.real, world.fake)
+        assert_same((loss.item(), torch.autograd.grad(loss, world.fake)[0]), exact)
+        world.real = world.real + 0.1
+    assert not notices() and compiled.backward.in_use
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_loss_that_clips_weights_is_refused_in_every_call():
+    """As under Store(), also where the first call has compiled something before it raised."""
+    world = World()
+
+    def d_loss(D, real, fake):
+        with torch.no_grad():
+            for p in D.parameters():
+                p.clamp_(-0.2, 0.2)
+        return minimax.d_loss(D, real, fake)
+
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, minimax.g_loss, steps=3, backward=Compiled())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="writes to parameters"):
+            compiled(world.real, world.fake)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_more_steps_than_any_call_before(notices):
+    """What has been compared at one step may differ at the second."""
+    world = World()
+
+    def d_loss(D, real, fake):
+        return minimax.d_loss(D, real, fake) * (1 + abs(D(real).mean().detach().tolist()))
+
+    compiled = UnrolledGeneratorLoss(world.D, world.optimizer, d_loss, minimax.g_loss, steps=3, backward=Compiled())
+    compiled(world.real, world.fake, steps=1)
+    assert not notices()
+    assert_same(world.call(compiled), world.gradient(d_loss, minimax.g_loss))
+    assert len(notices()) == 1

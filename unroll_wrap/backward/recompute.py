@@ -117,7 +117,8 @@ class _Segments(Tape):
         for (name, loss, again, _), yes in zip(self._again, alike, strict=True):
             if not yes:
                 raise RuntimeError(
-                    f"{name} was {loss.item()} and, replayed, {again.item()}: it is not replayable, "
-                    "because it changes something that it depends on. Guard that with unroll_wrap.is_unrolling(), or "
-                    "pass backward=Store()."
+                    f"{name} was {loss.item()} and, replayed, {again.item()}: it is not replayable. Either it draws "
+                    "random numbers elsewhere than in torch, as with numpy: draw them with torch. Or it changes "
+                    "something that it depends on: guard that with unroll_wrap.is_unrolling(), or pass "
+                    "backward=Store()."
                 )

@@ -58,7 +58,10 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
         return None
 
     def dry(k: int) -> ValueError:
-        return ValueError(f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step.")
+        return ValueError(
+            f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step. An iterator that "
+            "earlier calls have used up has to be made anew, as by itertools.cycle(loader)."
+        )
 
     if not callable(resample):
         if not isinstance(resample, Iterable):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..messages import described
 from ..objectives import Objective, hinge, least_squares, minimax, non_saturating, relativistic, wasserstein
-from .call import Loss
+from .call import Batch, Loss
 
 _OF_REAL_AND_FAKE = [o.d_loss for o in (minimax, non_saturating, hinge, wasserstein, least_squares, relativistic)]
 
@@ -64,9 +64,19 @@ def check_order(d_loss: Callable[..., Tensor], batch: Sequence[Any]) -> None:
     if real.grad_fn is not None and not fake.requires_grad:
         raise ValueError(
             f"real has a graph, as a generator's output has, and fake has none: shapes {tuple(real.shape)} and "
-            f"{tuple(fake.shape)}. The order is {'unrolled(real, fake)' if place else 'unrolled(fake, real)'}, as "
-            "d_loss takes them."
+            f"{tuple(fake.shape)}. The order is {'(real, fake)' if place else '(fake, real)'}, as d_loss takes them."
         )
+
+
+def in_order(d_loss: Callable[..., Tensor], batch_of: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """Return ``k -> batch`` with a check of the order of each batch."""
+
+    def checked(k: int) -> Batch:
+        batch = batch_of(k)
+        check_order(d_loss, batch)
+        return batch
+
+    return checked
 
 
 def _place_of_fake(d_loss: Callable[..., Tensor]) -> int | None:

@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from ..backward import FiniteDifference, Truncate
+from ..evaluation.autocast import autocast_dtypes
 from ..evaluation.graph import now
 from ..optimizers.fresh import FRESH, adaptive_and_fresh
 from ..proof.training import modules_of
@@ -99,7 +100,11 @@ def cause_of(
     fresh = [f"{' and '.join(names)} {FRESH}" for names in [adaptive_and_fresh(unrolled.parts()[1])] if names]
     if not all(s.conclusive for s in slopes):
         dtypes = {t.dtype for t in (*examined.owned, *examined.inputs.tensors)}
-        remedy = "" if dtypes == {torch.float64} else "Verify in float64, without autocast: D.double(), G.double()."
+        remedy = "Verify in float64: D.double() and G.double(), before their optimizers have state."
+        if autocast_dtypes({"cpu", *(t.device.type for t in examined.owned)}):
+            remedy = "Call verify outside of torch.autocast."
+        elif dtypes == {torch.float64}:
+            remedy = ""
         return " ".join(filter(None, ["The differences are too coarse to say anything.", *fresh, remedy]))
     if fresh:
         # What differences miss there can look like any other cause, and is gone after one step.

@@ -25,7 +25,6 @@ from .directional_derivative import Line, along, directions
 from .examined import Examined
 from .verification import Verification
 
-
 _CONSTANT = (
     "A loss computes with something that is constant for the derivative and not for real steps, and a call cannot tell "
     "you: a number that was read from a tensor, or a copy outside of torch. Compute it with tensors. If it is meant to "
@@ -46,6 +45,8 @@ class Comparison:
         self.doubtful = False
         self._unit = precision([*examined.owned, *examined.inputs.tensors, *_moments(examined)])
         self._notes, constant, self._allowed = _by_choice(examined.unrolled, examined.steps, self._unit)
+        if not examined.steps:
+            self._notes.append("K is 0, so there are no steps to verify. Pass steps=5, say.")
         if layers := asleep(examined.unrolled.parts()[0]):
             self._notes.append(
                 f"D runs {layers} in eval mode, here and in the real steps. If D trains otherwise, call D.train()."

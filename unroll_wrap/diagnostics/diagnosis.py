@@ -68,6 +68,11 @@ class Diagnosis:
             return f"{moves} hardly moves along the inner steps: unrolling does nothing at this learning rate of {who}."
         if same and like:
             return "The gradient is the plain one, in direction and size: unrolling changes little at this moment."
+        if not self.second_term:
+            return (
+                f"The first term is all there is, as with stop_gradient=True, at {self.ratio:.3g} times the plain norm "
+                f"and cosine {self.cosine:.2f}."
+            )
         if self.share < 0.01:
             return (
                 f"The second term is below 1 %, and the first has {self.ratio:.3g} times the plain norm at cosine "
@@ -106,7 +111,7 @@ class Diagnosis:
         around = {k: f" ± {v:.1%}" if k == "share" else f" ± {v:.2g}" for k, v in self.spread.items()}
         return "\n".join([
             f"unroll_wrap.diagnose: K = {self.steps}, {self.seconds:.3g} s, {self.peak_bytes / 1e6:.3g} MB at its peak",
-            f"  {self.names.player_loss:<11}  {' '.join(f'{v:.4g}' for v in self.d_losses)}",
+            f"  {self.names.player_loss:<11}  {' '.join(f'{v:.4g}' for v in self.d_losses)} (at each step)",
             f"  both terms   of norm {self.first_term:.3g} and {self.second_term:.3g} "
             f"(second: {self.share:.1%}{around.get('share', '')})",
             f"  against K=0  cosine {self.cosine:.3f}{around.get('cosine', '')}, "

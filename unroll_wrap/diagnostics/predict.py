@@ -41,7 +41,8 @@ class Prediction:
         """Return a short report."""
         a, b = self.measured
         return "\n".join([
-            f"unroll_wrap.predict: K = {self.steps}, {self.seconds:.3g} s and {self.bytes / 1e6:.4g} MB a gradient",
+            f"unroll_wrap.predict: K = {self.steps}, a call and its gradient take {self.seconds:.3g} s and "
+            f"{self.bytes / 1e6:.4g} MB",
             f"  a step more  {self.seconds_per_step:.3g} s and {self.bytes_per_step / 1e6:.4g} MB",
             f"  measured at  K = {a} and {b}",
         ])

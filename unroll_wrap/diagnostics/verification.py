@@ -41,6 +41,7 @@ class Verification:
     def __str__(self) -> str:
         """Return a short report."""
         lines = [f"unroll_wrap.verify: {'passed' if self.passed else 'FAILED'}"]
+        lines += [f"  problem: {problem}" for problem in self.problems]
         if not math.isnan(self.value):
             lines.append(
                 f"  value       {self.value:.9g}, after real steps {self.real_value:.9g} "
@@ -51,6 +52,6 @@ class Verification:
             f"(apart {s.apart:.1e}, allowed {s.tolerance:.1e})"
             for s in self.slopes
         ]
-        for title, items in (("problem", self.problems), ("cut", self.cuts), ("note", self.notes)):
+        for title, items in (("cut", self.cuts), ("note", self.notes)):
             lines += [f"  {title}: {item}" for item in items]
         return "\n".join(lines)

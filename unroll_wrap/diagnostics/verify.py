@@ -87,7 +87,10 @@ def _sharper(coarse: Comparison, found: Verification, one_more: Callable[[], Non
         mine = [g.cpu().double() for g in coarse.gradient]
         apart = length([a - b for a, b in zip(mine, exact, strict=True)]) / max(length(exact), 1e-300)
         rounding = coarse.rounding()
-        told = f"In float32 the derivative is {apart:.1e} of itself from that, and rounding moves it by {rounding:.1e}."
+        told = (
+            f"That of the call, in float32, differs from it by {apart:.1e} of its length, and rounding moves it by "
+            f"{rounding:.1e}."
+        )
         if apart <= max(1e-2, 10 * rounding):
             notes.append(told)
         else:

@@ -41,7 +41,8 @@ def explained(
         told = None
         if isinstance(error, (TypeError, AttributeError)):
             told = _misfit(name.split()[0], loss, given, kwargs, error, who)
-        add_note(told or error, f"That was {name}, run by an unrolled loss.")
+        batch = ", ".join(map(described, given[1:]))
+        add_note(told or error, f"That was {name}, run by an unrolled loss on {batch or 'no batch'}.")
         if told:
             raise told from error
         raise
@@ -108,15 +109,16 @@ def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
     first = wrong[0] if wrong else ()
     if isinstance(first, nn.Module):
         return TypeError(
-            f"A loss got {described(first)}, for a tensor of the batch, and failed: {error}. Pass what the network "
-            "returns, as in unrolled(real, G(z))."
+            f"A loss got {described(first)}, for a tensor of the batch. Pass what the network returns, as in "
+            f"unrolled(real, G(z)). The loss said: {error}"
         )
     if not any(isinstance(x, Tensor) for x in first):
         return None
     # A loader of images and labels yields such lists.
+    names = "(real,)" if len(first) == 1 else "real, labels"
     return TypeError(
-        f"A loss got {described(wrong[0])}, for a tensor of the batch, and failed: {error}. A loader of images and "
-        "labels yields both: take them apart, as in `for real, labels in loader`, and pass unrolled(real, fake)."
+        f"A loss got {described(first)}, for a tensor of the batch. A loader yields such lists: take them apart, as in "
+        f"`for {names} in loader`, and pass unrolled(real, fake). The loss said: {error}"
     )
 
 

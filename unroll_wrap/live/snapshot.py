@@ -8,7 +8,7 @@ tensors and counts on itself, and sit in a wrapper with a step of its own.
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_private import put_versions, without_torch_function
-from .restore import ABSENT, SavedTensor, cells_of, put_back, refill, slots_of, source
+from .restore import ABSENT, SavedTensor, cells_of, contents, put_back, refill, slots_of, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
@@ -50,6 +50,7 @@ class Snapshot:
         self._fields: list[tuple[Any, str, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._states: list[Callable[[], Any]] = []
+        self._sources: list[tuple[Any, Any]] = []  # Sources of random numbers and arrays, with what they hold.
         self._tensors: list[SavedTensor] = []
         with without_torch_function(), torch.no_grad():
             todo = list(roots)
@@ -91,6 +92,23 @@ class Snapshot:
         """Return all objects that the snapshot has seen."""
         return list(self._seen.values())
 
+    def changes(self) -> Iterator[str]:
+        """Yield in words what is not as it was, tensors and their values apart."""
+        for container, before in self._containers:
+            items, now = (dict(c) if isinstance(c, dict) else dict(enumerate(c)) for c in (before, container))
+            for key in dict.fromkeys([*items, *now]):
+                if not _alike(items.get(key, ABSENT), now.get(key, ABSENT)):
+                    yield f"{key!r} of a {type(container).__name__}"
+        for owner, name, before in self._fields:
+            if not _alike(before, getattr(owner, name, ABSENT)):
+                yield f"{name} of a {type(owner).__name__}"
+        for scope, name, before in self._globals:
+            if not _alike(before, scope.get(name, ABSENT)):
+                yield f"the global {name}"
+        for one, before in self._sources:
+            if contents(one) != before:
+                yield f"a {type(one).__name__}"
+
     def let_go(self, others: "Snapshot") -> None:
         """Free the memory of the tensors whose values are not kept, except those that ``others`` has seen too."""
         for i, was in enumerate(self._tensors):
@@ -110,6 +128,7 @@ class Snapshot:
             self._visit_function(one, todo)
         elif state := source(one):
             self._states.append(state)
+            self._sources.append((one, contents(one)))
         elif slots := _slots_of(type(one)):
             self._fields += [(one, slot, getattr(one, slot, ABSENT)) for slot in slots]
         children = parts(one)
@@ -135,6 +154,13 @@ class Snapshot:
             for name in _names_in(function.__code__) & scope.keys():
                 self._globals.append((scope, name, scope[name]))
                 todo.append(scope[name])
+
+
+def _alike(before: Any, now: Any) -> bool:
+    """Return whether a value is what it was; a tensor for another one counts as such, as its values do."""
+    if before is now or (isinstance(before, Tensor) and isinstance(now, Tensor)):
+        return True
+    return type(before) is type(now) and type(now) in ATOMS and before == now
 
 
 def parts(one: Any) -> list[Any] | None:

@@ -32,8 +32,8 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
         if found.through_d:
             cause = (
                 f"{names.player_loss} does not depend on {names.asker}, so the second term of Eq. 12 is missing. Is "
-                "fake detached inside it? Use unroll_wrap.detach(fake) there, or pass stop_gradient=True if that is "
-                "what you want."
+                "fake detached inside it, or by resample? Use unroll_wrap.detach(fake) there, or pass "
+                "stop_gradient=True if that is what you want."
             )
         else:
             cause = (

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..call.batch import tensors_in
@@ -52,6 +53,8 @@ class Unroll:
     names: Names = GENERATOR  # What messages call the losses.
     # The values of ``d_loss`` in the inner steps so far, without graph.
     d_losses: list[Tensor] = field(default_factory=list)
+    # In a first call, the tensors of the batches of inner steps, and copies of these.
+    drawn: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     # Positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
     moved: set[int] = field(default_factory=set)
     # The derivative that the sweep has accumulated so far.
@@ -104,6 +107,8 @@ class Unroll:
         before = written.values(own) if written else ()
         batch = self.inner_batch(k)
         this.closed = True
+        if self.evaluate.first_runs:
+            self._keep_drawn(name, batch)
         if written:
             written.check(name, before, own, self.names.short)
         if not all([p.requires_grad for p in own]):
@@ -118,6 +123,16 @@ class Unroll:
             )
         self._note(batch)
         return point._replace(buffers=swap.buffers(), contents=swap.contents()), k, batch
+
+    def _keep_drawn(self, name: str, batch: tuple[Any, ...]) -> None:
+        """Raise if resample fills the tensors of an earlier batch again, and note those of this one."""
+        for t, before in self.drawn:
+            if not torch.equal(t, before):
+                raise ValueError(
+                    f"{name} writes to a tensor of shape {tuple(t.shape)} of an earlier batch, and the derivative "
+                    "of that step would be wrong. Give every inner step tensors of its own (.clone())."
+                )
+        self.drawn += [(t.detach(), t.detach().clone()) for t in tensors_in(batch)]
 
     def _note(self, batch: tuple[Any, ...] | None = None) -> None:
         if self.proof:

@@ -4,6 +4,7 @@ One graph for the whole unrolled call would take minutes to compile and would ru
 """
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from ...live.random_state import RandomState
 from ...optimizers.block import Block, values_of
 from ...optimizers.closed import tensors_of
+from ...unrolling.one_process import Grads
 from ...unrolling.step import Point, Step
+from ...unrolling.step_gradients import gradients
 from ...unrolling.unroll import Unroll
 from ..sweep import Backward, Tape
+from .effects import without_effects
 from .functions import Batch, in_closed_form
 from .program import Program, Taken
 
@@ -23,6 +27,7 @@ logger = logging.getLogger("unroll_wrap")
 
 # The number of programs for one loss: ever new batch shapes, or a new lambda in every call, would compile forever.
 _MOST = 8
+_tracing = threading.RLock()  # torch's tracer patches modules of its own while it runs.
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,10 @@ class Compiled(Backward):
     """Several times faster for small networks, where calling operators costs more than computing.
 
     The loss is traced: its Python runs once, and all that it reads besides its arguments is taken for constant. A loss
-    that draws random numbers, branches on data, captures tensors or reaches a generator cannot be compiled; it runs as
-    under ``Store()``, and the logger ``unroll_wrap`` says so once. Every call checks the compiled loss of its first
-    step against the loss itself.
+    that draws random numbers, keeps a count, branches on data, captures tensors or reaches a generator cannot be
+    compiled; it runs as under ``Store()``, and the logger ``unroll_wrap`` says so once. The first call, and one with
+    more steps than any before, takes all its steps as ``Store()`` does and compares the compiled loss and gradients
+    with these. Every later call compares them in its first step.
 
     The first call takes ten seconds to two minutes, more if D has convolutions, and a few seconds in later processes,
     which find the compiled code in inductor's cache on disk. Memory is that of ``Recompute()``, and with convolutions
@@ -51,7 +57,7 @@ class Compiled(Backward):
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:
         """Return a tape that keeps the inputs of each differentiated step."""
-        return _Stack(unroll, first, self)
+        return _Stack(unroll, first, steps, self)
 
     def _program(self, unroll: Unroll, point: Point, batch: Batch) -> Program | None:
         """Return the program for inputs of this kind, compiled on first use; None if it cannot be compiled."""
@@ -74,8 +80,7 @@ class Compiled(Backward):
                     unroll.names.player_loss,
                     len(self._programs) + 1,
                 )
-                # Tracing runs the loss, which may draw random numbers.
-                with RandomState(unroll.evaluate.owned).replayed():
+                with _tracing, without_effects(unroll):
                     self._programs[key] = Program(unroll, point, batch)
         except FloatingPointError:
             return None  # A later call will compile it: this one is about to raise.
@@ -83,23 +88,22 @@ class Compiled(Backward):
             self._give_up(unroll, key, f"{type(error).__name__}: {error}")
         return self._programs[key]
 
-    def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor) -> bool:
-        """Return whether the compiled loss still equals ``d_loss``; if not, stop using the program."""
-        positional = batch.arguments[0]
-        evaluation = unroll.evaluate(
-            unroll.names.player_loss,
-            unroll.d_loss,
-            point.params(),
-            point.buffers,
-            positional,
-            walk=False,
-            contents=point.contents,
-        )
-        expected = evaluation.loss.detach().reshape(())
-        near = (loss - expected).abs() <= 10 * torch.finfo(loss.dtype).eps ** 0.75 * (1 + expected.abs())
-        right = bool(near | ~(loss.isfinite() | expected.isfinite()))
+    def _check(self, unroll: Unroll, point: Point, batch: Batch, loss: Tensor, grads: Grads) -> bool:
+        """Return whether compiled loss and gradients are still those of ``d_loss``; if not, stop using the program."""
+        with RandomState(unroll.evaluate.owned).replayed():
+            evaluation = unroll.evaluate(
+                unroll.names.player_loss,
+                unroll.d_loss,
+                point.params(),
+                point.buffers,
+                batch.arguments[0],
+                walk=False,
+                contents=point.contents,
+            )
+            expected = gradients(unroll.evaluate, evaluation)[0]
+        right = _near(loss, grads, evaluation.loss.detach().reshape(()), expected)
         if not right:
-            reason = "its value is no longer that of its first call. Pass what changes as an argument"
+            reason = "its value or gradient is no longer that of its first call. Pass what changes as an argument"
             self._give_up(unroll, _key(unroll, point, batch), reason)
         return right
 
@@ -119,6 +123,20 @@ class Compiled(Backward):
             self._reported.add(reason)
             logger.warning("%s is not compiled but run as it is: %.500s", unroll.names.player_loss, reason)
         self._programs[key] = None
+
+
+def _near(loss: Tensor, grads: Grads, expected: Tensor, expected_grads: Grads) -> bool:
+    """Return whether a loss and its gradients are the expected ones but for rounding, or both losses not finite."""
+    if [g is None for g in grads] != [g is None for g in expected_grads]:
+        return False
+    pairs = [(a, b) for a, b in zip(grads, expected_grads, strict=True) if a is not None and b is not None]
+    apart = torch.stack([torch.linalg.vector_norm(a.detach() - b.detach()) for a, b in pairs])
+    lengths = torch.stack([torch.linalg.vector_norm(b.detach()) for _, b in pairs])
+    eps = torch.finfo(loss.dtype).eps
+    near = (loss - expected).abs() <= 10 * eps**0.75 * (1 + expected.abs())
+    # Rounding is a larger part of a gradient that is small beside the others.
+    near &= (apart <= 100 * eps**0.75 * lengths + 10 * eps * lengths.max()).all()
+    return bool(near | ~(loss.isfinite() | expected.isfinite()))
 
 
 def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
@@ -148,10 +166,12 @@ def _key(unroll: Unroll, point: Point, batch: Batch) -> Any:
 
 
 class _Stack(Tape):
-    def __init__(self, unroll: Unroll, first: int, settings: Compiled) -> None:
+    def __init__(self, unroll: Unroll, first: int, steps: int, settings: Compiled) -> None:
         self._unroll = unroll
         self.first = first
         self._settings = settings
+        self._steps = steps
+        self._new: list[Program] = []
         self._taken: list[Taken | Step] = []
         self._batch: Batch | None = None
         self._program: Program | None = None
@@ -162,17 +182,39 @@ class _Stack(Tape):
         if self._batch is None or given is not self._batch.arguments[0]:
             self._batch = Batch.of(given, unroll.evaluate.kwargs)
             self._program = self._settings._program(unroll, point, self._batch)
-        batch, found = self._batch, None
-        if self._program:
-            found = self._program.step(
-                unroll, point, batch, keep, lambda loss: k > 0 or self._settings._check(unroll, point, batch, loss)
+        batch, program, found = self._batch, self._program, None
+        if program and program.proven >= self._steps:
+            found = program.step(
+                unroll,
+                point,
+                batch,
+                keep,
+                lambda loss, grads: k > 0 or self._settings._check(unroll, point, batch, loss, grads),
             )
+            self._program = program if found else None
         if found is None:
-            self._program, found = None, unroll.step(point, k, given, differentiable=keep)
+            found = unroll.step(point, k, given, differentiable=keep)
+            if self._program:
+                self._compare(self._program, point, found[1])
+        if k + 1 == self._steps:
+            for one in self._new:
+                one.proven = self._steps
         point, taken = found
         if keep:
             self._taken.append(taken)
         return point
+
+    def _compare(self, program: Program, point: Point, step: Step) -> None:
+        """Compare a new program with a step that it could have taken, and stop using it if it differs."""
+        unroll, batch = self._unroll, self._batch
+        assert batch is not None
+        self._new.append(program)
+        unroll.evaluate.swap.out()
+        loss, grads = program.loss_and_gradients(point, batch)
+        if not _near(loss, grads, step.loss.reshape(()), step.grads):
+            reason = f"its value or gradient is not that of {step.name}. It depends on more than its arguments"
+            self._settings._give_up(unroll, _key(unroll, point, batch), reason)
+            self._program = None
 
     def pullback(self, k: int, cotangent: list[Block]) -> list[Block] | None:
         taken, first = self._taken.pop(), k == self.first

@@ -76,7 +76,7 @@ class Functions:
         self.found: list[bool] = []
 
     def step(self, primals: Sequence[Tensor]) -> list[Tensor]:
-        """Return the loss, the new θ and state, and the buffers."""
+        """Return the loss, the new θ and state, the buffers and, if a rule has made the new θ, the gradients."""
         _, following, step, _ = self._run(iter(primals), differentiable=False)
         return self._results(following, step)
 
@@ -97,7 +97,8 @@ class Functions:
         loss = step.evaluation.loss.detach().reshape(())
         blocks = regroup(following.blocks, layout(self._start.blocks))
         tensors = [loss, *(t for b in blocks for t in tensors_of(values_of(b))), *following.buffers]
-        return [t.detach() for t in tensors]
+        grads = () if blocks[0].rule is GRADIENT else step.grads
+        return [t.detach() for t in (*tensors, *grads) if t is not None]
 
     def _run(self, rest: Iterator[Tensor], differentiable: bool) -> tuple[Unroll, Point, Step, list[Tensor]]:
         blocks = [b._replace(rule=_numbered(b, rest)) for b in self._start.blocks]

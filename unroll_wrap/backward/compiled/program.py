@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ...evaluation.precision import length
 from ...live.memory import address
-from ...optimizers.block import Block, each, pairs
+from ...optimizers.block import Block, each, pairs, values_of
+from ...optimizers.closed import tensors_of
 from ...optimizers.update import Update
+from ...unrolling.one_process import Grads
 from ...unrolling.step import Point
 from ...unrolling.step_gradients import gradients
 from ...unrolling.unroll import Unroll
@@ -40,6 +42,7 @@ class Program:
 
     Attributes:
         kept: the bytes that a step keeps for its pullback besides its arguments.
+        proven: the number of steps of a call in which it has been compared with what ``Unroll.step`` does.
 
     Raises:
         ValueError: the loss cannot be compiled, or the compiled functions return other values.
@@ -58,6 +61,8 @@ class Program:
         if not evaluation.loss.isfinite().all():
             raise FloatingPointError(f"{name} is not finite, and nothing can be compared with it")
         grads = gradients(unroll.evaluate, evaluation)[0]
+        # The live buffers hold again what they held before this run.
+        unroll.evaluate.swap.out()
         self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
         start = self._start(point)
@@ -69,12 +74,12 @@ class Program:
         smooth = [b._replace(state=each(b, lambda t: torch.full_like(t, size)).state) for b in start.blocks]
         primals = inputs_of(start._replace(blocks=smooth), batch)
         expected = own.step(primals)
-        self._results, self.kept = len(expected), 0
+        self._results, self.kept, self.proven = len(expected), 0, 0
         if not unroll.evaluate.second_order:
             self._step = compile_graph(trace(lambda *tensors: traced.step(tensors), *primals), primals)
             _compare(self._call(primals)[0], expected)
             return
-        tangents = expected[1 : len(expected) - len(start.buffers)]
+        tangents = expected[1 : 1 + sum(len(tensors_of(values_of(b))) for b in start.blocks)]
         joint = trace(lambda primals, tangents: traced.both(primals, tangents), primals, tangents)
         step, pullback = partition(joint, primals, tangents, len(expected))
         self._step = compile_graph(step, primals)
@@ -89,23 +94,23 @@ class Program:
         self._found = traced.found
 
     def step(
-        self, unroll: Unroll, point: Point, batch: Batch, differentiable: bool, right: Callable[[Tensor], bool]
+        self, unroll: Unroll, point: Point, batch: Batch, differentiable: bool, right: Callable[[Tensor, Grads], bool]
     ) -> tuple[Point, Taken] | None:
-        """Take one step as ``Unroll.step`` does; return None and change nothing unless ``right(loss)``."""
-        start = self._start(point)
-        (loss, *results), kept = self._call(inputs_of(start, batch))
-        if not right(loss):
+        """Take one step as ``Unroll.step`` does; return None and change nothing unless ``right(loss, gradients)``."""
+        loss, following, grads, taken = self._take(point, batch)
+        if not right(loss, grads):
             return None
         unroll.d_losses.append(loss)
-        rest = iter(results)
-        blocks = [each(b, lambda _: next(rest)) for b in start.blocks]
-        buffers = tuple(rest)
         if self._whole:
-            return Point([followed(b) for b in blocks], buffers), Taken(self, start, batch, kept, None)
-        grads = [b.params if used else None for b, used in zip(blocks, self._used, strict=True)]
+            return following._replace(blocks=[followed(b) for b in following.blocks]), taken
         grads = unroll.ranks.gradients(grads, batch.arguments[0]) or grads
         update, _ = unroll.update(point, grads, differentiable)
-        return Point(update.following(), buffers), Taken(self, start, batch, kept, update)
+        return following._replace(blocks=update.following()), taken._replace(update=update)
+
+    def loss_and_gradients(self, point: Point, batch: Batch) -> tuple[Tensor, Grads]:
+        """Return the loss and its gradients as the compiled step computes them."""
+        loss, _, grads, _ = self._take(point, batch)
+        return loss, grads
 
     def pullback(self, unroll: Unroll, taken: Taken, cotangent: list[Block]) -> list[Block]:
         """Return the cotangent of θ^k from that of θ^{k+1}, as ``Unroll.pullback`` does."""
@@ -115,6 +120,16 @@ class Program:
         of_new = [b._replace(params=bar) for b, bar in zip(taken.start.blocks, bars, strict=True)]
         found = self._back(unroll, taken, of_new)
         return taken.update.cotangent(of_old, [b.params for b in found])
+
+    def _take(self, point: Point, batch: Batch) -> tuple[Tensor, Point, Grads, Taken]:
+        """Return the loss, the next point, the gradients, and what the pullback needs, by the compiled step."""
+        start = self._start(point)
+        (loss, *results), kept = self._call(inputs_of(start, batch))
+        rest = iter(results)
+        blocks = [each(b, lambda _: next(rest)) for b in start.blocks]
+        buffers = tuple(next(rest) for _ in start.buffers)
+        grads = [*rest] if self._whole else [b.params if u else None for b, u in zip(blocks, self._used, strict=True)]
+        return loss, Point(blocks, buffers), grads, Taken(self, start, batch, kept, None)
 
     def _call(self, primals: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Return the results of the compiled step, and what it has kept for its pullback."""
