@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .backward import Store, sweep
 from .call.average import weights_of
 from .call.batch import tensors_in
 from .call.call import Call, Loss, once_a_round
-from .call.discriminator import check_gradient_hooks
+from .call.discriminator import check_gradient_hooks, given_modules
 from .call.modes import warn_of_eval
-from .call.optimizer import options_of, refuse_steps
+from .call.optimizer import check_flags, options_of, refuse_shared, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.first_runs import FirstRuns
@@ -77,6 +77,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     if known.hooks != RemovableHandle.next_id:
         check_gradient_hooks(owned)
         known.hooks = RemovableHandle.next_id
+    check_flags(owned, given_modules(unrolled.player), unrolled.names.player)
     fresh: list[str] = []
     with (undo := Undo()), undo:
         exclude_others(modules, undo, unrolled.names.player)
@@ -156,11 +157,14 @@ def _unroll(
             f"has. {is_fake}{who} would get gradients, and the tensor is of {who} before its steps: compute it in the "
             "losses, or detach it."
         )
-    own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
+    who, own, state = unrolled.names.short, [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
+    if not watched:
+        refuse_shared(state_tensors(ruled), swap.ids, who)
     given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
     undo.later(given.put_back)
     apart = [t for t in state if id(t) not in swap.ids]
-    first_runs = FirstRuns(swap.modules, owned, apart, unrolled.names.short) if differentiate and not watched else None
+    moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
+    first_runs = FirstRuns(swap.modules, owned, apart, moving, who) if differentiate and not watched else None
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
     written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     evaluate = Evaluator(

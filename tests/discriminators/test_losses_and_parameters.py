@@ -159,6 +159,55 @@ def test_a_loss_that_reads_what_an_unroll_does_not_have_is_refused(of, what):
     assert same(before, world.state())
 
 
+BEFORE = {
+    "state_dict": lambda world: world.D.state_dict()["a.weight"],
+    "detach": lambda world: world.D.a.weight.detach(),
+    "a slice of data": lambda world: world.D.a.weight.data[0],
+    "numpy": lambda world: torch.from_numpy(world.D.a.weight.detach().numpy()),
+}
+
+
+@pytest.mark.parametrize("of", ["d_loss", "g_loss"])
+@pytest.mark.parametrize("what", BEFORE)
+def test_a_view_of_a_parameter_from_before_the_call_is_refused(of, what):
+    """In training it follows the steps; the control is a copy."""
+    world = World(lambda: Net(lambda D: 1.0))
+    whole, kept = getattr(world, of), BEFORE[what](world)
+    setattr(world, of, lambda D, real, fake: whole(D, real, fake) + kept.square().sum())
+    before = world.state()
+    with pytest.raises(ValueError, match=rf"{of} reads D's own memory .* at test_losses_and_parameters.py"):
+        world.unrolled()(world.real, world.fake())
+    assert same(before, world.state())
+    kept = kept.clone()
+    world.unrolled()(world.real, world.fake()).backward()
+
+
+def test_a_d_that_keeps_its_optimizers_state_is_refused():
+    """Its forward would read the state before the call; the control is a copy."""
+    world = World(lambda: Net(lambda D: 1.0))
+    world.D.kept = next(iter(world.optimizer.state.values()))["exp_avg"]
+    before = world.state()
+    with pytest.raises(ValueError, match="D keeps a tensor of its optimizer's state, of shape"):
+        world.unrolled()(world.real, world.fake())
+    assert same(before, world.state())
+    world.D.kept = world.D.kept.clone()
+    world.unrolled()(world.real, world.fake()).backward()
+
+
+def test_a_d_that_is_frozen_in_part_is_refused():
+    """Not if the whole of it is, as most loops do for the generator's step, nor if the loss was built so."""
+    world = World(lambda: Net(lambda D: 1.0))
+    unrolled = world.unrolled()
+    exact = unrolled(world.real, world.fake()).item()
+    world.D.a.weight.requires_grad_(False)
+    before = world.state()
+    with pytest.raises(ValueError, match="1 of the 4 parameters of the discriminator .* do not require grad"):
+        unrolled(world.real, world.fake())
+    assert same(before, world.state())
+    world.D.requires_grad_(False)
+    assert unrolled(world.real, world.fake()).item() == exact
+
+
 def test_a_look_at_a_copy_is_not_refused():
     """The control: copies of the state and of parameters, and as_strided without an offset."""
     world = World(lambda: Net(lambda D: 1.0))

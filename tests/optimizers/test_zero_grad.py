@@ -1,5 +1,7 @@
 """A zero_grad of the optimizer's own: what a step finds in .grad is its affair, and the first call proves the guess."""
 
+import functools
+
 import pytest
 import torch
 from situations import Accumulating, Situation, d_loss, g_loss
@@ -102,6 +104,88 @@ def test_one_that_does_more_is_refused(name):
     found = unrolled(real, fake).item()
     assert not verify(unrolled, real, fake)
     assert abs(found - situation.value().item()) > 1e-5
+
+
+class Pretending(torch.optim.SGD):
+    """Clears every second time, and says that it is torch's own."""
+
+    calls = 0
+
+    @functools.wraps(torch.optim.Optimizer.zero_grad)
+    def zero_grad(self, set_to_none=True):
+        self.calls += 1
+        if self.calls % 2:
+            super().zero_grad(set_to_none)
+
+
+class Passing:
+    """Passes everything on to the optimizer inside, by __getattr__."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.calls = optimizer, 0
+
+    def __getattr__(self, name):
+        if name == "optimizer":
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
+
+
+class ClearingBySeconds(Passing):
+    def zero_grad(self):
+        self.calls += 1
+        if self.calls % 2:
+            self.optimizer.zero_grad()
+
+
+class StepOfItsOwn(Passing):
+    """Its step is found by __getattr__ too, and clips."""
+
+    def __getattr__(self, name):
+        return self.clipped if name == "step" else super().__getattr__(name)
+
+    def clipped(self):
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                p.grad.clamp_(-0.02, 0.02)
+        self.optimizer.step()
+
+
+class StepOfTorchs(Passing):
+    """Says that its step is torch's own, and clips."""
+
+    @functools.wraps(torch.optim.Optimizer.step)
+    def step(self, closure=None):
+        StepOfItsOwn.clipped(self)
+
+
+def sgd(D):
+    return torch.optim.SGD(D.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["Pretending", "ClearingBySeconds"])
+def test_one_that_hides_is_refused(name):
+    """By a decorator that takes another's name, or by a wrapper that passes on its step and nothing else."""
+    makes = {
+        "Pretending": lambda D: Pretending(D.parameters(), lr=0.1),
+        "ClearingBySeconds": lambda D: ClearingBySeconds(sgd(D)),
+    }
+    situation = Looped(makes[name])
+    real, fake = situation.batch(1000)
+    unrolled, before = situation.unrolled(), situation.record()
+    with pytest.raises(ValueError, match="real steps of your own objects"):
+        unrolled(real, fake)
+    assert situation.record() == before
+    assert not verify(unrolled, real, fake)
+
+
+@pytest.mark.parametrize("wrapper", [Passing, StepOfItsOwn, StepOfTorchs])
+def test_a_wrapper_whose_step_is_hard_to_find(wrapper):
+    """It is found, and taken; the control passes on the step of the optimizer inside."""
+    situation = Looped(lambda D: wrapper(sgd(D)))
+    real, fake = situation.batch(1000)
+    unrolled = situation.unrolled()
+    assert abs(unrolled(real, fake).item() - situation.value().item()) < 1e-12
+    assert verify(unrolled, real, fake)
 
 
 def test_the_generators_optimizer_and_those_of_a_sequence():

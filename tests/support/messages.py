@@ -5,7 +5,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "unroll_wrap"
 # Raised for callers of their own, which put the text into a message that is listed.
-INSIDE = {"compiled.py", "effects.py", "functions.py", "inductor.py", "program.py", "operations.py", "recording.py", "step_inputs.py"}
+INSIDE = {
+    "compiled.py",
+    "effects.py",
+    "functions.py",
+    "inductor.py",
+    "program.py",
+    "operations.py",
+    "recording.py",
+    "step_inputs.py",
+}
 
 
 def text(node, constants):

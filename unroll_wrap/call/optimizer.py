@@ -1,6 +1,6 @@
 """The optimizer that a user passes: a live one, a wrapper, a list of them, or a function that builds one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,42 @@ def _names(optimizers: Sequence[Any]) -> str:
     return ", ".join(type(o).__name__ for o in optimizers)
 
 
+def check_flags(owned: Sequence[Tensor], roots: Iterable[nn.Module], who: str) -> None:
+    """Raise if a network is frozen in part at this call, so that it is not known whether D's own step moves that part.
+
+    Loops freeze the whole of D for the generator's step.
+
+    Raises:
+        ValueError: it is.
+    """
+    frozen = {id(p) for p in owned if not p.requires_grad}
+    if not frozen or len(frozen) == len(owned):
+        return
+    moved = set(map(id, owned))
+    for root in roots:
+        mine = [p for p in all_parameters(root.modules()) if id(p) in moved]
+        part = [tuple(p.shape) for p in mine if id(p) in frozen]
+        if part and len(part) < len(mine):
+            raise ValueError(
+                f"{len(part)} of the {len(mine)} parameters of {who} that the optimizer moves do not require grad at "
+                f"this call, of shapes {part[:4]}. If D's own steps leave them, take them out of the optimizer, or "
+                "build the loss while they are frozen; if these move them, let all of them require grad, or none."
+            )
+
+
+def refuse_shared(state: Iterable[Tensor], ids: Collection[int], who: str) -> None:
+    """Raise if D keeps a tensor of its optimizer's state, which an unroll keeps in tensors of its own.
+
+    Raises:
+        ValueError: it does.
+    """
+    if shared := [tuple(t.shape) for t in state if id(t) in ids]:
+        raise ValueError(
+            f"{who} keeps a tensor of its optimizer's state, of shape {shared[0]}: within an unroll it would be the "
+            f"one before the call. Let {who} keep a copy (.clone()), or none."
+        )
+
+
 def options_of(optimizers: Sequence[Any]) -> dict[str, Any]:
     """Return the classes and the options of plain optimizers, keyed by their names in messages."""
     options = {
@@ -117,9 +153,9 @@ def _unwrapped(optimizer: Any, who: str) -> list[Any]:
     found = []
     for one in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
         inner = one
-        while hasattr(inner, "optimizer") and (is_hosted(inner) or not _steps_itself(inner)):
+        while hasattr(inner, "optimizer") and (is_hosted(inner) or not _acts_itself(inner)):
             inner = inner.optimizer
-        if not _steps_itself(inner):
+        if not (_steps_itself(inner) or (hasattr(inner, "optimizer") and hasattr(inner, "step"))):
             raise TypeError(
                 f"optimizer is {described(optimizer)}. Pass the torch.optim.Optimizer that steps {who}, a list of "
                 "them, or a callable params -> Optimizer."
@@ -132,6 +168,13 @@ def _steps_itself(optimizer: Any) -> bool:
     """Return whether ``optimizer`` has a ``step`` of its own, not one that ``__getattr__`` finds on another object."""
     own = hasattr(type(optimizer), "step") or "step" in getattr(optimizer, "__dict__", ())
     return own and not isinstance(optimizer, type)
+
+
+def _acts_itself(wrapper: Any) -> bool:
+    """Return whether ``step`` or ``zero_grad`` of a wrapper is another than that of the optimizer inside."""
+    inner = wrapper.optimizer
+    same = all(getattr(wrapper, n, None) in (None, getattr(inner, n, None)) for n in ("step", "zero_grad"))
+    return _steps_itself(wrapper) or not same
 
 
 def _from_spec(spec: Any, params: Sequence[Tensor], who: str) -> list[Any]:

@@ -23,11 +23,17 @@ class FirstRuns:
         modules: the modules of D.
         owned: the parameters that move.
         state: the tensors of the optimizer's state.
+        moving: D's own tensors that change in an unroll.
         who: what messages call D.
     """
 
     def __init__(
-        self, modules: Iterable[nn.Module], owned: Iterable[Tensor], state: Iterable[Tensor], who: str
+        self,
+        modules: Iterable[nn.Module],
+        owned: Iterable[Tensor],
+        state: Iterable[Tensor],
+        moving: Iterable[Tensor],
+        who: str,
     ) -> None:
         self.cuts: dict[str, Cut] = {}  # For each loss that returns a value computed from something it has detached.
         # By id, the tensors that a loss has made require grad, as a gradient penalty does.
@@ -36,7 +42,7 @@ class FirstRuns:
         self._owned = {id(p): p for p in owned}
         # One for all losses, because one may keep what another detaches.
         self._detachments = Detachments(self._modules, self._owned, FirstRuns.run.__code__)
-        self._unreadable = Unreadable(self._owned, state, who)
+        self._unreadable = Unreadable(self._owned, state, moving, who)
         self._runs: Counter[str] = Counter()
 
     def run(self, name: str, loss: Callable[..., Tensor], /, *batch: Any, **kwargs: Any) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..live.memory import memory_of
+from ..live.memory import address, has_memory, memory_of
 from ..messages import is_users, line_of
 
 _READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
@@ -18,12 +18,17 @@ class Unreadable:
     Args:
         owned: by id, the parameters that move.
         state: the tensors of the optimizer's state.
+        moving: D's own tensors that change in an unroll, which begin it in other memory than they have now.
         who: what messages call D.
     """
 
-    def __init__(self, owned: Mapping[int, Tensor], state: Iterable[Tensor], who: str) -> None:
+    def __init__(
+        self, owned: Mapping[int, Tensor], state: Iterable[Tensor], moving: Iterable[Tensor], who: str
+    ) -> None:
         self._owned = owned
         self._state = memory_of(state)
+        self._moving = {id(t): t for t in moving}
+        self._homes = _addresses(self._moving.values())
         self._who = who
         self._read: tuple[str, str] | None = None  # The last thing that was read, and the line.
 
@@ -50,11 +55,23 @@ class Unreadable:
             return "kept grad"
         if self._state and memory_of(given) & self._state:
             return "state"
+        if self._homes and self._of_before(given):
+            return "before"
         offset = kwargs.get("storage_offset", args[3] if len(args) > 3 else None)
         if name != "as_strided" or not offset:
             return None
         # Of the parameters as they are now, in the unroll.
         return "offset" if memory_of(given) & memory_of(self._owned.values()) else None
+
+    def _of_before(self, given: list[Tensor]) -> bool:
+        """Return whether one of some tensors lies where D's own ones lay before the unroll."""
+        others = [t for t in given if id(t) not in self._moving]
+        return bool(_addresses(others) & self._homes) and not _addresses(self._moving.values()) & self._homes
+
+
+def _addresses(tensors: Iterable[Tensor]) -> set[int]:
+    """Return where the memory of some tensors begins, which an array of numpy's shares."""
+    return {address(t) for t in tensors if has_memory(t)}
 
 
 def _error(name: str, who: str, what: str, line: str) -> ValueError:
@@ -73,6 +90,12 @@ def _error(name: str, who: str, what: str, line: str) -> ValueError:
         return ValueError(
             f"{name} reads the state of {who}'s optimizer, at {line}: an unroll keeps the state of its steps in "
             "tensors of its own, and this is the state before the call. Leave it out where unroll_wrap.is_unrolling()."
+        )
+    if what == "before":
+        return ValueError(
+            f"{name} reads {who}'s own memory through a tensor that was made before the call, as state_dict(), "
+            f"p.detach() or p.data make one, at {line}: it does not follow the steps of an unroll. Read {who}'s own "
+            "tensor, or a clone if the values before are meant."
         )
     return ValueError(
         f"{name} reads parameters of {who} by as_strided with an offset, at {line}: it counts from the beginning of a "

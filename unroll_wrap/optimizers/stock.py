@@ -139,9 +139,12 @@ def _leads_to(step: Any, end: Any, kind: type) -> bool:
 
 def is_hosted(wrapper: Any) -> bool:
     """Return whether ``step`` comes from a known library or from torch, and steps the ``.optimizer`` inside."""
-    chain = list(_chain(getattr(wrapper, "step", None)))
-    root = _root(chain[-1].__globals__.get("__name__", "")) if chain else ""
-    return root in HOSTS or (root == "torch" and not isinstance(wrapper, Optimizer))
+    step = getattr(wrapper, "step", None)
+    if getattr(step, "__self__", wrapper) is not wrapper:
+        return False  # __getattr__ has found it on another object.
+    roots = {_root(f.__globals__.get("__name__", "")) for f in _chain(step)}
+    of_a_library = bool(roots) and roots <= {"torch", *HOSTS}
+    return of_a_library and not (roots == {"torch"} and isinstance(wrapper, Optimizer))
 
 
 def _root(module: str) -> str:

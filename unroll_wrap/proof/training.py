@@ -3,7 +3,6 @@
 Nothing here is shared with the code of a call, because a check of a call must not rely on what the call itself found.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ def stepping(given: Any) -> list[Any]:
     found: list[Any] = []
     one: Any
     for one in given if isinstance(given, (list, tuple)) else [given]:
-        while hasattr(one, "optimizer") and not _steps_itself(one):
+        while hasattr(one, "optimizer") and not _acts_itself(one):
             one = one.optimizer
         found.append(one)
     return found
@@ -44,8 +43,7 @@ def stepping(given: Any) -> list[Any]:
 
 def clears_itself(stepper: Any) -> bool:
     """Return whether ``zero_grad`` is not that of torch or of a known library, so that it may do anything."""
-    step = inspect.unwrap(getattr(stepper, "zero_grad", None) or torch.optim.Optimizer.zero_grad)
-    return str(getattr(step, "__module__", "")).split(".")[0] not in ("torch", *_HOSTS)
+    return not _homes(getattr(stepper, "zero_grad", None)) <= {"torch", *_HOSTS}
 
 
 def clear(steppers: list[Any], params: list[Tensor], zeros: list[bool]) -> None:
@@ -121,11 +119,21 @@ def _named_roots(discriminator: Any) -> Iterator[tuple[str, nn.Module]]:
         yield f"{key}.", root
 
 
-def _steps_itself(wrapper: Any) -> bool:
-    """Return whether a wrapper's ``step`` does more than call that of the optimizer inside."""
-    try:
-        step = inspect.unwrap(inspect.getattr_static(wrapper, "step"))
-    except AttributeError:
-        return False  # __getattr__ passes the inner step on
-    home = str(getattr(step, "__module__", "")).split(".")[0]
-    return home not in _HOSTS and (home != "torch" or isinstance(wrapper, torch.optim.Optimizer))
+def _acts_itself(wrapper: Any) -> bool:
+    """Return whether ``step`` or ``zero_grad`` of a wrapper may do more than call that of the optimizer inside."""
+    inner, hosts = wrapper.optimizer, {*_HOSTS} if isinstance(wrapper, torch.optim.Optimizer) else {"torch", *_HOSTS}
+    return any(
+        (method := getattr(wrapper, name, None)) != getattr(inner, name, None) and not _homes(method) <= hosts
+        for name in ("step", "zero_grad")
+    )
+
+
+def _homes(method: Any) -> set[str]:
+    """Return the packages whose code a method runs; ``functools.wraps`` makes a function pretend to another's."""
+    found: set[str] = set()
+    while method is not None:
+        scope = getattr(getattr(method, "__func__", method), "__globals__", None)
+        home = getattr(method, "__module__", None) if scope is None else scope.get("__name__")
+        found.add(str(home).split(".")[0])
+        method = getattr(method, "__wrapped__", None)
+    return found
