@@ -88,7 +88,7 @@ def check(case, seen):
 
 
 # Of an optimizer that has not stepped it is told, which is right, and no defect of the gradient.
-@pytest.mark.filterwarnings("ignore::unroll_wrap.FreshState")
+@pytest.mark.filterwarnings("ignore::unroll_wrap.FreshState", "ignore::unroll_wrap.EvalMode")
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_users(kind, pytestconfig):
     """A quarter of the examples for each way back; in a good part of them the second term shows."""
