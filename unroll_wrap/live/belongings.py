@@ -116,7 +116,7 @@ class Belongings:
             self._visit([value.func, value.args, value.keywords], None, None, depth)
         elif isinstance(value, _OPEN) or type(value).__module__.startswith("torch.distributions."):
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
-        elif type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
+        elif not is_of_a_framework(type(value)):
             self.objects.append(value)
             self._visit_class(type(value))
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
@@ -127,7 +127,7 @@ class Belongings:
     def _visit_class(self, kind: type) -> None:
         """Note the numbers, tensors and containers that instances of a user's own class share, such as a count."""
         for cls in kind.__mro__:
-            if cls in self._classes or cls.__module__.partition(".")[0] in _FRAMEWORKS:
+            if cls in self._classes or is_of_a_framework(cls):
                 continue
             self._classes.add(cls)
             for name, value in list(vars(cls).items()):
@@ -147,6 +147,11 @@ class Belongings:
                 self.slots.append((cell, "cell_contents"))
             if isinstance(value, (Tensor, types.FunctionType)):
                 self._visit(value, None, None, depth)
+
+
+def is_of_a_framework(kind: type) -> bool:
+    """Return whether a class is of Python, of torch or of a known library, and not of the user's own."""
+    return kind.__module__.partition(".")[0] in _FRAMEWORKS
 
 
 # What these hold is in their ``__dict__``.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_private import put_versions, without_torch_function
+from .belongings import is_of_a_framework
 from .restore import ABSENT, SavedTensor, cells_of, contents, put_back, refill, slots_of, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
@@ -32,8 +33,9 @@ class Snapshot:
     """Everything mutable that can be reached from some objects, as it is now.
 
     Containers keep their identity and get their content back; tensors keep theirs and get their memory, version, flags,
-    ``.grad`` and attributes back. As a context manager, it restores everything at the end, whatever happens. Classes,
-    Python's modules, open files, threads, iterators and data sets are not looked into.
+    ``.grad`` and attributes back. As a context manager, it restores everything at the end, whatever happens. Of the
+    classes of instances it notes the attributes. Python's modules, open files, threads, iterators and data sets are not
+    looked into.
 
     Args:
         roots: the optimizers, wrappers, modules and functions to start from.
@@ -135,9 +137,22 @@ class Snapshot:
         if children is None:
             return
         todo += children
+        self._visit_class(type(one), todo)
         attributes = getattr(one, "__dict__", None)
         if type(attributes) is dict:
             self._fields.append((one, "__dict__", attributes))
+
+    def _visit_class(self, kind: type, todo: list[Any]) -> None:
+        """Note what the instances of a user's own class share, such as a count."""
+        for cls in kind.__mro__:
+            if id(cls) in self._seen or is_of_a_framework(cls):
+                continue
+            self._seen[id(cls)] = cls
+            for name, value in list(vars(cls).items()):
+                if type(value) in ATOMS and not name.startswith("__"):
+                    self._fields.append((cls, name, value))
+                elif isinstance(value, (dict, list, set, deque, Tensor)):
+                    todo.append(value)
 
     def _visit_tensor(self, tensor: Tensor, todo: list[Any]) -> None:
         was = SavedTensor.of(tensor, id(tensor) not in self._bare)

@@ -50,9 +50,12 @@ def state_tensors(steppers: Sequence[Any]) -> list[Tensor]:
 def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
     """Let ``undo`` restore the optimizers' options, and return a function that raises ValueError if one has changed."""
     before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
+    # A learning rate may be a tensor.
+    tensors = [(k, t, t._version, t.clone()) for _, old in before for k, t in old.items() if isinstance(t, Tensor)]
 
     def check() -> None:
-        if changed := [k for g, old in before for k in old if g.get(k, before) is not old[k]]:
+        changed = [k for g, old in before for k in old if g.get(k, before) is not old[k]]
+        if changed := changed + [k for k, t, version, _ in tensors if t._version != version]:
             raise ValueError(
                 f"A loss changes options of D's optimizer: {changed}. An unroll takes them as they are at the "
                 "call: change them in the training loop, by a scheduler say."
@@ -61,6 +64,9 @@ def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
     def put_back() -> None:
         for group, old in before:
             refill(group, old)
+        for _, t, version, value in tensors:
+            if t._version != version:
+                t.data.copy_(value)
 
     undo.later(put_back)
     return check
