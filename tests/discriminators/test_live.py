@@ -234,6 +234,19 @@ def scripted():
     return [D], spoil, lambda: str(D.weight.tolist())
 
 
+@case
+def attributes_of_a_class():
+    class Shared(Plain):
+        count, seen, mean = 0, [1], torch.ones(2)
+
+    def spoil():
+        Shared.count += 1
+        Shared.seen.append(2)
+        Shared.mean.add_(1)
+
+    return [Shared()], spoil, lambda: (Shared.count, *Shared.seen, Shared.mean)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_everything_is_put_back(name):
@@ -323,6 +336,33 @@ def test_global_names_are_another_matter(names):
     with Snapshot([uses_globals], names=names):
         uses_globals()
     assert ((total, counted[0]) == before) is names
+
+
+CHANGES = {
+    "an attribute": (lambda one: setattr(one, "count", 1), ["'count' of a dict"]),
+    "a list": (lambda one: one.list.append(2), ["1 of a list"]),
+    "a class": (lambda one: setattr(type(one), "shared", 1), ["shared of a type"]),
+    "a generator": (lambda one: one.random.random(), ["a Random"]),
+    "an array": (lambda one: one.array.fill(2.0), ["a ndarray"]),
+    "a tensor": (lambda one: one.tensor.add_(1), []),
+    "another tensor": (lambda one: setattr(one, "tensor", torch.zeros(2)), []),
+    "the same number": (lambda one: setattr(one, "count", 0), []),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_has_changed_is_told(what):
+    """In words, tensors apart."""
+
+    class Kept(Plain):
+        shared = 0
+
+    one = Kept(count=0, list=[1], random=random.Random(0), array=numpy.ones(2), tensor=torch.ones(2))
+    change, told = CHANGES[what]
+    with Snapshot([one]) as before:
+        assert list(before.changes()) == []
+        change(one)
+        assert list(before.changes()) == told
 
 
 def test_what_it_does_not_look_into():

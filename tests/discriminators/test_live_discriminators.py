@@ -13,7 +13,7 @@ from snapshot import describe
 from torch import nn
 from torch.nn import functional as F
 
-from unroll_wrap import Recompute, Store, UnrolledGeneratorLoss, non_saturating
+from unroll_wrap import Recompute, Store, UnrolledGeneratorLoss, non_saturating, verify
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -577,6 +577,29 @@ def test_refused(name):
     assert situation.record() == before
 
 
+def test_a_count_on_the_class_of_an_object_in_d():
+    """The first call takes real steps to prove what it has guessed, and puts the count back with the rest."""
+
+    class Scaled:
+        times = 0
+
+        def __call__(self, x):
+            Scaled.times += 1
+            return x * (1 + 0.1 * (Scaled.times % 5))
+
+    def make(s, carrying):
+        Scaled.times = 0
+        s.D = Net(lambda D, x: D.b(torch.tanh(D.scaled(D.a(x)))), scaled=Scaled())
+
+    situation = Situation(make)
+    unrolled, times = situation.unrolled(), Scaled.times
+    for _ in range(2):
+        found = unrolled(*fake_of(situation)).item()
+        assert Scaled.times == times
+    assert verify(unrolled, *fake_of(situation)) and Scaled.times == times
+    assert abs(found - situation.value()) < 1e-12
+
+
 def test_a_tensor_of_the_batch_that_d_has_computed():
     """Refused before anything has moved; without its graph it is a constant, as in the loop."""
     situation = Situation(lambda s, carrying: None)
@@ -759,3 +782,21 @@ def test_a_loss_that_sets_the_learning_rate():
     with pytest.raises(ValueError, match="options of D's optimizer.*lr"):
         situation.unrolled(d_loss=warming)(*fake_of(situation))
     assert group["lr"] is before
+
+
+def test_a_loss_that_writes_to_a_learning_rate_that_is_a_tensor():
+    """Refused, with the rate as it was."""
+
+    def make(s, carrying):
+        s.optimizer = torch.optim.Adam(s.D.parameters(), lr=torch.tensor(0.05), foreach=False)
+
+    situation = Situation(make)
+    rate = situation.optimizer.param_groups[0]["lr"]
+
+    def warming(D, real, fake):
+        rate.mul_(0.9)
+        return d_loss(D, real, fake)
+
+    with pytest.raises(ValueError, match="options of D's optimizer.*lr"):
+        situation.unrolled(d_loss=warming)(*fake_of(situation))
+    assert rate.item() == pytest.approx(0.05)
