@@ -684,7 +684,8 @@ LOOPS = [
     Row(
         "`.item()`, branches on data, numpy, Python's numbers and random numbers, prints",
         EXACT,
-        "Losses run as they are, without tracing. Only what torch draws is replayed: with `Recompute` and "
+        "Losses run as they are, without tracing. A number that is read from a tensor is constant for the derivative; "
+        "where that changes it, `verify` fails. Only what torch draws is replayed: with `Recompute` and "
         "`FiniteDifference` draw with torch.",
         (
             "sometimes_used_head",
