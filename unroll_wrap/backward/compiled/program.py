@@ -43,6 +43,7 @@ class Program:
     Attributes:
         kept: the bytes that a step keeps for its pullback besides its arguments.
         proven: the number of steps of a call in which it has been compared with what ``Unroll.step`` does.
+        noise: how far apart the gradients of each parameter were there, at most.
 
     Raises:
         ValueError: the loss cannot be compiled, or the compiled functions return other values.
@@ -74,7 +75,7 @@ class Program:
         smooth = [b._replace(state=each(b, lambda t: torch.full_like(t, size)).state) for b in start.blocks]
         primals = inputs_of(start._replace(blocks=smooth), batch)
         expected = own.step(primals)
-        self._results, self.kept, self.proven = len(expected), 0, 0
+        self._results, self.kept, self.proven, self.noise = len(expected), 0, 0, expected[0].new_zeros(())
         if not unroll.evaluate.second_order:
             self._step = compile_graph(trace(lambda *tensors: traced.step(tensors), *primals), primals)
             _compare(self._call(primals)[0], expected)
