@@ -199,6 +199,7 @@ def diagnosis(d_losses=(1.0, 0.8, 0.7), share=0.3, cosine=0.9, **changes):
 
 ADVICE = {
     "The gradient is 0:": diagnosis(first_term=0.0, second_term=0.0, share=0.0, cosine=0.0),
+    "The first term is all there is": diagnosis(second_term=0.0, share=0.0),
     "hardly moves": diagnosis(d_losses=(1.0, 1.0 - 1e-6, 1.0 - 2e-6)),
     "D's learning rate is too high": diagnosis(d_losses=(1.0, 2.0, 3.0)),
     "1.9e+04 times the plain one, which is implausible": diagnosis(ratio=19_000.0),

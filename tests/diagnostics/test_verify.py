@@ -487,3 +487,10 @@ def test_progress(stream, monkeypatch):
         assert said.count("\r") == 6
     else:
         assert said == ""
+
+
+def test_no_steps_are_noted():
+    """A schedule may say so; the control has steps."""
+    world = warm_world()
+    assert verified(world, steps=0).notes == ["K is 0, so there are no steps to verify. Pass steps=5, say."]
+    assert verified(world).notes == []

@@ -422,6 +422,18 @@ def test_sparse_gradients():
     refused(world, build(world, optimizer), "sparse=True")
 
 
+def test_a_discriminator_that_diverges_in_the_unroll():
+    """It is finite at the call, so the message speaks of the steps, and lists their losses up to the first infinite."""
+    world = warm_world()
+    optimizer = torch.optim.SGD(world.discriminator.parameters(), lr=1e200)
+    unrolled = UnrolledGeneratorLoss(
+        world.discriminator, optimizer, lambda D, r, f: (D(f) - D(r)).square().mean(), world.g_loss, steps=9
+    )
+    with pytest.raises(ValueError, match=r"along the steps: 1\.\d+, inf\. Lower the discriminator's") as caught:
+        unrolled(*world.batch())
+    assert "given" not in str(caught.value)
+
+
 def test_a_hook_after_accumulation():
     """An unroll fills no .grad, so it would never run."""
     world = warm_world()

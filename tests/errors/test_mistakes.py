@@ -257,9 +257,17 @@ CALL = {
     ),
     "inference_mode": (lambda u, w, real, fake: inferred(u, real, fake), ["inference_mode", "no_grad"]),
     "K as text": (lambda u, w, real, fake: u(real, fake, steps="5"), ["steps is '5'", "whole number"]),
+    "real and fake swapped in resample": (
+        lambda u, w, real, fake: u(real, fake, resample=lambda k: (w.batch()[1], w.batch()[0])),
+        ["real has a graph", r"The order is \(real, fake\)"],
+    ),
+    "torch's clipping for grad_transform": (
+        lambda u, w, real, fake: unrolled(w, grad_transform=lambda grads: sum(g.norm() for g in grads))(real, fake),
+        ["grad_transform got", r"unroll_wrap.clip_grad_norm\(1.0\)"],
+    ),
     "one batch for resample": (
         lambda u, w, real, fake: u(real, fake, resample=[(real, fake)]),
-        ["ran dry", "Give one for each"],
+        ["ran dry", "Give one for each", "has to be made anew"],
     ),
     "tensors from resample": (
         lambda u, w, real, fake: u(real, fake, resample=lambda k: fake),

@@ -340,3 +340,12 @@ def test_a_callable_that_makes_several_optimizers():
     alone = UnrolledGeneratorLoss(D, lambda params: several(params)[0], world.d_loss, world.g_loss, steps=3)
     assert torch.equal(fresh(real, fake), live(real, fake))
     assert not torch.isclose(fresh(real, fake), alone(real, fake), rtol=1e-4)
+
+
+def test_a_loss_shows_the_options_that_are_set():
+    """And no others."""
+    world = warm_world()
+    plain = repr(unrolled_of(world, steps=3))
+    assert plain == "UnrolledGeneratorLoss(an instance of Sequential, an instance of Adam, steps=3, backward=Store())"
+    shown = repr(unrolled_of(world, steps=3, stop_gradient=True, average=True))
+    assert shown == plain[:-1] + ", stop_gradient=True, average=True)"
