@@ -43,6 +43,11 @@ def is_users(frame: FrameType) -> bool:
     return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
 
 
+def is_ours(frame: FrameType) -> bool:
+    """Return whether a frame runs code of this package."""
+    return frame.f_code.co_filename.startswith(_NOT_THE_USERS[1])
+
+
 def line_of(frame: FrameType) -> str:
     """Return the line that a frame is at, as ``file:number: source``."""
     file, number = frame.f_code.co_filename, frame.f_lineno

@@ -12,9 +12,9 @@ from .backward import Store, sweep
 from .call.average import weights_of
 from .call.batch import tensors_in
 from .call.call import Call, Loss, once_a_round
-from .call.discriminator import check_gradient_hooks, given_modules
+from .call.discriminator import check_gradient_hooks
 from .call.modes import warn_of_eval
-from .call.optimizer import check_flags, options_of, refuse_shared, refuse_steps
+from .call.optimizer import options_of, refuse_shared, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.first_runs import FirstRuns
@@ -77,7 +77,6 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     if known.hooks != RemovableHandle.next_id:
         check_gradient_hooks(owned)
         known.hooks = RemovableHandle.next_id
-    check_flags(owned, given_modules(unrolled.player), unrolled.names.player)
     fresh: list[str] = []
     with (undo := Undo()), undo:
         exclude_others(modules, undo, unrolled.names.player)

@@ -535,7 +535,8 @@ def test_an_error_inside_a_loss_says_where_it_was():
 
     with pytest.raises(KeyError) as caught:
         unrolled_of(world, steps=4)(*world.batch(), d_loss=failing)
-    assert caught.value.__notes__ == ["That was d_loss at inner step 2, run by an unrolled loss."]
+    batch = "a Tensor of shape (6, 2), a Tensor of shape (6, 2)"
+    assert caught.value.__notes__ == [f"That was d_loss at inner step 2, run by an unrolled loss on {batch}."]
 
 
 def test_a_schedule_that_takes_an_argument():

@@ -301,7 +301,7 @@ def test_verify_says_it_and_leaves_the_warning_to_the_call():
     world.g_loss = matching
     unrolled = unrolled_of(world, steps=STEPS)
     report = unroll_wrap.verify(unrolled, *world.batch())
-    assert report.passed and "The derivative is" in report.cuts[0] and "without this cut" in report.cuts[0]
+    assert report.passed and "the derivative is" in report.cuts[0] and "would be" in report.cuts[0]
     assert [w.category for w in warned(world, unrolled)] == [PartialDetach]
     numbers = [float(word) for word in report.cuts[0].replace(",", "").split() if _is_number(word)]
     assert len(numbers) >= 2 and abs(numbers[-2] - numbers[-1]) > 1e-3 * abs(numbers[-1])
@@ -347,7 +347,7 @@ def test_a_first_step_that_outweighs_the_rest(made_by):
 
 
 def test_a_discriminator_in_eval_mode():
-    """Once a loss, with the layers; the controls train, freeze one layer, or have none that would act otherwise."""
+    """In every call, with the layers; the controls train, freeze one layer, or have none that would act otherwise."""
     world = warm_world("batchnorm_one_batch")
     assert warned(world, unrolled_of(world, steps=STEPS)) == []
     norm = next(m for m in world.discriminator.modules() if isinstance(m, nn.BatchNorm2d))
@@ -355,9 +355,9 @@ def test_a_discriminator_in_eval_mode():
     assert warned(world, unrolled_of(world, steps=STEPS)) == []
     world.discriminator.eval()
     unrolled = unrolled_of(world, steps=STEPS)
-    assert [w.category for w in warned(world, unrolled)] == [EvalMode]
-    assert warned(world, unrolled) == []
-    (said,) = warned(world, unrolled_of(world, steps=STEPS))
+    for _ in range(2):
+        assert [w.category for w in warned(world, unrolled)] == [EvalMode]
+    (said,) = warned(world, unrolled)
     assert "D is in eval mode" in str(said.message) and "BatchNorm2d" in str(said.message)
     plain = warm_world()
     plain.discriminator.eval()

@@ -94,29 +94,6 @@ def _names(optimizers: Sequence[Any]) -> str:
     return ", ".join(type(o).__name__ for o in optimizers)
 
 
-def check_flags(owned: Sequence[Tensor], roots: Iterable[nn.Module], who: str) -> None:
-    """Raise if a network is frozen in part at this call, so that it is not known whether D's own step moves that part.
-
-    Loops freeze the whole of D for the generator's step.
-
-    Raises:
-        ValueError: it is.
-    """
-    frozen = {id(p) for p in owned if not p.requires_grad}
-    if not frozen or len(frozen) == len(owned):
-        return
-    moved = set(map(id, owned))
-    for root in roots:
-        mine = [p for p in all_parameters(root.modules()) if id(p) in moved]
-        part = [tuple(p.shape) for p in mine if id(p) in frozen]
-        if part and len(part) < len(mine):
-            raise ValueError(
-                f"{len(part)} of the {len(mine)} parameters of {who} that the optimizer moves do not require grad at "
-                f"this call, of shapes {part[:4]}. If D's own steps leave them, take them out of the optimizer, or "
-                "build the loss while they are frozen; if these move them, let all of them require grad, or none."
-            )
-
-
 def refuse_shared(state: Iterable[Tensor], ids: Collection[int], who: str) -> None:
     """Raise if D keeps a tensor of its optimizer's state, which an unroll keeps in tensors of its own.
 

@@ -117,8 +117,8 @@ def _listed(given: Sequence[Any], error: Exception) -> TypeError | None:
     # A loader of images and labels yields such lists.
     names = "(real,)" if len(first) == 1 else "real, labels"
     return TypeError(
-        f"A loss got {described(first)}, for a tensor of the batch. A loader yields such lists: take them apart, as in "
-        f"`for {names} in loader`, and pass unrolled(real, fake). The loss said: {error}"
+        f"A loss got {described(first)}, for a tensor of the batch. A loader of images and labels yields such lists: "
+        f"take them apart, as in `for {names} in loader`, and pass unrolled(real, fake). The loss said: {error}"
     )
 
 

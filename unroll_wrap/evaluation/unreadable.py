@@ -4,10 +4,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..live.memory import address, has_memory, memory_of
-from ..messages import is_users, line_of
+from ..messages import is_ours, is_users, line_of
 
 _READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
@@ -37,6 +37,8 @@ class Unreadable:
         if not (what := self._what(func, name, given, args, kwargs)):
             return
         frame: Any = sys._getframe(2)
+        if what == "before" and is_ours(frame):
+            return  # The package itself puts D's tensors home, as where D's forward sets hooks on saved tensors.
         # Torch itself looks at gradients, when they are cleared.
         while frame is not None and func != _READ and not is_users(frame):
             frame = frame.f_back
@@ -71,7 +73,8 @@ class Unreadable:
 
 def _addresses(tensors: Iterable[Tensor]) -> set[int]:
     """Return where the memory of some tensors begins, which an array of numpy's shares."""
-    return {address(t) for t in tensors if has_memory(t)}
+    # Those of a compiler's tracer have none.
+    return {address(t) for t in tensors if type(t) in (Tensor, nn.Parameter) and has_memory(t)}
 
 
 def _error(name: str, who: str, what: str, line: str) -> ValueError:

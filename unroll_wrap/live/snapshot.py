@@ -48,6 +48,7 @@ class Snapshot:
         self._bare = bare
         # Objects are kept alive, because another object may get the id of one that is gone.
         self._seen: dict[int, Any] = {}
+        self._classes: set[type] = set()
         self._containers: list[tuple[Any, Any]] = []
         self._fields: list[tuple[Any, str, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
@@ -145,9 +146,9 @@ class Snapshot:
     def _visit_class(self, kind: type, todo: list[Any]) -> None:
         """Note what the instances of a user's own class share, such as a count."""
         for cls in kind.__mro__:
-            if id(cls) in self._seen or is_of_a_framework(cls):
+            if cls in self._classes or is_of_a_framework(cls):
                 continue
-            self._seen[id(cls)] = cls
+            self._classes.add(cls)
             for name, value in list(vars(cls).items()):
                 if type(value) in ATOMS and not name.startswith("__"):
                     self._fields.append((cls, name, value))

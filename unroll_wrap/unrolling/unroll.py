@@ -53,8 +53,8 @@ class Unroll:
     names: Names = GENERATOR  # What messages call the losses.
     # The values of ``d_loss`` in the inner steps so far, without graph.
     d_losses: list[Tensor] = field(default_factory=list)
-    # In a first call, the tensors of the batches of inner steps, and copies of these.
-    drawn: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    # In a first call, the tensors of the batches that the inner steps have been given.
+    drawn: list[Tensor] = field(default_factory=list)
     # Positions of the parameters that ``d_loss`` has left unfrozen in any step so far.
     moved: set[int] = field(default_factory=set)
     # The derivative that the sweep has accumulated so far.
@@ -105,10 +105,13 @@ class Unroll:
         self.evaluate.put(leaves := self.evaluate.leaves(point.params(), this := Run()), point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
         before = written.values(own) if written else ()
+        filled = [t.detach().clone() for t in self.drawn]
         batch = self.inner_batch(k)
         this.closed = True
+        self._check_refilled(name, filled)
         if self.evaluate.first_runs:
-            self._keep_drawn(name, batch)
+            own_batch = set(map(id, tensors_in(self.batch)))
+            self.drawn += [t for t in tensors_in(batch) if id(t) not in own_batch]
         if written:
             written.check(name, before, own, self.names.short)
         if not all([p.requires_grad for p in own]):
@@ -124,15 +127,14 @@ class Unroll:
         self._note(batch)
         return point._replace(buffers=swap.buffers(), contents=swap.contents()), k, batch
 
-    def _keep_drawn(self, name: str, batch: tuple[Any, ...]) -> None:
-        """Raise if resample fills the tensors of an earlier batch again, and note those of this one."""
-        for t, before in self.drawn:
-            if not torch.equal(t, before):
+    def _check_refilled(self, name: str, before: Sequence[Tensor]) -> None:
+        """Raise if resample has filled the tensors of an earlier batch again, which held ``before``."""
+        for t, was in zip(self.drawn, before, strict=True):
+            if not torch.equal(t, was):
                 raise ValueError(
-                    f"{name} writes to a tensor of shape {tuple(t.shape)} of an earlier batch, and the derivative "
-                    "of that step would be wrong. Give every inner step tensors of its own (.clone())."
+                    f"{name} writes to a tensor of shape {tuple(t.shape)} of an earlier batch, and the derivative of "
+                    "that step would be wrong. Give every inner step tensors of its own (.clone())."
                 )
-        self.drawn += [(t.detach(), t.detach().clone()) for t in tensors_in(batch)]
 
     def _note(self, batch: tuple[Any, ...] | None = None) -> None:
         if self.proof:
