@@ -19,9 +19,9 @@ from .version import __version__ as __version__
 __all__ = [
     "Compiled",
     "Diagnosis",
+    "EvalMode",
     "Extrapolate",
     "FiniteDifference",
-    "EvalMode",
     "FreshState",
     "LogitsExpected",
     "Objective",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PACKAGE = os.path.dirname(__file__)
-_NOT_THE_USERS = tuple(os.path.abspath(folder) + os.sep for folder in (os.path.dirname(torch.__file__), _PACKAGE))
+_OURS = os.path.abspath(os.path.dirname(__file__)) + os.sep
+_NOT_THE_USERS = os.path.abspath(os.path.dirname(torch.__file__)) + os.sep, _OURS
 
 
 def described(value: Any) -> str:
@@ -45,7 +45,7 @@ def is_users(frame: FrameType) -> bool:
 
 def is_ours(frame: FrameType) -> bool:
     """Return whether a frame runs code of this package."""
-    return frame.f_code.co_filename.startswith(_NOT_THE_USERS[1])
+    return frame.f_code.co_filename.startswith(_OURS)
 
 
 def line_of(frame: FrameType) -> str:

@@ -148,22 +148,24 @@ def _unroll(
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
+    who = unrolled.names.short
     if not watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
-        who = unrolled.names.short
         is_fake = "If it is fake, the generator was passed in the place of D. Else " if unrolled.names.optional else ""
         raise ValueError(
             f"A tensor of the batch has a graph that leads to {who}'s parameters alone, as {who}(x) computed before "
             f"has. {is_fake}{who} would get gradients, and the tensor is of {who} before its steps: compute it in the "
             "losses, or detach it."
         )
-    who, own, state = unrolled.names.short, [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
+    own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
     if not watched:
         refuse_shared(state_tensors(ruled), swap.ids, who)
     given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
     undo.later(given.put_back)
-    apart = [t for t in state if id(t) not in swap.ids]
-    moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
-    first_runs = FirstRuns(swap.modules, owned, apart, moving, who) if differentiate and not watched else None
+    first_runs = None
+    if differentiate and not watched:
+        apart = [t for t in state if id(t) not in swap.ids]
+        moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
+        first_runs = FirstRuns(swap.modules, owned, apart, moving, who)
     watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
     written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
     evaluate = Evaluator(
@@ -178,7 +180,7 @@ def _unroll(
         first_runs,
         _held(swap.frozen, optimizers),
         written=written,
-        who=unrolled.names.short,
+        who=who,
         once=None if unrolled.average else unrolled.names.loss,
     )
     undo.later(evaluate.borrowed.give_back)

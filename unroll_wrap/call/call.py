@@ -60,7 +60,7 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
     def dry(k: int) -> ValueError:
         return ValueError(
             f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step. An iterator that "
-            "earlier calls have used up has to be made anew, as by itertools.cycle(loader)."
+            "earlier calls have used up has to be made anew."
         )
 
     if not callable(resample):

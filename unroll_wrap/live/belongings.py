@@ -7,7 +7,7 @@ import functools
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -116,7 +116,7 @@ class Belongings:
             self._visit([value.func, value.args, value.keywords], None, None, depth)
         elif isinstance(value, _OPEN) or type(value).__module__.startswith("torch.distributions."):
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
-        elif not is_of_a_framework(type(value)):
+        elif not _is_of_a_framework(type(value)):
             self.objects.append(value)
             self._visit_class(type(value))
             self._visit(getattr(value, "__dict__", None), None, None, depth - 1)
@@ -126,16 +126,11 @@ class Belongings:
 
     def _visit_class(self, kind: type) -> None:
         """Note the numbers, tensors and containers that instances of a user's own class share, such as a count."""
-        for cls in kind.__mro__:
-            if cls in self._classes or is_of_a_framework(cls):
-                continue
-            self._classes.add(cls)
-            for name, value in list(vars(cls).items()):
-                if type(value) in _SHARED and not name.startswith("__"):
-                    if type(value) in _PLAIN:
-                        self.slots.append((cls, name))
-                    else:
-                        self._visit(value, None, None, 1)
+        for cls, name, value in class_attributes(kind, self._classes):
+            if type(value) in _PLAIN:
+                self.slots.append((cls, name))
+            elif type(value) in _SHARED:
+                self._visit(value, None, None, 1)
 
     def _visit_closure(self, function: types.FunctionType, depth: int) -> None:
         """Note the numbers and tensors that a hook, or a replaced ``forward``, keeps in variables around it.
@@ -149,12 +144,19 @@ class Belongings:
                 self._visit(value, None, None, depth)
 
 
-def is_of_a_framework(kind: type) -> bool:
-    """Return whether a class is of Python, of torch or of a known library, and not of the user's own."""
+def class_attributes(kind: type, seen: set[type]) -> Iterator[tuple[type, str, Any]]:
+    """Yield ``(class, name, value)`` for what the user's own classes in a class's order hold, each class once."""
+    for cls in kind.__mro__:
+        if cls not in seen and not _is_of_a_framework(cls):
+            seen.add(cls)
+            yield from ((cls, name, value) for name, value in list(vars(cls).items()) if not name.startswith("__"))
+
+
+def _is_of_a_framework(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in _FRAMEWORKS
 
 
 # What these hold is in their ``__dict__``.
 _OPEN = (threading.local, WeakKeyDictionary)
-_SHARED = _PLAIN | {dict, list, deque, set, Tensor}
+_SHARED = {dict, list, deque, set, Tensor}
 _OTHERS = (Tensor, nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType)

@@ -116,17 +116,24 @@ def cells_of(function: types.FunctionType) -> list[tuple[Any, Any]]:
     return found
 
 
-def source(one: Any) -> Callable[[], Any] | None:
-    """Return a function that restores a source of random numbers or a numpy array; None for anything else."""
+def source(one: Any) -> functools.partial[Any] | None:
+    """Return what restores a source of random numbers or a numpy array when it is called; None for anything else."""
     found = _state(one)
     return None if found is None else functools.partial(found[0], found[1])
 
 
 def contents(one: Any) -> Any:
     """Return what a source of random numbers or a numpy array holds, for comparison; None for anything else."""
-    if (found := _state(one)) is None:
-        return None
-    state = found[1]
+    found = _state(one)
+    return None if found is None else _comparable(found[1])
+
+
+def has_moved(one: Any, restore: functools.partial[Any]) -> bool:
+    """Return whether a source or an array holds something else than when ``source`` made ``restore``."""
+    return bool(contents(one) != _comparable(restore.args[-1]))
+
+
+def _comparable(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.numpy().tobytes()
     return (state.dtype, state.shape, state.tobytes()) if hasattr(state, "tobytes") else repr(state)

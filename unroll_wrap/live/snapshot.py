@@ -8,7 +8,7 @@ tensors and counts on itself, and sit in a wrapper with a step of its own.
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_private import put_versions, without_torch_function
-from .belongings import is_of_a_framework
-from .restore import ABSENT, SavedTensor, cells_of, contents, put_back, refill, slots_of, source
+from .belongings import class_attributes
+from .restore import ABSENT, SavedTensor, cells_of, has_moved, put_back, refill, slots_of, source
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
@@ -52,8 +52,8 @@ class Snapshot:
         self._containers: list[tuple[Any, Any]] = []
         self._fields: list[tuple[Any, str, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
-        self._states: list[Callable[[], Any]] = []
-        self._sources: list[tuple[Any, Any]] = []  # Sources of random numbers and arrays, with what they hold.
+        # Sources of random numbers and numpy arrays, each with what restores it.
+        self._states: list[tuple[Any, functools.partial[Any]]] = []
         self._tensors: list[SavedTensor] = []
         with without_torch_function(), torch.no_grad():
             todo = list(roots)
@@ -82,7 +82,7 @@ class Snapshot:
             put_back(owner, name, before)
         for scope, name, before in self._globals:
             scope[name] = before
-        for again in self._states:
+        for _, again in self._states:
             again()
         with without_torch_function(), torch.no_grad():
             for was in self._tensors:
@@ -108,8 +108,8 @@ class Snapshot:
         for scope, name, before in self._globals:
             if not _alike(before, scope.get(name, ABSENT)):
                 yield f"the global {name}"
-        for one, before in self._sources:
-            if contents(one) != before:
+        for one, again in self._states:
+            if has_moved(one, again):
                 yield f"a {type(one).__name__}"
 
     def let_go(self, others: "Snapshot") -> None:
@@ -130,8 +130,7 @@ class Snapshot:
         elif isinstance(one, types.FunctionType):
             self._visit_function(one, todo)
         elif state := source(one):
-            self._states.append(state)
-            self._sources.append((one, contents(one)))
+            self._states.append((one, state))
         elif slots := _slots_of(type(one)):
             self._fields += [(one, slot, getattr(one, slot, ABSENT)) for slot in slots]
         children = parts(one)
@@ -145,15 +144,11 @@ class Snapshot:
 
     def _visit_class(self, kind: type, todo: list[Any]) -> None:
         """Note what the instances of a user's own class share, such as a count."""
-        for cls in kind.__mro__:
-            if cls in self._classes or is_of_a_framework(cls):
-                continue
-            self._classes.add(cls)
-            for name, value in list(vars(cls).items()):
-                if type(value) in ATOMS and not name.startswith("__"):
-                    self._fields.append((cls, name, value))
-                elif isinstance(value, (dict, list, set, deque, Tensor)):
-                    todo.append(value)
+        for cls, name, value in class_attributes(kind, self._classes):
+            if type(value) in ATOMS:
+                self._fields.append((cls, name, value))
+            elif isinstance(value, (dict, list, set, deque, Tensor)):
+                todo.append(value)
 
     def _visit_tensor(self, tensor: Tensor, todo: list[Any]) -> None:
         was = SavedTensor.of(tensor, id(tensor) not in self._bare)

@@ -86,12 +86,12 @@ class Transforms:
             list(changed) if isinstance(changed, Iterable) and not isinstance(changed, Tensor) else [changed]
         )
         if [getattr(g, "shape", None) for g in found] != [g.shape for g in grads]:
-            torchs = " torch's clip_grad_norm_ returns a norm: pass unroll_wrap.clip_grad_norm(1.0) in its place."
+            more = ""
+            if isinstance(changed, Tensor) and not changed.dim():
+                more = " torch's clip_grad_norm_ returns a norm: pass unroll_wrap.clip_grad_norm(1.0) in its place."
             raise ValueError(
                 f"grad_transform got {len(grads)} gradients and returned {changed!r:.200}. Return a list with one "
-                "gradient for each, in order and of the same shape."
-                + torchs
-                * (isinstance(changed, Tensor) and not changed.dim())
+                f"gradient for each, in order and of the same shape.{more}"
             )
         return found
 
