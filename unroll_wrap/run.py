@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from .backward import Store, sweep
 from .call.average import weights_of
 from .call.batch import tensors_in
+from .call.borrowed import Given
 from .call.call import Call, Loss, once_a_round
 from .call.discriminator import check_gradient_hooks
 from .call.modes import warn_of_eval
@@ -18,19 +19,18 @@ from .call.optimizer import options_of, refuse_shared, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator, evaluate_plainly
 from .evaluation.first_runs import FirstRuns
-from .evaluation.graph import is_made_by
+from .evaluation.graph import check_not_made
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
-from .evaluation.written import Given, Writes, Written
+from .evaluation.written import Writes, Written
 from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
 from .optimizers.family import keep_entries, keep_flags, keep_options, state_tensors, stepped
 from .optimizers.fresh import adaptive_and_fresh
 from .optimizers.read import Traces, read, rule_of
-from .proof.first_call import Proof, guesses
-from .proof.training import check_clearing
+from .proof.first_call import needed
 from .unrolling.finite import check_finite
 from .unrolling.one_process import OneProcess
 from .unrolling.result import check_terms, hand_over, warn_of
@@ -132,34 +132,23 @@ def _unroll(
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
     rules = [rule_of(o) for o in optimizers]
     ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
-    traced = [o for o in optimizers if o not in ruled]
-    # More steps may come to what fewer have not, such as a teacher that is moved after each.
-    doubts = [d for d in guesses(optimizers, rules, owned, swap) if known.proven.get(d, 0) < call.steps]
-    if unrolled.prove and known.proven and not doubts:
-        check_clearing(optimizers, owned, call.steps)
-    proof = Proof(unrolled, call, owned, doubts) if unrolled.prove and doubts and type(ranks) is OneProcess else None
-    if traced:
+    proof = needed(unrolled, call, swap, owned, optimizers, rules) if type(ranks) is OneProcess else None
+    if len(ruled) < len(optimizers):
         # A live step may skip parameters that do not require grad, and most loops freeze D for the generator's step.
         keep_flags(owned, undo)
     blocks = read(optimizers, owned, known.traces, rules)
-    if autocast.active:
-        keep_autocast(undo, autocast.dtypes)
     keep_entries(optimizers, undo)
     check_options_kept = keep_options(optimizers, undo)
     refuse_steps(ruled, undo)
+    if autocast.active:
+        keep_autocast(undo, autocast.dtypes)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
-    who = unrolled.names.short
-    if not watched and is_made_by(tensors_in(call.batch, call.kwargs), owned):
-        is_fake = "If it is fake, the generator was passed in the place of D. Else " if unrolled.names.optional else ""
-        raise ValueError(
-            f"A tensor of the batch has a graph that leads to {who}'s parameters alone, as {who}(x) computed before "
-            f"has. {is_fake}{who} would get gradients, and the tensor is of {who} before its steps: compute it in the "
-            "losses, or detach it."
-        )
+    batch, who = tensors_in(call.batch, call.kwargs), unrolled.names.short
     own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
     if not watched:
+        check_not_made(batch, owned, unrolled.names)
         refuse_shared(state_tensors(ruled), swap.ids, who)
-    given = Given(tensors_in(call.batch, call.kwargs), own, state, copied=not watched)
+    given = Given(batch, own, state, copied=not watched)
     undo.later(given.put_back)
     first_runs = None
     if differentiate and not watched:
@@ -209,7 +198,7 @@ def _unroll(
         check_finite(
             unroll.d_losses,
             value,
-            {"batch": tensors_in(call.batch, call.kwargs), unrolled.names.player.split()[-1]: start.params()},
+            {"batch": batch, unrolled.names.player.split()[-1]: start.params()},
             unroll.sensitivity.tensors(),
             lambda: sweep(unroll.afresh(), start, steps, weights, slow),
             unroll.name_of,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
+from ..call.names import Names
 from ..operators.repairs import FRAGILE, is_custom, is_fragile
 
 # The type of the nodes that stand for leaves has no public name.
@@ -75,10 +76,17 @@ def reach(root: Any, own: set[int], since: int) -> Reach:
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
 
 
-def is_made_by(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:
-    """Return whether the graph of any of the tensors ends at some of the parameters, and nowhere else."""
+def check_not_made(batch: Iterable[Tensor], params: Iterable[Tensor], names: Names) -> None:
+    """Raise ValueError if the graph of a tensor of the batch ends at some of the parameters, and nowhere else."""
     own = set(map(id, params))
-    return any(leaves and leaves <= own for leaves in _leaves_of(t.grad_fn for t in tensors))
+    if not any(leaves and leaves <= own for leaves in _leaves_of(t.grad_fn for t in batch)):
+        return
+    is_fake = "If it is fake, the generator was passed in the place of D. Else " if names.optional else ""
+    raise ValueError(
+        f"A tensor of the batch has a graph that leads to {names.short}'s parameters alone, as {names.short}(x) "
+        f"computed before has. {is_fake}{names.short} would get gradients, and the tensor is of {names.short} before "
+        "its steps: compute it in the losses, or detach it."
+    )
 
 
 def leads_to(tensors: Iterable[Tensor], params: Iterable[Tensor]) -> bool:

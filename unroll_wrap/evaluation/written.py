@@ -1,4 +1,4 @@
-"""Find losses that write to parameters, to those that move and to frozen ones, or to the batch.
+"""Find losses that write to parameters, to those that move and to frozen ones.
 
 Frozen parameters that no loss writes to need no copy for every evaluation. They may be large.
 """
@@ -6,11 +6,7 @@ Frozen parameters that no loss writes to need no copy for every evaluation. They
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-
-from ..call.borrowed import changes_batch
-from ..live.memory import address
 
 
 class Writes(NamedTuple):
@@ -58,56 +54,6 @@ class Written:
             "second term of Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or "
             "compute with changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
         )
-
-
-class Given:
-    """The tensors of a batch as they were before the losses ran.
-
-    Args:
-        tensors: the tensors.
-        own: D's own tensors, which are put back anyway.
-        state: the tensors of the optimizer's state.
-        copied: whether to keep copies, so that the tensors can be put back.
-
-    Raises:
-        ValueError: one of them lies in the memory of a tensor of D or of the state, where a real step would move it.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], state: Sequence[Tensor], copied: bool) -> None:
-        ids = set(map(id, own))
-        # A tensor that requires grad is copied for each evaluation.
-        plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
-        if copied and (shapes := _in_memory_of(plain, [*own, *state])):
-            raise ValueError(
-                f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D or of its optimizer "
-                "(p.detach(), p.data, a momentum): a real step would move it, and an unroll would not. Pass the "
-                "parameter itself, or a copy (p.detach().clone())."
-            )
-        self._before = [(t, t._version, t.clone() if copied else None) for t in plain]
-
-    def put_back(self) -> None:
-        """Give changed tensors their values again, if there are copies."""
-        for t, copy in self._changed():
-            if copy is not None:
-                t.data.copy_(copy)
-
-    def check_unchanged(self) -> None:
-        """Raise ValueError if a loss has changed one of them in place."""
-        if changed := self._changed():
-            raise changes_batch(changed[0][0], "A loss")
-
-    def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
-        return [(t, copy) for t, version, copy in self._before if t._version != version]
-
-
-def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    """Return the shapes of those tensors that lie in the memory of some others."""
-
-    def of(some: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-        return [(address(t), t) for t in some if t.layout is torch.strided and t.numel()]
-
-    where = {start for start, _ in of(own)}
-    return [tuple(t.shape) for start, t in of(tensors) if start in where]
 
 
 def _differs(before: Tensor, now: Tensor) -> bool:

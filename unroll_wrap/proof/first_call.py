@@ -15,7 +15,7 @@ from ..evaluation.swap import Swap
 from ..live.random_state import EveryState, RandomState
 from ..live.snapshot import Snapshot
 from .real_rounds import real_steps
-from .training import clears_itself
+from .training import check_clearing, clears_itself
 
 logger = logging.getLogger("unroll_wrap")
 
@@ -55,6 +55,21 @@ def guesses(optimizers: Sequence[Any], rules: Sequence[Any], params: Sequence[Te
 def _names(hooks: Iterable[Any]) -> str:
     """Return the names of hooks, so that one which is registered later is another doubt."""
     return ", ".join(getattr(hook, "__qualname__", type(hook).__name__) for hook in hooks)
+
+
+def needed(
+    unrolled: Any, call: Call, swap: Swap, owned: Sequence[Tensor], optimizers: Sequence[Any], rules: Sequence[Any]
+) -> "Proof | None":
+    """Return the comparison with real steps that a call needs; None if earlier calls have settled every doubt."""
+    if not unrolled.prove:
+        return None
+    proven = unrolled._known.proven
+    # More steps may come to what fewer have not, such as a teacher that is moved after each.
+    if doubts := [d for d in guesses(optimizers, rules, owned, swap) if proven.get(d, 0) < call.steps]:
+        return Proof(unrolled, call, owned, doubts)
+    if proven:
+        check_clearing(optimizers, owned, call.steps)
+    return None
 
 
 class Proof:
