@@ -116,17 +116,18 @@ def test_a_detached_batch_is_named():
 def test_no_time_is_negative_whatever_else_runs(times, steps, monkeypatch):
     """Times of a machine with others on it; the control is the last, which is taken as it is."""
     unrolled, real = net()
-    found = iter(times)
-    monkeypatch.setattr(
-        sys.modules["unroll_wrap.diagnostics.predict"],
-        "_seconds",
-        lambda function, device: (function(), next(found))[1],
-    )
-    monkeypatch.setattr(sys.modules["unroll_wrap.diagnostics.predict"], "_SHARE", 1.0)
+    found = itertools.chain(times, itertools.repeat(0.05))
+    module = sys.modules["unroll_wrap.diagnostics.predict"]
+    seconds = module._seconds
+    monkeypatch.setattr(module, "_seconds", lambda *given: (seconds(*given), next(found))[1])
+    monkeypatch.setattr(module, "_SHARE", 1.0)
     prediction = predict(unrolled, real, torch.randn(128, 32, requires_grad=True), steps=steps)
     assert prediction.seconds >= 0 and prediction.seconds_per_step > 0 and prediction.bytes >= 0
     if times == (0.2, 0.3):
         assert prediction.seconds == pytest.approx(0.2 + (steps - 1) * 0.1)
+        assert prediction.seconds_at_zero == 0.05
+        times_as_long = {0: "2.0", 1: "4.0", 2: "6.0", 100: "202.0"}[steps]
+        assert f"K = {steps} takes {times_as_long} times as long" in str(prediction)
 
 
 def evaluations(backward, **options):

@@ -22,7 +22,7 @@ API = {
     "LogitsExpected": WARNING,
     "Objective": "d_loss g_loss",
     "PartialDetach": WARNING,
-    "Prediction": "steps seconds bytes seconds_per_step bytes_per_step measured",
+    "Prediction": "steps seconds bytes seconds_per_step bytes_per_step measured seconds_at_zero",
     "Recompute": "every",
     "SecondTermMissing": WARNING,
     "Store": "",

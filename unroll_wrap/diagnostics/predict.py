@@ -1,8 +1,9 @@
-"""Predict from two short calls what K steps will cost on this machine."""
+"""Predict from short calls what K steps will cost on this machine."""
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ class Prediction:
         seconds_per_step: dT, in seconds.
         bytes_per_step: dM, in bytes.
         measured: a and b, the two values of K that were measured.
+        seconds_at_zero: T(0), in seconds: the same loss, and its gradient, without steps.
     """
 
     steps: int
@@ -36,6 +38,7 @@ class Prediction:
     seconds_per_step: float
     bytes_per_step: float
     measured: tuple[int, int]
+    seconds_at_zero: float
 
     def __str__(self) -> str:
         """Return a short report."""
@@ -44,6 +47,8 @@ class Prediction:
             f"unroll_wrap.predict: K = {self.steps}, a call and its gradient take {self.seconds:.3g} s and "
             f"{self.bytes / 1e6:.4g} MB",
             f"  a step more  {self.seconds_per_step:.3g} s and {self.bytes_per_step / 1e6:.4g} MB",
+            f"  at K = 0     {self.seconds_at_zero:.3g} s, so K = {self.steps} takes "
+            f"{self.seconds / self.seconds_at_zero:,.1f} times as long",
             f"  measured at  K = {a} and {b}",
         ])
 
@@ -61,8 +66,8 @@ def predict(
     Two short calls are enough, because both grow linearly in K: with K = 1 and 2, with 2n and 3n for
     ``Recompute(every=n)`` where n > 1, with n + 1 and n + 2 for ``Truncate(n)``, or with 2 and 3 for
     ``stop_gradient=True``. Each runs once, while the memory of tensors is counted, without that inside an operator. So
-    this takes the time of three steps. Where D is so small that counting would show, and on the ranks of a group, both
-    are timed once more.
+    this takes the time of three steps, and of two calls with K = 0 to compare with. Where D is so small that counting
+    would show, and on the ranks of a group, both short calls are timed once more.
 
     Args:
         unrolled: the loss.
@@ -97,22 +102,21 @@ def predict(
 
     counted = [PeakMemory() for _ in short]
     # The shorter comes first, because the first call pays for what later ones find ready.
-    times = [
-        _seconds(lambda k=k, memory=memory: examined.quietly(seen, k, memory, memory.mark), device)
-        for k, memory in zip(short, counted, strict=True)
-    ]
+    times = [_seconds(examined, device, k, seen, memory) for k, memory in zip(short, counted, strict=True)]
     compiled = seen.backward != unrolled.backward
     if compiled:
         examined.quietly(steps=short[0])
     # Ranks of a group make the same calls, so there a clock, which each has of its own, decides nothing.
     ranks = not isinstance(unrolled.average_gradients, bool)
     if compiled or ranks or sum(m.seconds for m in counted) > _SHARE * sum(times):
-        times = [_seconds(lambda k=k: examined.quietly(steps=k), device) for k in short]
+        times = [_seconds(examined, device, k) for k in short]
     a, b = short
     per_step = (times[1] - times[0]) / (b - a)
     if not 0 < per_step <= times[0] / a:
         # Other processes took longer than a step does. The time of a whole call is then divided among its steps.
         per_step = min(times[0] / a, times[1] / b)
+    # The first of the two may find something of its own to make ready.
+    at_zero = min(_seconds(examined, device, 0) for _ in range(2))
     # With K = 1 the one pullback holds less than those of other steps, so there the peaks tell nothing.
     first, second = counted[1].marks[:2]
     size = second - first if a == 1 else (counted[1].peak - counted[0].peak) / (b - a)
@@ -124,6 +128,7 @@ def predict(
         seconds_per_step=per_step,
         bytes_per_step=size + (kept[b] - kept[a]) / (b - a),
         measured=short,
+        seconds_at_zero=at_zero,
     )
 
 
@@ -148,12 +153,27 @@ def _short(backward: Any) -> tuple[int, int]:
     return (1, 2) if every == 1 else (2 * every, 3 * every)
 
 
-def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+def _seconds(
+    examined: Examined,
+    device: torch.device,
+    steps: int,
+    unrolled: UnrolledLoss | None = None,
+    memory: PeakMemory | None = None,
+) -> float:
+    """Return the time of a call and its gradient, without what is put back before and after."""
+    times: list[float] = []
+
     def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    began = now()
-    function()
-    return now() - began
+    @contextmanager
+    def clock() -> Iterator[None]:
+        began = now()
+        with memory or nullcontext():
+            yield
+        times.append(now() - began)
+
+    examined.quietly(unrolled, steps, clock(), memory.mark if memory else None)
+    return times[0]
