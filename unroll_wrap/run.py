@@ -17,9 +17,10 @@ from .call.discriminator import check_gradient_hooks
 from .call.modes import warn_of_eval
 from .call.optimizer import options_of, refuse_shared, refuse_steps
 from .evaluation.autocast import Autocast
-from .evaluation.evaluate import Evaluator, evaluate_plainly
+from .evaluation.evaluate import Evaluator
 from .evaluation.first_runs import FirstRuns
 from .evaluation.graph import check_not_made
+from .evaluation.plain import evaluate_plainly
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluation import Evaluation
 from ..evaluation.linear_pieces import Diverged, Pieces
 from ..evaluation.precision import lengths, precision
 from ..evaluation.runtime import any_compiled

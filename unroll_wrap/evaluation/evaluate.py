@@ -5,25 +5,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import guards
-from ..call.batch import Arguments, cut, distinct, tensors_in
+from ..call.batch import Arguments, cut, distinct
 from ..call.borrowed import Borrowed
-from ..call.call import Call
-from ..call.logits import check_logits
-from ..call.names import Names
 from ..call.runs import Run, is_closed, mark
 from ..live.settings import Setting
-from ..live.undo import Undo
 from ..operators.replaced import twice_differentiable
 from ..torch_private import put_versions
 from .autocast import Autocast
 from .checkpoints import checkpoints_made
 from .detachments import Cut
+from .evaluation import Evaluation
 from .first_runs import FirstRuns
 from .graph import captures, edge, now, reach
 from .hooks import gradient_hooks, noted
@@ -33,38 +30,6 @@ from .written import Written
 
 # More than training ever counts, and less than torch's counters hold.
 _versions = count(2**31)
-
-
-class Evaluation(NamedTuple):
-    """The value of a loss with its graph, and the leaves of that graph."""
-
-    name: str  # The name of the loss in messages.
-    loss: Tensor  # The value, a tensor with one element and with its graph.
-    params: list[Tensor]  # The leaves that D holds as its parameters.
-    arguments: Arguments  # The arguments of the loss, with leaves in place of the user's tensors.
-    # All other leaves that the loss reaches, such as those of a generator or a head that it calls.
-    outside: list[Tensor]
-    captured: bool  # Whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
-    # The names of functions that cannot be differentiated twice, which autograd itself does not report.
-    once: list[str]
-    fragile: list[Any]  # The nodes that have to be repaired before the graph is differentiated twice.
-    hooks: list[Any]  # The handles of the hooks that the loss has registered on its graph.
-    # Whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
-    stale: bool = False
-    alone: bool = False  # Whether a graph is captured that leads to parameters that move and to nothing else.
-    behind: Sequence[Tensor] = ()  # All other leaves that the loss reaches, if the captured graph is stale.
-    # The nodes of the graph except the leaves', and those of the leaves; None if something needs autograd.
-    nodes: tuple[list[Any], list[Any]] | None = None
-
-    @property
-    def users(self) -> list[Tensor]:
-        """The user's tensors for which the leaves ``outer`` stand, in the same order."""
-        return [*self.arguments.originals, *self.outside]
-
-    @property
-    def outer(self) -> list[Tensor]:
-        """The leaves that stand for tensors of the user's outside D."""
-        return [*self.arguments.leaves, *self.outside]
 
 
 @dataclass
@@ -120,8 +85,18 @@ class Evaluator:
         with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
             value, self.guarded = self._run(name, loss, arguments)
         this.closed = True
-        own = self.swap.handles(leaves)
-        if any(leaf.grad is not None for leaf in (*own, *arguments.leaves)):
+        self._check_run(name, leaves, arguments)
+        self._keep_rewritten(leaves, params)
+        if self.written and values:
+            self.written.check(name, values, params, self.who)
+        value = one_element(name, value)
+        if not walk:
+            return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
+        return self._walk(name, value, leaves, arguments, hooks, made == checkpoints_made())
+
+    def _check_run(self, name: str, leaves: Sequence[Tensor], arguments: Arguments) -> None:
+        """Raise if a loss has done what would be missing in an unroll, or there in every step."""
+        if any(leaf.grad is not None for leaf in (*self.swap.handles(leaves), *arguments.leaves)):
             raise ValueError(
                 f"{name} calls backward() itself, and what that adds to .grad would be missing here. Return the sum of "
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
@@ -135,23 +110,26 @@ class Evaluator:
                 "have been frozen so far: a real step would move them from here on. Switch them on before the call and "
                 "build UnrolledGeneratorLoss while they are, or leave them frozen in the loss."
             )
+
+    def _keep_rewritten(self, leaves: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+        """Copy what a loss has set parameters to, with ``p.data = ...``, to the memory that the update reads."""
         self.rewrote = False
-        for mine, param in zip(own, params, strict=True):
-            # With `p.data = ...` the loss has given a parameter other memory, and the update reads the old memory. One
-            # with strides of its own has other memory anyway, and the loss may have written to that.
+        for mine, param in zip(self.swap.handles(leaves), params, strict=True):
+            # One with strides of its own has other memory anyway, and the loss may have written to that.
             if mine.data_ptr() != param.data_ptr() and self.leaf is None:
                 param.data.copy_(mine.detach())
                 self.rewrote = True
-        if self.written and values:
-            self.written.check(name, values, params, self.who)
-        value = one_element(name, value)
-        if not walk:
-            return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
+
+    def _walk(
+        self, name: str, value: Tensor, leaves: list[Tensor], arguments: Arguments, hooks: list[Any], unsaved: bool
+    ) -> Evaluation:
+        """Return the record of a run with what the loss's graph reaches; ``unsaved`` if it has no new checkpoints."""
+        own = self.swap.handles(leaves)
         outside, behind, captured, once, fragile, nodes, ends = reach(
             value.grad_fn, {id(t) for t in (*own, *arguments.leaves, *arguments.plain)}, self._start
         )
         plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
-        plain = plain and self.leaf is None and made == checkpoints_made()
+        plain = plain and self.leaf is None and unsaved
         # A graph that reaches a tensor of the live values was computed with D as it was before the call.
         lent = self.swap.lent(leaves)
         if any(is_closed(t) and id(t) not in lent for t in (*outside, *behind)):
@@ -235,15 +213,3 @@ class Evaluator:
             if not self.autocast.active and (told := misplaced(name, self.owned, given, error)):
                 raise told from error
             raise
-
-
-def evaluate_plainly(
-    call: Call, names: Names, discriminator: Any, swap: Swap, owned: Sequence[Tensor], on_logits: set[Any], undo: Undo
-) -> Tensor:
-    """Return ``g_loss`` for K = 0, on clones of D's tensors, which leaves D as it is."""
-    swap.put([p.detach().clone().requires_grad_() for p in owned], swap.originals())
-    undo.later(Borrowed(tensors_in(call.batch, call.kwargs)).give_back)
-    with explained(names.loss, call.g_loss, (discriminator, *call.batch), call.kwargs, names.short), swap.shielded():
-        value = call.g_loss(discriminator, *call.batch, **call.kwargs)
-    check_logits(call.g_loss, value := one_element(names.loss, value), on_logits)
-    return value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..call.sequence import Move
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluation import Evaluation
 from ..optimizers.block import Block, unpack
 from ..optimizers.update import Update
 from .one_process import Grads

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.runs import run_of
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluation import Evaluation
 
 
 class Sensitivity:

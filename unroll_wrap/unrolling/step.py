@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluation import Evaluation
 from ..operators.adjoint import Adjoint
 from ..optimizers.block import Block
 from ..optimizers.update import Update, params_of

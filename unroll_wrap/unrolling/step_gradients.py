@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.evaluate import Evaluation, Evaluator
+from ..evaluation.evaluate import Evaluator
+from ..evaluation.evaluation import Evaluation
 from ..evaluation.gradients import NO_SECOND_DERIVATIVE, causes, differentiate
 from ..evaluation.precision import length
 from ..operators.adjoint import Adjoint

@@ -20,7 +20,8 @@ from ..call.batch import tensors_in
 from ..call.logits import check_logits
 from ..call.names import GENERATOR, Names
 from ..call.runs import Run
-from ..evaluation.evaluate import Evaluation, Evaluator
+from ..evaluation.evaluate import Evaluator
+from ..evaluation.evaluation import Evaluation
 from ..evaluation.gradients import causes, differentiate
 from ..evaluation.graph import leads_to
 from ..live.random_state import undisturbed
