@@ -4,6 +4,7 @@ import copy
 import warnings
 from dataclasses import dataclass
 
+import numpy
 import pytest
 import torch
 from snapshot import changed, snapshot
@@ -173,11 +174,16 @@ def test_a_resampled_batch_that_a_loss_changes():
     assert_exact(world, loss, lambda world: after(world, batch, resample, noisy, of_g))
 
 
-@pytest.mark.parametrize("where", ["d_loss", "front of D"])
+@pytest.mark.parametrize("where", ["d_loss", "front of D", ".data", "numpy"])
 def test_a_fake_that_is_changed_in_place(where):
     """In a loop the change adds up from step to step, and each evaluation here has a copy: it is refused."""
     world = World()
-    scaled = (lambda fake: fake.mul_(1.5)) if where == "d_loss" else (lambda fake: fake)
+    ways = {
+        "d_loss": lambda fake: fake.mul_(1.5),
+        ".data": lambda fake: (fake.data.add_(0.5), fake)[1],
+        "numpy": lambda fake: (numpy.add(fake.detach().numpy(), 0.5, out=fake.detach().numpy()), fake)[1],
+    }
+    scaled = ways.get(where, lambda fake: fake)
     if where == "front of D":
         world.D = nn.Sequential(nn.SiLU(inplace=True), world.D)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from .borrowed import Borrowed, changes_batch
+from .borrowed import Borrowed, changes_batch, differs
 from .runs import Run, mark
 
 _T = TypeVar("_T")
@@ -28,9 +28,13 @@ class Arguments(NamedTuple):
     plain: list[Tensor]  # The tensors that require no grad, unless the loss asks for it.
     rebuilt: list[tuple[Any, dict[Any, Any]]]  # The containers that hold stand-ins, each with its contents.
 
-    def check_copies(self, name: str) -> None:
-        """Raise a ValueError if the loss of this name has written to what it got a copy of."""
-        if changed := [t for t, version, _ in self.given if t._version != version]:
+    def check_copies(self, name: str, values: bool) -> None:
+        """Raise a ValueError if a loss has written to what it got a copy of, by ``fake.data`` too if ``values``."""
+        changed = [t for t, version, _ in self.given if t._version != version]
+        if values:
+            pairs = zip(self.leaves, self.given, strict=True)
+            changed += [t for leaf, (t, *_) in pairs if t is not leaf and differs(leaf.detach().to(t.dtype), t)]
+        if changed:
             raise changes_batch(changed[0], name)
         written = [t for t, _, attributes in self.given if not _same(vars(t), attributes)]
         written += [one for one, contents in self.rebuilt if not _same(_contents(one), contents)]

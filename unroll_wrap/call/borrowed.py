@@ -96,6 +96,11 @@ def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tupl
     return [tuple(t.shape) for start, t in of(tensors) if start in where]
 
 
+def differs(before: Tensor, now: Tensor) -> bool:
+    """Return whether a tensor has other values than before; NaN differs from itself, and another check reports it."""
+    return bool(((before != now) & (before == before)).any())
+
+
 def changes_batch(tensor: Tensor, name: str) -> ValueError:
     """Return the error for a loss that changes a tensor of the batch in place."""
     return ValueError(

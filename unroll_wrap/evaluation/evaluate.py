@@ -103,7 +103,7 @@ class Evaluator:
             )
         self.borrowed.check(name)
         if name != self.once:
-            arguments.check_copies(name)
+            arguments.check_copies(name, self.first_runs is not None)
         if on := [tuple(p.shape) for p in self.frozen if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad on for parameters of shapes {on[:4]} that D's optimizer holds and that "

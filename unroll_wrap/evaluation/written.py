@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..call.borrowed import differs
+
 
 class Writes(NamedTuple):
     """The versions of the parameters in a call whose first evaluation has written to them.
@@ -44,7 +46,7 @@ class Written:
         if name in self._seen or name == self._again:
             return
         self._seen.add(name)
-        if not (shapes := [tuple(b.shape) for b, p in zip(before, params, strict=True) if _differs(b, p)]):
+        if not (shapes := [tuple(b.shape) for b, p in zip(before, params, strict=True) if differs(b, p)]):
             return
         if first and self._excused:
             self.found = self._now
@@ -54,11 +56,6 @@ class Written:
             "second term of Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or "
             "compute with changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
         )
-
-
-def _differs(before: Tensor, now: Tensor) -> bool:
-    # NaN differs from itself, and another check reports it.
-    return bool(((before != now) & (before == before)).any())
 
 
 def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: Sequence[Sequence[Tensor]]) -> set[int]:
