@@ -1,6 +1,7 @@
 """``UnrolledLoss``: a loss after another player has taken K more optimizer steps."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
 from .evaluation.runtime import refuse_surroundings
 from .evaluation.shared_memory import check_memory
+from .live.random_state import undrawn_on_error
 from .messages import described
 from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
@@ -133,8 +135,8 @@ class UnrolledLoss:
         optimizers = self._steppers.plain(optimizer)
         for one in optimizers:
             rule_of(one)
-        # The losses that have been watched. Of a copy, which verify makes, its own.
-        self._watched: frozenset[tuple[int, ...]] = frozenset()
+        # The calls so far and the most steps, by the code that ran. It is replaced, and so a copy has its own.
+        self._watched: dict[tuple[Any, ...], tuple[int, int]] = {}
         holders = Holders(modules, self._steppers.owned(modules, optimizers))
         self._known = Known(check_memory(holders, self.names.player))
 
@@ -180,7 +182,9 @@ class UnrolledLoss:
         with ranks_of(self.average_gradients, given_modules(self.player)) as ranks:
             count, inner = self.plan(steps, resample)
             inner = inner and in_order(player_loss, inner)
-            return run(self, Call(player_loss, loss, count, batch, kwargs, inner), ranks)
+            # Without steps this is the user's own loss, which leaves random numbers drawn as well.
+            with undrawn_on_error() if count else nullcontext():
+                return run(self, Call(player_loss, loss, count, batch, kwargs, inner), ranks)
 
     def __repr__(self) -> str:
         """Show the player, the optimizer, K, the backward, and the other options that are set."""

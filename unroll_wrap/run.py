@@ -12,7 +12,7 @@ from .backward import Store, sweep
 from .call.average import weights_of
 from .call.batch import tensors_in
 from .call.borrowed import Given
-from .call.call import Call, Loss, once_a_round
+from .call.call import Call, Loss, codes_of, once_a_round
 from .call.discriminator import check_gradient_hooks
 from .call.modes import warn_of_eval
 from .call.optimizer import options_of, refuse_shared, refuse_steps
@@ -24,7 +24,7 @@ from .evaluation.plain import evaluate_plainly
 from .evaluation.runtime import prepare
 from .evaluation.shared_memory import Memory, check_memory
 from .evaluation.swap import Swap
-from .evaluation.written import Writes, Written
+from .evaluation.written import Written
 from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
@@ -39,6 +39,9 @@ from .unrolling.sensitivity import Sensitivity
 from .unrolling.step import Point
 from .unrolling.unroll import Unroll
 
+# The losses are watched in the first call, in one with more steps than any before, and after 16, 32, 64, … calls.
+_AGAIN = 16
+
 
 @dataclass
 class Known:
@@ -49,17 +52,17 @@ class Known:
         traces: the recorded steps of optimizers without a rule.
         proven: the doubts that a call has settled by real steps, and by how many.
         on_logits: losses that are known to be given logits.
-        writes: whether the first evaluation of a call has written to parameters, which a later one may no more.
-        hooks: the number of the next hook when parameters were last searched for hooks. Each registration of a hook
-            anywhere increases it.
+        compared: the ways through the transforms whose derivatives have been compared with differences.
+        hooks: the number of the next hook when parameters were last searched for hooks, and the ids of the parameters.
+            Each registration of a hook anywhere increases the number.
     """
 
     memory: Memory | None
     traces: Traces = field(default_factory=Traces)
     proven: dict[str, int] = field(default_factory=dict)
     on_logits: set[Loss] = field(default_factory=set)
-    hooks: int = -1
-    writes: Writes | None = None
+    compared: set[Any] = field(default_factory=set)
+    hooks: Any = None
 
 
 def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tensor]]:
@@ -75,9 +78,9 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     """
     modules, optimizers, owned = unrolled.parts()
     known: Known = unrolled._known
-    if known.hooks != RemovableHandle.next_id:
+    if known.hooks != (hooks := (RemovableHandle.next_id, *map(id, owned))):
         check_gradient_hooks(owned)
-        known.hooks = RemovableHandle.next_id
+        known.hooks = hooks
     fresh: list[str] = []
     with (undo := Undo()), undo:
         exclude_others(modules, undo, unrolled.names.player)
@@ -111,7 +114,8 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         warn_of_eval(unrolled.player, unrolled.names.short)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
-        unrolled._watched |= {call.code}
+        calls, most = unrolled._watched.get(key := _watched_as(unrolled, call, owned), (0, 0))
+        unrolled._watched = {**unrolled._watched, key: (calls + 1, max(most, call.steps))}
     return value, unroll.d_losses
 
 
@@ -127,7 +131,8 @@ def _unroll(
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and sweep back; return the value and the unroll. ``undo`` then restores the user's objects."""
     known: Known = unrolled._known
-    watched = call.code in unrolled._watched
+    calls, most = unrolled._watched.get(_watched_as(unrolled, call, owned), (0, 0))
+    watched = call.steps <= most and not (calls >= _AGAIN and calls.bit_count() == 1)
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
@@ -149,15 +154,17 @@ def _unroll(
     if not watched:
         check_not_made(batch, owned, unrolled.names)
         refuse_shared(state_tensors(ruled), swap.ids, who)
-    given = Given(batch, own, state, copied=not watched)
+    given = Given(batch, own, state)
     undo.later(given.put_back)
     first_runs = None
     if differentiate and not watched:
         apart = [t for t in state if id(t) not in swap.ids]
         moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
         first_runs = FirstRuns(swap.modules, owned, apart, moving, who)
-    watch = differentiate and not unrolled.stop_gradient and not (watched and known.writes is None)
-    written = Written(owned, known.writes, unrolled.names.player_loss) if watch else None
+    through_steps = differentiate and not unrolled.stop_gradient
+    written = None
+    if through_steps:
+        written = Written(unrolled.names.loss, unrolled.names.player_loss, not watched, unrolled.moves_asker)
     evaluate = Evaluator(
         unrolled.player,
         owned,
@@ -170,6 +177,7 @@ def _unroll(
         first_runs,
         _held(swap.frozen, optimizers),
         written=written,
+        given=given,
         who=who,
         once=None if unrolled.average else unrolled.names.loss,
     )
@@ -182,7 +190,7 @@ def _unroll(
             g_loss=call.g_loss,
             inner_batch=call.inner and autocast.within(once_a_round(call.inner, unrolled.round)),
             batch=call.batch,
-            transforms=replace(unrolled.transforms(owned), check=watch),
+            transforms=replace(unrolled.transforms(owned), check=through_steps, compared=known.compared),
             differentiate=differentiate,
             stop_gradient=unrolled.stop_gradient,
             ranks=ranks,
@@ -206,11 +214,17 @@ def _unroll(
             unrolled.names,
         )
     check_options_kept()
-    given.check_unchanged()
+    given.finish()
     swap.check_unwritten()
     if written:
-        known.writes = written.found
+        written.finish()
     return value, unroll
+
+
+def _watched_as(unrolled: Any, call: Call, owned: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return what calls have in common of which one has to be watched: code, options, and hooks of parameters."""
+    hooks = [codes_of(hook) for p in owned if p._backward_hooks for hook in p._backward_hooks.values()]
+    return call.code, unrolled.stop_gradient, type(unrolled.backward), *hooks
 
 
 def _held(frozen: Sequence[Tensor], optimizers: Sequence[Any]) -> list[Tensor]:

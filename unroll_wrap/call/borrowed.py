@@ -47,43 +47,47 @@ class Borrowed:
 
 
 class Given:
-    """The tensors of a batch as they were before the losses ran.
+    """The tensors of a call's batch as they were before the losses ran.
 
     Args:
         tensors: the tensors.
         own: D's own tensors, which are put back anyway.
         state: the tensors of the optimizer's state.
-        copied: whether to keep copies, so that the tensors can be put back.
 
     Raises:
         ValueError: one of them lies in the memory of a tensor of D or of the state, where a real step would move it.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], state: Sequence[Tensor], copied: bool) -> None:
+    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], state: Sequence[Tensor]) -> None:
         ids = set(map(id, own))
         # A tensor that requires grad is copied for each evaluation.
         plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
-        if copied and (shapes := _in_memory_of(plain, [*own, *state])):
+        if shapes := _in_memory_of(plain, [*own, *state]):
             raise ValueError(
                 f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D or of its optimizer "
                 "(p.detach(), p.data, a momentum): a real step would move it, and an unroll would not. Pass the "
                 "parameter itself, or a copy (p.detach().clone())."
             )
-        self._before = [(t, t._version, t.clone() if copied else None) for t in plain]
+        self._before = [(t, t._version, t.clone()) for t in plain]
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if the loss of this name has changed one of them in place."""
+        for t, version, _ in self._before:
+            if t._version != version:
+                raise changes_batch(t, name)
+
+    def finish(self) -> None:
+        """Raise ValueError if a loss has changed one of them, even where torch has not seen it (``real.data``)."""
+        for t, _, copy in self._before:
+            if t.layout is torch.strided and have_changed(copy, t):
+                raise changes_batch(t, "A loss")
+        self._before = []
 
     def put_back(self) -> None:
-        """Give changed tensors their values again, if there are copies."""
-        for t, copy in self._changed():
-            if copy is not None:
+        """Give them their values again."""
+        for t, version, copy in self._before:
+            if t._version != version or t.layout is torch.strided:
                 t.data.copy_(copy)
-
-    def check_unchanged(self) -> None:
-        """Raise ValueError if a loss has changed one of them in place."""
-        if changed := self._changed():
-            raise changes_batch(changed[0][0], "A loss")
-
-    def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
-        return [(t, copy) for t, version, copy in self._before if t._version != version]
 
 
 def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:
@@ -96,9 +100,9 @@ def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tupl
     return [tuple(t.shape) for start, t in of(tensors) if start in where]
 
 
-def differs(before: Tensor, now: Tensor) -> bool:
-    """Return whether a tensor has other values than before; NaN differs from itself, and another check reports it."""
-    return bool(((before != now) & (before == before)).any())
+def have_changed(before: Tensor, now: Tensor) -> Tensor:
+    """Return whether values have changed, as a tensor; NaN differs from itself, and another check reports it."""
+    return ((before != now) & (before == before)).any()
 
 
 def changes_batch(tensor: Tensor, name: str) -> ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..live.restore import cells_of
 from ..messages import add_note, described
 
 Loss = Callable[..., Tensor]
@@ -30,9 +31,18 @@ class Call:
 
     @cached_property
     def code(self) -> tuple[int, ...]:
-        """What is the same for the losses of two calls if they run the same code, though not on the same objects."""
-        losses = [getattr(loss, "func", loss) for loss in (self.d_loss, self.g_loss)]
-        return tuple(hash(getattr(loss, "__code__", type(loss))) for loss in losses)
+        """What is the same for two calls whose losses and batches run the same code, though not on the same objects."""
+        return (*codes_of(self.d_loss), *codes_of(self.g_loss), *codes_of(self.inner))
+
+
+def codes_of(function: Any, depth: int = 3) -> tuple[int, ...]:
+    """Return hashes of the code of a function, and of the functions that it encloses."""
+    function = getattr(function, "func", function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return (hash(type(function)),)
+    inner = [] if depth == 0 else [value for _, value in cells_of(function) if callable(value)]
+    return (hash(code), *(one for value in inner for one in codes_of(value, depth - 1)))
 
 
 def count_of(steps: Any) -> int:

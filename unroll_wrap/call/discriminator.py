@@ -76,9 +76,14 @@ def check_gradient_hooks(params: Iterable[Tensor]) -> None:
     p: Any
     for p in params:
         # Without such a node there is no hook on it, and a node would be one more who uses the tensor.
-        if not p.requires_grad or p._use_count() == 1:
+        if p._use_count() == 1:
             continue
-        node = torch.autograd.graph.get_gradient_edge(p).node
+        # Most loops freeze D for the generator's step.
+        frozen = not p.requires_grad
+        try:
+            node = torch.autograd.graph.get_gradient_edge(p.requires_grad_()).node
+        finally:
+            p.requires_grad_(not frozen)
         for register in (node.register_hook, node.register_prehook):
             handle: Any = register(lambda *_: None)
             others = len(handle.hooks_dict_ref()) - 1

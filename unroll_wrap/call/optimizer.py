@@ -58,7 +58,8 @@ class Steppers:
         if foreign:
             raise ValueError(
                 f"The optimizer ({_names(optimizers)}) also moves {len(foreign)} parameters outside {self._who}, "
-                f"of shapes {foreign[:4]}. Pass every module that it steps: [D, other]."
+                f"of shapes {foreign[:4]}. Pass every module that it steps: [D, other]. If a part of "
+                f"{self._who} has been replaced, make its optimizer anew and set it (unrolled.optimizer = opt_D)."
             )
         frozen: set[int] = set()
         if self.frozen:

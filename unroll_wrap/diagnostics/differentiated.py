@@ -86,7 +86,20 @@ class Inputs:
             return [torch.zeros_like(t) for t in self.tensors]
         with _without_hooks(self.tensors):
             grads = torch.autograd.grad(loss, self.tensors, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(t) if g is None else g for t, g in zip(self.tensors, grads, strict=True)]
+            grads = [torch.zeros_like(t) if g is None else g for t, g in zip(self.tensors, grads, strict=True)]
+            return self._each(grads)
+
+    def _each(self, grads: list[Tensor]) -> list[Tensor]:
+        """Return the gradient by each tensor on its own, without the part that passes through others of them."""
+        # Those that the losses capture keep their graphs, and what was made later depends on what was made earlier.
+        order = sorted(range(len(grads)), key=lambda i: -_number(self.tensors[i]))
+        for at, i in enumerate(order):
+            later = [j for j in order[:at] if self.tensors[j].grad_fn is not None]
+            if later:
+                outputs, bars = [self.tensors[j] for j in later], [grads[j] for j in later]
+                found = torch.autograd.grad(outputs, self.tensors[i], bars, retain_graph=True, allow_unused=True)[0]
+                grads[i] = grads[i] if found is None else grads[i] - found
+        return grads
 
     def made(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradient for tensors with a graph, such as fake; all of it if none has one, or if ``chosen``."""
@@ -126,6 +139,11 @@ def _without_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for t, own in hooks:
             t._backward_hooks = own
+
+
+def _number(tensor: Tensor) -> int:
+    """Return when the node that made a tensor was made; -1 for a leaf."""
+    return -1 if tensor.grad_fn is None else tensor.grad_fn._sequence_nr()
 
 
 def _captured(losses: Iterable[Any]) -> tuple[list[Tensor], list[nn.Module]]:

@@ -1,5 +1,6 @@
 """Check the unrolled loss in the user's own loop against real optimizer steps and differences of them."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,10 +19,10 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
     """Compare a call with the value L of K real steps, and its gradient g with ⟨g, d⟩ = (L(x + hd) - L(x - hd)) / 2h.
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
-    This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU makes real steps jump,
-    and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too coarse, all of this is
-    repeated in float64. A terminal shows how many steps have been taken. Pass only a few samples. Side effects of your
-    hooks, such as printing, occur as often.
+    This takes one call, another with K = 1, and 5·K real steps if plain differences agree, about 15·K where a ReLU
+    makes real steps jump, and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too
+    coarse, all of this is repeated in float64. A terminal shows how many steps have been taken. Pass only a few
+    samples. Side effects of your hooks, such as printing, occur as often.
 
     Args:
         unrolled: the loss.
@@ -54,7 +55,11 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
         unrolled.parts()
     except ValueError as error:
         return Verification(_NAN, _NAN, 0.0, problems=[str(error)])
+    # As in a first call, the losses are watched, so that what they detach is told.
+    unrolled = copy.copy(unrolled)
+    unrolled._watched = {}
     examined = Examined(unrolled, batch, wrt, options)
+    examined.try_once()
     with counting("unroll_wrap.verify", f"runs of {examined.steps} real steps") as one_more:
         comparison = Comparison(examined, one_more)
         found = comparison.outcome()

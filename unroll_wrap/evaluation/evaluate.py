@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import guards
 from ..call.batch import Arguments, cut, distinct
-from ..call.borrowed import Borrowed
+from ..call.borrowed import Borrowed, Given
 from ..call.runs import Run, is_closed, mark
 from ..live.settings import Setting
 from ..operators.replaced import twice_differentiable
@@ -50,6 +50,7 @@ class Evaluator:
     leaf: Callable[[Tensor], Tensor] | None = None
     # Looks for losses that write to parameters; None where that makes no difference, or is known.
     written: Written | None = None
+    given: Given | None = None  # The tensors of the call's batch as they were.
     who: str = "D"  # What messages call the player that moves.
     once: str | None = None  # The name of a loss that runs once in a call, and may change a fake that it is given.
 
@@ -102,6 +103,8 @@ class Evaluator:
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
         self.borrowed.check(name)
+        if self.given:
+            self.given.check(name)
         if name != self.once:
             arguments.check_copies(name, self.first_runs is not None)
         if on := [tuple(p.shape) for p in self.frozen if p.requires_grad]:
@@ -204,8 +207,9 @@ class Evaluator:
             setting.ensure()
         try:
             with guards.unrolling() as guarded, self._operators, self.autocast.inside():
-                run = partial(self.first_runs.run, name.split()[0], loss) if self.first_runs else loss
-                return run(self.discriminator, *arguments.batch, **arguments.kwargs), guarded
+                if self.first_runs:
+                    return self.first_runs.run(name.split()[0], loss, self.discriminator, arguments), guarded
+                return loss(self.discriminator, *arguments.batch, **arguments.kwargs), guarded
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -1,23 +1,21 @@
 """Watch the losses in the first call of an unrolled loss, for what they detach and what an unroll cannot give them."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..call.batch import Arguments
 from ..torch_private import FunctionMode, pytree
 from .detachments import Cut, Detachments
 from .unreadable import Unreadable
 
 _SWITCHES = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # pyright: ignore[reportAttributeAccessIssue]
-# What a loss keeps of its first run it may use in its second.
-_RUNS = 2
 
 
 class FirstRuns:
-    """Runs the losses of one call, and notes what they do in their first runs.
+    """Runs the losses of one call, and notes what they do.
 
     Args:
         modules: the modules of D.
@@ -43,16 +41,17 @@ class FirstRuns:
         # One for all losses, because one may keep what another detaches.
         self._detachments = Detachments(self._modules, self._owned, FirstRuns.run.__code__)
         self._unreadable = Unreadable(self._owned, state, moving, who)
-        self._runs: Counter[str] = Counter()
 
-    def run(self, name: str, loss: Callable[..., Tensor], /, *batch: Any, **kwargs: Any) -> Tensor:
-        """Run a loss, and watch it if it has hardly run before."""
-        if self._runs[name] == _RUNS:
-            return loss(*batch, **kwargs)
-        self._runs[name] += 1
+    def run(self, name: str, loss: Callable[..., Tensor], discriminator: Any, arguments: Arguments) -> Tensor:
+        """Run a loss, and watch it."""
+        self._unreadable.arguments = arguments
         frozen: dict[int, Tensor] = {}
-        with _Watch(self._detachments, self._unreadable, self.switched_on, frozen):
-            value = loss(*batch, **kwargs)
+        try:
+            with _Watch(self._detachments, self._unreadable, self.switched_on, frozen):
+                value = loss(discriminator, *arguments.batch, **arguments.kwargs)
+        except Exception as error:
+            self._unreadable.check(name, error)
+            raise
         self._unreadable.check(name)
         if mixed := [tuple(p.shape) for p in frozen.values() if p.requires_grad]:
             raise ValueError(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
+from ..call.batch import Arguments
 from ..call.names import Names
 from ..operators.repairs import FRAGILE, is_custom, is_fragile
 
@@ -74,6 +75,26 @@ def reach(root: Any, own: set[int], since: int) -> Reach:
     # A leaf that is reached both ways is one with respect to which a penalty differentiates, so it is not captured.
     captured = any(isinstance(t, nn.Parameter) or i not in leaves for i, t in behind.items())
     return Reach(list(leaves.values()), list(behind.values()), captured, once, fragile, nodes, list(ends))
+
+
+def is_cut_off(tensor: Tensor, outputs: Iterable[Tensor], arguments: Arguments) -> bool:
+    """Return whether outputs depend on a tensor through the graph of one of the user's tensors in the batch alone."""
+    if (tensor.grad_fn or id(tensor)) in _graph_of(outputs):
+        return False
+    stand_ins = {id(t): user for user, (t, *_) in zip(arguments.originals, arguments.given, strict=True)}
+    user = stand_ins.get(id(tensor))
+    others = [t for t in arguments.originals if t is not user]
+    asked = tensor if user is None else user
+    return (asked.grad_fn or id(asked)) in _graph_of(others)
+
+
+def _graph_of(tensors: Iterable[Tensor]) -> set[Any]:
+    """Return the nodes of the graphs of tensors, and the ids of their leaves."""
+    found: set[Any] = set()
+    for t in tensors:
+        walked = reach(t.grad_fn, set(), 0) if t.grad_fn is not None else None
+        found |= {id(t)} if walked is None else {*(node for _, node, _ in walked.nodes), *map(id, walked.leaves)}
+    return found
 
 
 def check_not_made(batch: Iterable[Tensor], params: Iterable[Tensor], names: Names) -> None:

@@ -1,13 +1,16 @@
-"""Refuse losses that read what an unroll has no values for: gradients, the optimizer's state, another's memory."""
+"""Refuse losses that read what an unroll has no values for: gradients, optimizer state, memory and graphs of others."""
 
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..call.batch import Arguments, tensors_in
 from ..live.memory import address, has_memory, memory_of
 from ..messages import is_ours, is_users, line_of
+from .graph import is_cut_off
 
 _READ = Tensor.grad.__get__  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
@@ -21,6 +24,8 @@ class Unreadable:
         moving: D's own tensors that change in an unroll, which begin it in other memory than they have now.
         who: what messages call D.
     """
+
+    arguments: Arguments  # Those of the loss that runs.
 
     def __init__(
         self, owned: Mapping[int, Tensor], state: Iterable[Tensor], moving: Iterable[Tensor], who: str
@@ -45,10 +50,10 @@ class Unreadable:
         if frame is not None and is_users(frame):
             self._read = what, line_of(frame)
 
-    def check(self, name: str) -> None:
-        """Raise a ValueError if the loss of this name has read such a thing."""
+    def check(self, name: str, error: Exception | None = None) -> None:
+        """Raise a ValueError if the loss of this name has read such a thing, which may have caused an error in it."""
         if self._read:
-            raise _error(name, self._who, *self._read)
+            raise _error(name, self._who, *self._read) from error
 
     def _what(self, func: Any, name: str, given: list[Tensor], args: Any, kwargs: Any) -> str | None:
         if func == _READ and id(args[0]) in self._owned:
@@ -59,6 +64,10 @@ class Unreadable:
             return "state"
         if self._homes and self._of_before(given):
             return "before"
+        if func is torch.autograd.grad and any(
+            is_cut_off(t, tensors_in(args[0]), self.arguments) for t in tensors_in(args[1])
+        ):
+            return "behind"
         offset = kwargs.get("storage_offset", args[3] if len(args) > 3 else None)
         if name != "as_strided" or not offset:
             return None
@@ -93,6 +102,12 @@ def _error(name: str, who: str, what: str, line: str) -> ValueError:
         return ValueError(
             f"{name} reads the state of {who}'s optimizer, at {line}: an unroll keeps the state of its steps in "
             "tensors of its own, and this is the state before the call. Leave it out where unroll_wrap.is_unrolling()."
+        )
+    if what == "behind":
+        return ValueError(
+            f"{name} takes a gradient with respect to a tensor from which a tensor of the batch was made, at {line}: "
+            "the tensors of the batch reach a loss without their graph. Let the loss find that tensor of the batch in "
+            "a closure or an attribute (self.fake), or take the gradient before the call and pass it."
         )
     if what == "before":
         return ValueError(

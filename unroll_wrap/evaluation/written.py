@@ -4,58 +4,71 @@ Frozen parameters that no loss writes to need no copy for every evaluation. They
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ..call.borrowed import differs
-
-
-class Writes(NamedTuple):
-    """The versions of the parameters in a call whose first evaluation has written to them.
-
-    A layer may initialise itself from the first batch that it sees. After a real step it has done so.
-    """
-
-    versions: tuple[int, ...]
+from ..call.batch import distinct
+from ..call.borrowed import have_changed
 
 
 class Written:
     """A comparison of parameters before and after each loss of one call.
 
     Args:
-        owned: the parameters that move.
-        earlier: what an earlier call has found, if it has found anything.
+        loss: the name of the returned loss, which may run after several steps; all other runs have names of their own,
+            and a name that comes again is that of a replay.
         again: the name of a loss that is run for a comparison with an inner step.
+        at_once: whether to raise after the loss, with the shapes. In later calls this waits for the end of the call,
+            so that the host does not wait for the device in each step.
+        from_start: whether the derivative passes by the parameters before the first run. Else that run may write to
+            them: they depend on nothing, and a layer may initialise itself from the first batch that it sees.
     """
 
-    def __init__(self, owned: Sequence[Tensor], earlier: Writes | None, again: str) -> None:
-        self.found: Writes | None = None  # What this call has found, if anything.
-        self._now = Writes(tuple(p._version for p in owned))
-        self._excused = earlier in (None, self._now)
+    def __init__(self, loss: str, again: str, at_once: bool, from_start: bool) -> None:
+        self._loss = loss
+        self._at_once = at_once
+        self._from_start = from_start
+        self._later: list[tuple[str, str, Tensor]] = []  # Losses, the player, and whether they have written.
         self._again = again
         self._seen: set[str] = set()
 
     def values(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """Return copies of the parameters."""
-        return [p.detach().clone() for p in params]
+        """Return copies of the parameters, or of the vectors that they are packed in."""
+        return [p.detach().clone() for p in self._packed(params)]
 
     def check(self, name: str, before: Sequence[Tensor], params: Sequence[Tensor], who: str) -> None:
-        """Raise if a loss has changed parameters since ``before``, unless a layer may have initialised itself."""
+        """Raise if a loss has changed parameters since ``before``, which the first one may do."""
         first = not self._seen
-        if name in self._seen or name == self._again:
+        if (name in self._seen and name != self._loss) or name == self._again:
             return
         self._seen.add(name)
-        if not (shapes := [tuple(b.shape) for b, p in zip(before, params, strict=True) if differs(b, p)]):
+        if first and not self._from_start:
             return
-        if first and self._excused:
-            self.found = self._now
-            return
-        raise ValueError(
-            f"{name} writes to parameters of {who}, of shapes {shapes[:4]}: no derivative passes through that, so the "
-            "second term of Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or "
-            "compute with changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
-        )
+        pairs = list(zip(before, self._packed(params), strict=True))
+        if not self._at_once:
+            self._later += [(name, who, have_changed(b, p)) for b, p in pairs]
+        elif shapes := [tuple(b.shape) for b, p in pairs if have_changed(b, p)]:
+            raise _writes(f"{name} writes to parameters of {who}, of shapes {shapes[:4]}")
+
+    def finish(self) -> None:
+        """Raise as ``check`` does, for the losses that it has not raised for at once."""
+        if self._later and torch.stack([changed for *_, changed in self._later]).any():
+            name, who, _ = next(one for one in self._later if one[2])
+            raise _writes(f"{name} writes to parameters of {who}")
+
+    def _packed(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self._at_once:
+            return params
+        return distinct(p if p._base is None else p._base for p in params)
+
+
+def _writes(what: str) -> ValueError:
+    return ValueError(
+        f"{what}: no derivative passes through that, so the second term of Eq. 12 would be wrong. Clip or scale "
+        "parameters after each step with param_transform=, or compute with changed copies of them "
+        "(torch.func.functional_call). With stop_gradient=True it may stay."
+    )
 
 
 def left_alone(carried: Sequence[Tensor], clones: Mapping[int, Tensor], shared: Sequence[Sequence[Tensor]]) -> set[int]:

@@ -102,6 +102,34 @@ class EveryState(RandomState):
                 buffer.data.copy_(before)
 
 
+class _Drawn(EveryState):
+    """The state of all random numbers, on the graphics cards in use too."""
+
+    def __init__(self) -> None:
+        super().__init__((), ())
+        in_use = torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing()
+        self._devices = list(range(torch.cuda.device_count())) if in_use else []
+        self._cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
+
+    def put_back(self) -> None:
+        """Let the next draw be what it was at first."""
+        _put(self._others)
+        torch.set_rng_state(self._cpu)
+        for device, state in zip(self._devices, self._cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def undrawn_on_error() -> Iterator[None]:
+    """Give random numbers their state again if there is an error within the context."""
+    drawn = _Drawn()
+    try:
+        yield
+    except BaseException:
+        drawn.put_back()
+        raise
+
+
 def _others() -> tuple[Any, Any]:
     numpy = sys.modules.get("numpy")
     return random.getstate(), numpy.random.get_state() if numpy else None

@@ -15,6 +15,8 @@ Transform = Callable[[list[Tensor]], list[Tensor]]
 # The relative change of each element: large against rounding, and small against what a transform bends on. In 64 bits
 # it is smaller than the distance from one element to the next in size, by which quantiles and the largest k bend.
 _SHIFTS = ((2.0**-52, 2.0**-26), (2.0**-23, 2.0**-9))
+# What takes values out of torch, besides functions that return a number.
+_READERS = {"numpy", "__array__", "tolist"}
 # How far the two may differ: a part of the result itself, and of its root mean square.
 _NEAR, _FLOOR = 0.02, 1e-3
 
@@ -87,6 +89,22 @@ class _Runs:
         with self._before, torch.enable_grad(), self._state.replayed():
             leaves = [(t + by * v).requires_grad_() for t, v in zip(given, along, strict=True)]
             return [f.detach() for f in self._transform(leaves)]
+
+
+class Way(FunctionMode):
+    """A mode that notes which of torch's functions run, and whether they read a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.reads = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        self.names.append(getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name)
+        self.reads |= isinstance(out, float) or self.names[-1] in _READERS
+        return out
 
 
 class _Coarsest(FunctionMode):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from operator import is_
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ REFUSED = {
 
 logger = logging.getLogger("unroll_wrap")
 
-_said: WeakSet[Any] = WeakSet()
+_said: set[int] = set()
 
 
 class Traces(dict[int, Traced]):
@@ -130,12 +129,12 @@ def _traced(stepper: Any, position: dict[int, int], traced: "Traces") -> Block:
     rule = traced.get(id(stepper))
     if rule is None or rule.stepper is not stepper or rule.moved != moved or not all(map(is_, rule.live, live)):
         rule = traced[id(stepper)] = Traced(stepper, live, moved)
-        if stepper not in _said:
+        if id(stepper) not in _said:
             logger.info(
                 "%s has no update rule of its own: its step() is traced, anew for each step count that it sees.",
                 type(stepper).__name__,
             )
-            _said.add(stepper)
+            _said.add(id(stepper))
     params = [p for p, m in zip(live, moved, strict=True) if m]
     return rule.block(tuple(position[id(p)] for p in params), params)
 

@@ -3,13 +3,13 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..messages import add_note
-from .derivative import Transform, check_derivative
+from .derivative import Transform, Way, check_derivative
 
 GradTransform = Callable[..., Sequence[Tensor]]
 ParamTransform = Callable[..., Tensor]
@@ -31,6 +31,8 @@ class Transforms:
     # Returns a context in which the discriminator has the given tensors as its parameters.
     holding: Holding = nullcontext
     check: bool = False  # Whether to compare derivatives with differences.
+    # The ways through a transform that have been compared: its name, whether parameters matter, the operators it calls.
+    compared: set[Any] = field(default_factory=set)
     moved: bool = True  # Whether the discriminator's parameters may depend on the generator, as after a step.
 
     def __bool__(self) -> bool:
@@ -102,10 +104,18 @@ class Transforms:
             with self.holding(both[len(given) :] or params):
                 return transform(list(both[: len(given)]))
 
-        if self.check:
+        if not self.check:
+            return held(given)
+        depends = [*given, *(params if self.moved else ())]
+        with Way() as way:
+            found = held(given)
+        key = name, self.moved, tuple(way.names)
+        # A number that was read may be another one each time, so such a way is compared each time.
+        if any(t.requires_grad for t in depends) and (way.reads or key not in self.compared):
             roots = [self.gradients, self.parameter, *(hook for _, hook in self.hooks)]
-            check_derivative(name, held, [*given, *(params if self.moved else ())], roots)
-        return held(given)
+            check_derivative(name, held, depends, roots)
+            self.compared.add(key)
+        return found
 
 
 @contextmanager

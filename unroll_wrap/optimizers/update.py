@@ -147,8 +147,9 @@ def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Se
             block.rule.update(block.params, torch.zeros_like(block.params), block.state)[0], block.params
         )
         if not still:
+            shape = next(s for i, s in zip(block.index, block.shapes, strict=True) if i in unclear)
             raise ValueError(
-                f"A loss of a step does not reach a parameter of shape {tuple(block.shapes[0])}, whose .grad is kept "
+                f"A loss of a step does not reach a parameter of shape {tuple(shape)}, whose .grad is kept "
                 "from step to step, by zero_grad(set_to_none=False) as it seems: momentum and decay then move it all "
                 "the same. Call zero_grad() as the loop does before this call, so that it can be seen."
             )

@@ -67,9 +67,8 @@ def needed(
     # More steps may come to what fewer have not, such as a teacher that is moved after each.
     if doubts := [d for d in guesses(optimizers, rules, owned, swap) if proven.get(d, 0) < call.steps]:
         return Proof(unrolled, call, owned, doubts)
-    if proven:
-        check_clearing(optimizers, owned, call.steps)
-    return None
+    more = check_clearing(optimizers, owned, call.steps) if proven else None
+    return Proof(unrolled, call, owned, [more]) if more else None
 
 
 class Proof:

@@ -57,28 +57,36 @@ def clear(steppers: list[Any], params: list[Tensor], zeros: list[bool]) -> None:
         one.zero_grad()
 
 
-def check_clearing(steppers: Sequence[Any], params: Sequence[Tensor], steps: int) -> None:
+def check_clearing(steppers: Sequence[Any], params: Sequence[Tensor], steps: int) -> str | None:
     """Raise if a ``zero_grad`` of the user's own would leave gradients in one of the coming steps.
 
-    It may clear them every second time, say, and a first call that was proven says nothing of later ones.
+    It may clear them every second time, say, and a first call that was proven says nothing of later ones. If it changes
+    anything else, which later steps may go by, that is returned in words.
 
     Raises:
         ValueError: it would.
     """
     own = [one for one in steppers if clears_itself(one)]
     if not own:
-        return
+        return None
+    more: str | None = None
     held = {id(p) for o in _optimizers_in(own) for group in o.param_groups for p in group["params"]}
     mine = [p for p in params if id(p) in held]
     with Snapshot([*own, *mine]):
         for k in range(steps):
             for p in mine:
                 p.grad = torch.ones_like(p)
+            before, values = Snapshot(own), [p.detach().clone() for p in mine]
             for one in own:
                 one.zero_grad()
+            name = type(own[0]).__name__
+            if what := next(before.changes(), None):
+                more = f"zero_grad() of the {name} changes {what}"
+            elif not all(map(torch.equal, values, mine)):
+                more = f"zero_grad() of the {name} changes parameters"
             if any(p.grad is not None and p.grad.any() for p in mine):
                 raise ValueError(
-                    f"zero_grad() of the {type(own[0]).__name__} leaves gradients at inner step {k}, and the loop's "
+                    f"zero_grad() of the {name} leaves gradients at inner step {k}, and the loop's "
                     "step would add to them. Call the loss where zero_grad() clears them, with as many steps as it "
                     "does so; or let d_loss be the sum of all terms, and zero_grad() clear them always."
                 )
@@ -86,6 +94,7 @@ def check_clearing(steppers: Sequence[Any], params: Sequence[Tensor], steps: int
                 p.grad = torch.zeros_like(p)
             for one in own if k + 1 < steps else ():
                 one.step()
+    return more
 
 
 def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:

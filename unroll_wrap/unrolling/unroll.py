@@ -103,9 +103,10 @@ class Unroll:
             self._note(self.batch)
             return point, k, self.batch
         swap = self.evaluate.swap
-        self.evaluate.put(leaves := self.evaluate.leaves(point.params(), this := Run()), point.buffers, point.contents)
+        params = point.params()
+        self.evaluate.put(leaves := self.evaluate.leaves(params, this := Run()), point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
-        before = written.values(own) if written else ()
+        before = written.values(params) if written and k else ()
         filled = [t.detach().clone() for t in self.drawn]
         batch = self.inner_batch(k)
         this.closed = True
@@ -113,8 +114,8 @@ class Unroll:
         if self.evaluate.first_runs:
             own_batch = set(map(id, tensors_in(self.batch)))
             self.drawn += [t for t in tensors_in(batch) if id(t) not in own_batch]
-        if written:
-            written.check(name, before, own, self.names.short)
+        if written and k:
+            written.check(name, before, params, self.names.short)
         if not all([p.requires_grad for p in own]):
             raise ValueError(
                 f"{name} switches requires_grad off for parameters of {self.names.short}, which a real step would then "

@@ -38,7 +38,7 @@ class Compiled(Backward):
     that draws random numbers, keeps a count, branches on data, captures tensors or reaches a generator cannot be
     compiled; it runs as under ``Store()``, and the logger ``unroll_wrap`` says so once. The first call, and one with
     more steps than any before, takes all its steps as ``Store()`` does and compares the compiled loss and gradients
-    with these. Every later call compares them in its first step.
+    with these; so does one after 16, 32, 64, … calls. Every other call compares them in its first step.
 
     The first call takes ten seconds to two minutes, more if D has convolutions, and a few seconds in later processes,
     which find the compiled code in inductor's cache on disk. Memory is that of ``Recompute()``, and with convolutions
@@ -189,7 +189,7 @@ class _Stack(Tape):
             self._batch = Batch.of(given, unroll.evaluate.kwargs)
             self._program = self._settings._program(unroll, point, self._batch)
         batch, program, found = self._batch, self._program, None
-        if program and program.proven >= self._steps:
+        if program and program.proven >= self._steps and not unroll.evaluate.first_runs:
             found = program.step(
                 unroll,
                 point,

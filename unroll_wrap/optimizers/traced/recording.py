@@ -71,18 +71,16 @@ class Recorder(NamedTuple):
         snapshot.let_go(live)
         return trace
 
-    def agrees(self, state: State, inputs: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-        """Return whether the live step gives what a trace has found for the same inputs, to the last bit."""
+    def agrees(self, state: State, inputs: Sequence[Tensor], found: Sequence[Tensor], after: Seen) -> bool:
+        """Return whether the live step gives what a trace has found for the same inputs, and leaves what it left."""
         with _TRACING, self.put_back(state) as live:
             inputs = [t.detach().clone() for t in inputs]
             self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
             # In the form in which operators were recorded.
             with Asked(), torch.enable_grad():
                 self.stepper.step()
-            for p in self.params:
-                p.grad = None
-            values = [*self._unrolled(), *look(self.stepper, self.params, self.promoted).holes]
-            return len(values) == len(found) and all(map(same, values, found))
+            seen = self._look()
+            return seen.key == after.key and all(map(same, [*self._unrolled(), *seen.holes], found))
 
     def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
         """Return what is seen of a state, with the current choice of numbers that are taken for constants."""

@@ -3,17 +3,24 @@
 Two states with equal keys have the same structure, options and counts, so a trace recorded in one serves in the other.
 """
 
+import array
+import ctypes
+import numbers
 import types
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...live.belongings import class_attributes
 from ...live.memory import address
 from ...live.restore import contents
 from ...live.snapshot import ATOMS, parts
 from .places import Places, named
+
+# What a step may advance or fill, and a snapshot cannot restore.
+_NOT_PUT_BACK = (Iterator, array.array, ctypes._SimpleCData, ctypes.Array, ctypes.Structure, memoryview)
 
 
 class _Same:
@@ -94,13 +101,14 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
         TypeError: the optimizer holds a tensor that an unroll cannot carry.
     """
     position = {id(p): i for i, p in enumerate(params)}
-    numbers: dict[int, int] = {}
+    number_of: dict[int, int] = {}
     key: list[Any] = []
     places, paths = Places(), {}
     tensors: list[Tensor] = []
     foreign: list[Tensor] = []
     # The last entry is whether the object is inside a module whose parameters the optimizer steps.
     todo: list[tuple[Any, int, str, bool]] = [(stepper, -1, "", False)]
+    classes: set[type] = set()
     # The ids of dicts that hold attributes, whose entries are named with a dot.
     fields: set[int] = set()
     # The numbers of modules and of the objects inside them.
@@ -108,14 +116,20 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
     while todo:
         one, above, name, inside = todo.pop()
         kind, number = type(one), places.add(above, name, len(key))
-        if kind in ATOMS:
+        # Numbers of numpy's are new objects each time, too.
+        if kind in ATOMS or isinstance(one, numbers.Number):
             key += (kind, one if one == one else "nan")
             continue
-        if (known := numbers.get(id(one))) is not None:
+        if isinstance(one, _NOT_PUT_BACK):
+            raise TypeError(f"it holds a {kind.__name__} in {places.of(number)}, which cannot be put back after a step")
+        if (known := number_of.get(id(one))) is not None:
             key += (_Same, known)
             continue
-        numbers[id(one)] = number
+        number_of[id(one)] = number
         key.append(kind)
+        for cls, attribute, value in class_attributes(kind, classes):
+            if type(value) in ATOMS:
+                key += (cls, attribute, value)
         if isinstance(one, nn.Module) and not inside:
             inside = any(id(p) in position for p in one.parameters())
             modular.add(number)

@@ -4,8 +4,9 @@ The live optimizer itself is stepped, once for each trace, and restored bit for 
 the tensors that it keeps is recorded as a graph, freed of in-place operations, and run under autograd. A trace serves
 as long as everything that the step decides by in Python, such as a step count or a learning rate, is the same; and,
 where the step decides by a tensor (``if norm > 1``), as long as the decision is the same. What the step reads from
-elsewhere, such as a learning rate in a module, is not seen. So the first trace that a call uses again is compared with
-a live step, and if they differ, all traces are forgotten.
+elsewhere, such as a learning rate in a module, is not seen, nor is a number that depends on gradients where they are
+larger than those of the trace. So whenever a trace is used again, it is compared with a live step, and if they differ,
+all traces are forgotten.
 """
 
 import re
@@ -42,7 +43,6 @@ class _Memory:
     # The traces by key, those used last at the end.
     traces: OrderedDict[Any, list[Trace]] = field(default_factory=OrderedDict)
     promoted: frozenset[str] = frozenset()  # The paths of numbers that turned out not to be constants.
-    current: bool = False  # Whether the traces agree with the live step in this call.
 
     def of(self, key: Any) -> list[Trace]:
         """Return the traces with a key, and forget the keys whose last use is longest ago."""
@@ -90,7 +90,6 @@ class Traced(UpdateRule):
             ) from error
         packed = pack([p.detach() for p in params])
         holes = [t.detach() for t in seen.holes]
-        self.memory.current = False
         # While losses run, D's parameters hold the unroll's tensors, so a step that can reach D needs a snapshot.
         at = State(seen, self._recorder().snapshot(seen) if seen.knows_modules else None)
         return Block(self, index, tuple(self.shapes), packed.clone(), _state(at, holes))
@@ -109,9 +108,7 @@ class Traced(UpdateRule):
             again = next(((trace, new) for trace, new, decided in runs if decided == trace.decisions), None)
             if again is not None:
                 trace, new = again
-                if not self.memory.current:
-                    self.memory.current = self._recorder().agrees(at, inputs, new)
-                if self.memory.current:
+                if self._recorder().agrees(at, inputs, new, trace.after.seen):
                     return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
                 self.memory.traces.clear()
                 continue
@@ -120,7 +117,6 @@ class Traced(UpdateRule):
             except Depends as found:
                 at, holes = self._promote(found.paths, at, holes, inputs)
                 continue
-            self.memory.current = True
             new, _ = trace.run(inputs)
             return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
 
