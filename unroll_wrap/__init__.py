@@ -2,7 +2,15 @@
 
 from .backward import Compiled, FiniteDifference, Recompute, Store, Truncate
 from .call.average import Extrapolate
-from .call.categories import EvalMode, FreshState, LogitsExpected, PartialDetach, SecondTermMissing, UnrollWarning
+from .call.categories import (
+    EvalMode,
+    FreshState,
+    LogitsExpected,
+    PartialDetach,
+    PartlyFrozen,
+    SecondTermMissing,
+    UnrollWarning,
+)
 from .diagnostics.diagnose import diagnose
 from .diagnostics.diagnosis import Diagnosis
 from .diagnostics.predict import Prediction, predict
@@ -26,6 +34,7 @@ __all__ = [
     "LogitsExpected",
     "Objective",
     "PartialDetach",
+    "PartlyFrozen",
     "Prediction",
     "Recompute",
     "SecondTermMissing",

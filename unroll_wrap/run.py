@@ -14,7 +14,7 @@ from .call.batch import tensors_in
 from .call.borrowed import Given
 from .call.call import Call, Loss, codes_of, once_a_round
 from .call.discriminator import check_gradient_hooks
-from .call.modes import warn_of_eval
+from .call.modes import warn_of_eval, warn_of_frozen
 from .call.optimizer import options_of, refuse_shared, refuse_steps
 from .evaluation.autocast import Autocast
 from .evaluation.evaluate import Evaluator
@@ -112,6 +112,8 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         second_term = unroll.evaluate.second_order and unroll.sensitivity.second_term
         warn_of(unroll.evaluate.cuts if second_term else {}, fresh, unroll.outsized)
         warn_of_eval(unrolled.player, unrolled.names.short)
+        if type(unroll) is Unroll:
+            warn_of_frozen(owned, unrolled.names.short)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
         calls, most = unrolled._watched.get(key := _watched_as(unrolled, call, owned), (0, 0))
@@ -204,7 +206,8 @@ def _unroll(
         steps = call.steps * unrolled.round
         value = sweep(unroll, start, steps, weights, unrolled.backward)
         slow = Store() if second_order else unrolled.backward
-        check_finite(
+        of_batch, of_params = given.changed(), written.changed() if written else []
+        flags = check_finite(
             unroll.d_losses,
             value,
             {"batch": batch, unrolled.names.player.split()[-1]: start.params()},
@@ -212,12 +215,13 @@ def _unroll(
             lambda: sweep(unroll.afresh(), start, steps, weights, slow),
             unroll.name_of,
             unrolled.names,
+            [*of_batch, *of_params],
         )
     check_options_kept()
-    given.finish()
+    given.finish(flags[: len(of_batch)])
     swap.check_unwritten()
     if written:
-        written.finish()
+        written.finish(flags[len(of_batch) :], start.params())
     return value, unroll
 
 

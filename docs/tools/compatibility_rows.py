@@ -219,12 +219,36 @@ MODULES = [
     Row(
         "A loss, or `resample=`, that writes to parameters: weights clipped, decayed or normalised in place",
         REFUSED,
-        "No derivative passes through that: use `param_transform=`. With K = 1 in `d_loss` it is told after the next "
-        "real step, because a layer may initialise itself.",
+        "No derivative passes through that: use `param_transform=`. In every call, except for its first run of a loss, "
+        "which finds parameters that depend on nothing: a layer may initialise itself there.",
         (
             "test_losses_and_parameters.py::test_a_loss_that_writes_to_parameters_is_refused",
-            "test_losses_and_parameters.py::test_one_step_is_told_after_the_next_real_step",
+            "test_losses_and_parameters.py::test_the_first_run_of_a_call_may_write",
+            "test_later_calls.py::test_a_loss_that_writes_to_weights",
         ),
+    ),
+    Row(
+        "What a loss, a transform, a hook or an option begins to do after the first call",
+        REFUSED,
+        "As in a first call. What a loss begins to read or to detach is found after 16, 32, 64, … calls.",
+        (
+            "test_later_calls.py::test_a_transform_whose_derivative_is_wrong_only_now",
+            "test_later_calls.py::test_a_schedule_that_begins_with_one_step",
+            "test_later_calls.py::test_a_hook_that_comes_later",
+            "test_later_calls.py::test_what_a_loss_begins_to_read",
+        ),
+    ),
+    Row(
+        "A loss that asks for a gradient through the graph of its own `fake` (VQGAN's adaptive weight)",
+        REFUSED,
+        "Let the loss find `fake` in a closure or an attribute, or weigh outside of it.",
+        ("test_verify_again.py::test_a_gradient_through_the_graph_of_a_fake_is_refused",),
+    ),
+    Row(
+        "A D of which a part is frozen at the call, and has moved before",
+        EXACT,
+        "It moves as a whole, and a warning says so (`PartlyFrozen`).",
+        ("test_live_discriminators.py::test_a_head_that_trains_while_the_body_is_frozen",),
     ),
     Row(
         "A loss that reads `.grad` of D's parameters",
@@ -247,7 +271,7 @@ MODULES = [
     Row(
         "A loss that changes a tensor of the batch in place, fake or real",
         REFUSED,
-        "Its values are put back in a first call, and not in later ones, which keep no copy.",
+        "Its values are put back.",
         (
             "test_kept_and_changed.py::test_a_batch_that_a_loss_changes_in_place",
             "test_batches.py::test_a_fake_that_is_changed_in_place",
@@ -318,11 +342,27 @@ MODULES = [
     Row(
         "An optimizer with a `zero_grad` of its own",
         EXACT,
-        "Proven by the first call, and refused if it does more than to clear gradients.",
+        "Proven by the first call, and by each call in which it changes more than gradients; refused if steps then differ.",
         (
             "test_zero_grad.py::test_one_that_clears_is_exact",
             "test_zero_grad.py::test_one_that_does_more_is_refused",
+            "test_later_steps.py::test_a_zero_grad_that_does_more_than_clear",
         ),
+    ),
+    Row(
+        "A traced step that goes by a global, a class attribute, or a number that only large gradients change",
+        EXACT,
+        "Each trace that is used again is compared with a live step.",
+        (
+            "test_later_steps.py::test_numbers_that_depend_on_gradients_only_where_these_are_large",
+            "test_later_steps.py::test_what_a_step_reads_from_elsewhere_at_a_later_inner_step",
+        ),
+    ),
+    Row(
+        "An optimizer that holds an iterator, a generator or an `array.array`",
+        REFUSED,
+        "They cannot be put back after a step. Keep a count or a list.",
+        ("test_later_steps.py::test_what_cannot_be_put_back_is_refused_before_it_moves",),
     ),
     Row(
         "`zero_grad(set_to_none=False)`, and a head that `d_loss` does not reach",

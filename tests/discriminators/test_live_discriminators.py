@@ -13,7 +13,7 @@ from snapshot import describe
 from torch import nn
 from torch.nn import functional as F
 
-from unroll_wrap import Recompute, Store, UnrolledGeneratorLoss, non_saturating, verify
+from unroll_wrap import PartlyFrozen, Recompute, Store, UnrolledGeneratorLoss, non_saturating, verify
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -695,13 +695,18 @@ def test_a_buffer_that_carries_the_generators_graph():
 
 
 def test_a_head_that_trains_while_the_body_is_frozen():
-    """Built while a head alone requires grad, the body is not frozen if its optimizer has moved it."""
+    """Built while a head alone requires grad, the body is not frozen if its optimizer has moved it, which is told."""
     situation = Situation(lambda s, carrying: None)
     situation.D[0].requires_grad_(False)
     unrolled = situation.unrolled()
     real, fake = fake_of(situation)
-    found = unrolled(real, fake).item()
+    with pytest.warns(PartlyFrozen, match="2 of 4 parameters of D do not require grad at this call"):
+        found = unrolled(real, fake).item()
+    # The controls: a D that is frozen as a whole is only resting, and one that trains is no question.
+    situation.D.requires_grad_(False)
+    assert unrolled(real, fake).item() == found
     situation.D.requires_grad_(True)
+    assert unrolled(real, fake).item() == found
     assert abs(found - situation.value()) < 1e-12
 
 

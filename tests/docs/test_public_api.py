@@ -22,6 +22,7 @@ API = {
     "LogitsExpected": WARNING,
     "Objective": "d_loss g_loss",
     "PartialDetach": WARNING,
+    "PartlyFrozen": WARNING,
     "Prediction": "steps seconds bytes seconds_per_step bytes_per_step measured seconds_at_zero",
     "Recompute": "every",
     "SecondTermMissing": WARNING,
@@ -83,7 +84,7 @@ def test_the_arguments(name):
 def test_the_warnings():
     """One filter for all, and one for each."""
     kinds = [getattr(unroll_wrap, name) for name, kind in API.items() if kind is WARNING]
-    assert len(kinds) == 6 and all(issubclass(kind, unroll_wrap.UnrollWarning) for kind in kinds)
+    assert len(kinds) == 7 and all(issubclass(kind, unroll_wrap.UnrollWarning) for kind in kinds)
     assert issubclass(unroll_wrap.UnrollWarning, UserWarning)
 
 

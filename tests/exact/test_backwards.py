@@ -148,10 +148,16 @@ def test_the_order_of_recomputation(backward):
 
     asked = []
     unrolled = UnrolledGeneratorLoss(world.discriminator, world.optimizer, d_loss, g_loss, steps=5, backward=backward)
+
+    def resample(k):
+        asked.append(k)
+        return batches[k]
+
     # In its first call FiniteDifference runs the last step again, and not the first.
-    unrolled(*world.batch(), resample=lambda k: batches[k])
+    unrolled(*world.batch(), resample=resample)
     seen.clear()
-    unrolled(*world.batch(), resample=lambda k: (asked.append(k), batches[k])[1])
+    asked.clear()
+    unrolled(*world.batch(), resample=resample)
     assert "".join(seen).strip() == ORDERS[backward]
     assert asked == [0, 1, 2, 3, 4]
 

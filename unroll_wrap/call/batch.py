@@ -33,7 +33,7 @@ class Arguments(NamedTuple):
         changed = [t for t, version, _ in self.given if t._version != version]
         if values:
             pairs = zip(self.leaves, self.given, strict=True)
-            changed += [t for leaf, (t, *_) in pairs if t is not leaf and have_changed(leaf.detach().to(t.dtype), t)]
+            changed += [t for leaf, (t, *_) in pairs if t is not leaf and have_changed(leaf, t)]
         if changed:
             raise changes_batch(changed[0], name)
         written = [t for t, _, attributes in self.given if not _same(vars(t), attributes)]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..live.memory import address
 from ..live.restore import SavedTensor
+from ..torch_private import without_torch_function
 
 
 class Borrowed:
@@ -62,6 +63,7 @@ class Given:
         ids = set(map(id, own))
         # A tensor that requires grad is copied for each evaluation.
         plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
+        plain = [t for t in plain if t.layout is torch.strided and not t.is_nested]
         if shapes := _in_memory_of(plain, [*own, *state]):
             raise ValueError(
                 f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D or of its optimizer "
@@ -76,18 +78,21 @@ class Given:
             if t._version != version:
                 raise changes_batch(t, name)
 
-    def finish(self) -> None:
-        """Raise ValueError if a loss has changed one of them, even where torch has not seen it (``real.data``)."""
-        for t, _, copy in self._before:
-            if t.layout is torch.strided and have_changed(copy, t):
+    def changed(self) -> list[Tensor]:
+        """Return for each whether a loss has changed it, even where torch has not seen it (``real.data``)."""
+        return [have_changed(copy, t) for t, _, copy in self._before]
+
+    def finish(self, changed: Sequence[float]) -> None:
+        """Raise ValueError if one has changed, given the values of ``changed``."""
+        for (t, *_), yes in zip(self._before, changed, strict=True):
+            if yes:
                 raise changes_batch(t, "A loss")
         self._before = []
 
     def put_back(self) -> None:
         """Give them their values again."""
-        for t, version, copy in self._before:
-            if t._version != version or t.layout is torch.strided:
-                t.data.copy_(copy)
+        for t, _, copy in self._before:
+            t.data.copy_(copy)
 
 
 def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:
@@ -102,7 +107,9 @@ def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tupl
 
 def have_changed(before: Tensor, now: Tensor) -> Tensor:
     """Return whether values have changed, as a tensor; NaN differs from itself, and another check reports it."""
-    return ((before != now) & (before == before)).any()
+    with without_torch_function(), torch.no_grad():
+        before, now = before.as_subclass(Tensor), now.as_subclass(Tensor)
+        return ((before != now) & (before == before)).any()
 
 
 def changes_batch(tensor: Tensor, name: str) -> ValueError:

@@ -21,5 +21,9 @@ class EvalMode(UnrollWarning):
     """The player that is unrolled is in eval mode, and has layers that act otherwise in training."""
 
 
+class PartlyFrozen(UnrollWarning):
+    """Some of the parameters that the inner steps move do not require grad at the call, while others do."""
+
+
 class LogitsExpected(UnrollWarning):
     """The discriminator ends in a Sigmoid or a Softmax, but the objective takes logits."""

@@ -11,6 +11,16 @@ class Run:
     closed = False  # Whether it has returned, and no later run may reach its leaves.
 
 
+def stand_for(stand_in: Tensor, tensor: Tensor) -> None:
+    """Note which of the user's tensors another one stands for, so that its graph can be looked at."""
+    stand_in._unroll_wrap_stands_for = tensor  # type: ignore[attr-defined]
+
+
+def user_of(tensor: Tensor) -> Tensor:
+    """Return the user's tensor that this one stands for, or the tensor itself."""
+    return vars(tensor).get("_unroll_wrap_stands_for", tensor)
+
+
 def mark(leaf: Tensor, run: Run) -> None:
     """Note on a leaf which run it was made for."""
     setattr(leaf, _RUN, run)

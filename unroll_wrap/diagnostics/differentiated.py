@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.batch import distinct, mapped, tensors_in
+from ..call.runs import stand_for
 from ..live.restore import cells_of, slots_of
 from ..torch_private import pytree
 
@@ -58,6 +59,7 @@ class Inputs:
                 # A tensor from a generator keeps a graph, which tells it from one that merely requires grad.
                 stands[id(tensor)] = tensor, leaf, leaf if tensor.is_leaf else leaf.view_as(leaf)
                 vars(stands[id(tensor)][2]).update(vars(tensor))
+                stand_for(stands[id(tensor)][2], tensor)
             return stands[id(tensor)][2]
 
         self.batch, self.kwargs, self.inner = mapped(moving, (batch, kwargs, list(inner)))

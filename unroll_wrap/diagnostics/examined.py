@@ -88,12 +88,6 @@ class Examined:
             self.draws = not self.state.is_now()
             return loss.detach(), d_losses, inputs.gradient(loss)
 
-    def try_once(self) -> None:
-        """Make the call with one step, for what it refuses in the user's own batch, whose tensors have their graphs."""
-        batch, _, options = self.given
-        with self._from_the_start(), _quiet():
-            copy.copy(self.unrolled)(*batch, **{**options, "steps": min(self.steps, 1)})
-
     @contextmanager
     def _from_the_start(self) -> Iterator[None]:
         # The snapshot restores what the losses keep in themselves, and a batch that one changes in its own step.

@@ -19,7 +19,7 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
     """Compare a call with the value L of K real steps, and its gradient g with ⟨g, d⟩ = (L(x + hd) - L(x - hd)) / 2h.
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
-    This takes one call, another with K = 1, and 5·K real steps if plain differences agree, about 15·K where a ReLU
+    This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU
     makes real steps jump, and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too
     coarse, all of this is repeated in float64. A terminal shows how many steps have been taken. Pass only a few
     samples. Side effects of your hooks, such as printing, occur as often.
@@ -59,7 +59,6 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
     unrolled = copy.copy(unrolled)
     unrolled._watched = {}
     examined = Examined(unrolled, batch, wrt, options)
-    examined.try_once()
     with counting("unroll_wrap.verify", f"runs of {examined.steps} real steps") as one_more:
         comparison = Comparison(examined, one_more)
         found = comparison.outcome()

@@ -10,6 +10,7 @@ from torch.autograd.graph import Node
 
 from ..call.batch import Arguments
 from ..call.names import Names
+from ..call.runs import user_of
 from ..operators.repairs import FRAGILE, is_custom, is_fragile
 
 # The type of the nodes that stand for leaves has no public name.
@@ -81,9 +82,9 @@ def is_cut_off(tensor: Tensor, outputs: Iterable[Tensor], arguments: Arguments) 
     """Return whether outputs depend on a tensor through the graph of one of the user's tensors in the batch alone."""
     if (tensor.grad_fn or id(tensor)) in _graph_of(outputs):
         return False
-    stand_ins = {id(t): user for user, (t, *_) in zip(arguments.originals, arguments.given, strict=True)}
-    user = stand_ins.get(id(tensor))
-    others = [t for t in arguments.originals if t is not user]
+    users = list(map(user_of, arguments.originals))
+    user = next((user for user, (t, *_) in zip(users, arguments.given, strict=True) if t is tensor), None)
+    others = [t for t in users if t is not user]
     asked = tensor if user is None else user
     return (asked.grad_fn or id(asked)) in _graph_of(others)
 

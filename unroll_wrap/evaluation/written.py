@@ -5,7 +5,6 @@ Frozen parameters that no loss writes to need no copy for every evaluation. They
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ..call.batch import distinct
@@ -47,15 +46,21 @@ class Written:
             return
         pairs = list(zip(before, self._packed(params), strict=True))
         if not self._at_once:
-            self._later += [(name, who, have_changed(b, p)) for b, p in pairs]
+            self._later += [(name, who, (b != p).any()) for b, p in pairs]
         elif shapes := [tuple(b.shape) for b, p in pairs if have_changed(b, p)]:
-            raise _writes(f"{name} writes to parameters of {who}, of shapes {shapes[:4]}")
+            raise _writes(name, who, f", of shapes {shapes[:4]}")
 
-    def finish(self) -> None:
-        """Raise as ``check`` does, for the losses that it has not raised for at once."""
-        if self._later and torch.stack([changed for *_, changed in self._later]).any():
-            name, who, _ = next(one for one in self._later if one[2])
-            raise _writes(f"{name} writes to parameters of {who}")
+    def changed(self) -> list[Tensor]:
+        """Return for each loss that ``check`` has not raised for at once whether it has written."""
+        return [changed for *_, changed in self._later]
+
+    def finish(self, changed: Sequence[float], params: Sequence[Tensor]) -> None:
+        """Raise as ``check`` does, given the values of ``changed`` and the parameters before the call."""
+        found = [(name, who) for (name, who, _), yes in zip(self._later, changed, strict=True) if yes]
+        # NaN differs from itself.
+        if found and not any(p.isnan().any() for p in params):
+            name, who = found[0]
+            raise _writes(name, who)
 
     def _packed(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
         if self._at_once:
@@ -63,11 +68,11 @@ class Written:
         return distinct(p if p._base is None else p._base for p in params)
 
 
-def _writes(what: str) -> ValueError:
+def _writes(name: str, who: str, shapes: str = "") -> ValueError:
     return ValueError(
-        f"{what}: no derivative passes through that, so the second term of Eq. 12 would be wrong. Clip or scale "
-        "parameters after each step with param_transform=, or compute with changed copies of them "
-        "(torch.func.functional_call). With stop_gradient=True it may stay."
+        f"{name} writes to parameters of {who}{shapes}: no derivative passes through that, so the second term of "
+        "Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or compute with "
+        "changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
     )
 
 

@@ -18,11 +18,12 @@ def check_finite(
     again: Callable[[], object] | None = None,
     name_of: Callable[[int], str] = lambda k: f"d_loss at inner step {k}",
     names: Names = GENERATOR,
-) -> None:
+    flags: Sequence[Tensor] = (),
+) -> list[float]:
     """Raise unless the losses and the gradient of the result are finite, and say which of them is not.
 
     ``given`` has the tensors that may be the cause, by their origin. ``again`` repeats the call, to find the operator
-    whose gradient is NaN.
+    whose gradient is NaN. The values of ``flags``, which come from the device with those of the losses, are returned.
 
     Raises:
         ValueError: a loss or the gradient is not finite.
@@ -37,8 +38,9 @@ def check_finite(
     ]
     sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
     # All numbers come from the device in one transfer.
-    numbers = torch.stack([*losses, *sums]).tolist()
-    values, totals = numbers[: len(losses)], numbers[len(losses) :]
+    noted = torch.stack([f.to(g_loss.device) for f in flags]).to(g_loss).unbind() if flags else ()
+    numbers = torch.stack([*losses, *sums, *noted]).tolist()
+    values, totals = numbers[: len(losses)], numbers[len(losses) : len(losses) + len(sums)]
     wrong = [k for k, value in enumerate(values) if not isfinite(value)]
     if not wrong:
         # A sum of finite numbers may overflow, so every gradient is looked at before an error is raised.
@@ -49,7 +51,7 @@ def check_finite(
                 "the point, by an eps inside a root or a norm, or pass stop_gradient=True for the first term of "
                 "Eq. 12."
             )
-        return
+        return numbers[len(losses) + len(sums) :]
     name = f"{names.loss} after the inner steps" if wrong[0] == len(d_losses) else name_of(wrong[0])
     for place, tensors in given.items():
         for t in tensors:

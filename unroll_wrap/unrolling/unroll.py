@@ -106,7 +106,7 @@ class Unroll:
         params = point.params()
         self.evaluate.put(leaves := self.evaluate.leaves(params, this := Run()), point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
-        before = written.values(params) if written and k else ()
+        before = written.values(params) if written else ()
         filled = [t.detach().clone() for t in self.drawn]
         batch = self.inner_batch(k)
         this.closed = True
