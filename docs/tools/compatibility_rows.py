@@ -342,7 +342,7 @@ MODULES = [
     Row(
         "An optimizer with a `zero_grad` of its own",
         EXACT,
-        "Proven by the first call, and by each call in which it changes more than gradients; refused if steps then differ.",
+        "Proven by the first call, and by each that finds it to change more than gradients; refused if steps differ.",
         (
             "test_zero_grad.py::test_one_that_clears_is_exact",
             "test_zero_grad.py::test_one_that_does_more_is_refused",
