@@ -180,7 +180,10 @@ def curves(
         panel.set(xlabel="generator updates", title=caption)
         panel.grid(color="0.92")
         panel.set_axisbelow(True)
-        panel.legend(frameon=False, fontsize=8)
+    # One legend beside the panels, where it hides no line.
+    labelled = [pair for panel in axes for pair in zip(*panel.get_legend_handles_labels(), strict=True)]
+    entries = {label: handle for handle, label in labelled}
+    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path)
 
