@@ -4,6 +4,7 @@ A switch is off in the first call, which passes, and on in a later one. The cont
 """
 
 import random
+import warnings
 
 import numpy
 import pytest
@@ -306,3 +307,25 @@ def test_random_numbers_stay_undrawn_after_an_error(where):
     with pytest.raises((RuntimeError, ValueError), match="of the user's|in place"):
         unrolled(loop.real, fake)
     assert state() == after
+
+
+@pytest.mark.parametrize("kind", ["read-only", "expanded"])
+def test_a_batch_that_cannot_be_written_to(kind):
+    """It has its values still, so an error reaches the user as it is."""
+    loop = Loop()
+    array = numpy.ones((5, 2))
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        real = torch.from_numpy(array) if kind == "read-only" else torch.ones(1, 2).expand(5, 2)
+
+    def failing(D, real, fake):
+        if loop.on:
+            raise RuntimeError("of the user's")
+        return d_loss(D, real, fake)
+
+    unrolled = loop.built(failing)
+    unrolled(real, loop.fake())
+    loop.on = True
+    with pytest.raises(RuntimeError, match="of the user's"):
+        unrolled(real, loop.fake())

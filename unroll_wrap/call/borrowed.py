@@ -63,7 +63,7 @@ class Given:
         ids = set(map(id, own))
         # A tensor that requires grad is copied for each evaluation.
         plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
-        plain = [t for t in plain if t.layout is torch.strided and not t.is_nested]
+        plain = [t for t in plain if t.layout is torch.strided and not (t.is_nested or t.is_quantized)]
         if shapes := _in_memory_of(plain, [*own, *state]):
             raise ValueError(
                 f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D or of its optimizer "
@@ -90,9 +90,10 @@ class Given:
         self._before = []
 
     def put_back(self) -> None:
-        """Give them their values again."""
+        """Give those that have changed their values again; others may lie in memory that cannot be written to."""
         for t, _, copy in self._before:
-            t.data.copy_(copy)
+            if have_changed(copy, t):
+                t.data.copy_(copy)
 
 
 def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:
