@@ -152,21 +152,20 @@ def _unroll(
         keep_autocast(undo, autocast.dtypes)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
     batch, who = tensors_in(call.batch, call.kwargs), unrolled.names.short
-    own, state = [*owned, *swap.originals()], [] if watched else state_tensors(optimizers)
+    moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
+    state = [] if watched else state_tensors(optimizers)
     if not watched:
         check_not_made(batch, owned, unrolled.names)
         refuse_shared(state_tensors(ruled), swap.ids, who)
-    given = Given(batch, own, state)
+    given = Given(batch, swap.ids, [*moving, *state])
     undo.later(given.put_back)
     first_runs = None
     if differentiate and not watched:
         apart = [t for t in state if id(t) not in swap.ids]
-        moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
         first_runs = FirstRuns(swap.modules, owned, apart, moving, who)
     through_steps = differentiate and not unrolled.stop_gradient
-    written = None
-    if through_steps:
-        written = Written(unrolled.names.loss, unrolled.names.player_loss, not watched, unrolled.moves_asker)
+    names, from_start = unrolled.names, watched and unrolled.moves_asker
+    written = Written(names.loss, names.player_loss, not watched, from_start) if through_steps else None
     evaluate = Evaluator(
         unrolled.player,
         owned,

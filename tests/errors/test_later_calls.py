@@ -309,6 +309,31 @@ def test_random_numbers_stay_undrawn_after_an_error(where):
     assert state() == after
 
 
+@pytest.mark.parametrize("part", ["another part", "the same part"])
+def test_a_batch_beside_d_in_one_memory(part):
+    """Slices of one data set, one of them a buffer of D's; only what overlaps with it is refused."""
+    loop, data = Loop(), torch.randn(30, 2)
+    loop.D.register_buffer("seen", data[:5])
+    unrolled = loop.built(lambda D, real, fake: d_loss(D, real + D.seen.mean(), fake))
+    if part == "another part":
+        for k in (1, 2):
+            unrolled(data[5 * k : 5 * k + 5], loop.fake())
+    else:
+        with pytest.raises(ValueError, match="lies in the memory of a tensor of D"):
+            unrolled(data[4:9], loop.fake())
+
+
+def test_a_transform_that_turns_gradients_off():
+    """With the same operators, it is another way."""
+    loop = Loop()
+
+    def halved(grads):
+        with torch.set_grad_enabled(not loop.on and torch.is_grad_enabled()):
+            return [0.5 * g for g in grads]
+
+    refused(loop, loop.built(grad_transform=halved), 1, "whose derivative is not the one that autograd finds")
+
+
 @pytest.mark.parametrize("kind", ["read-only", "expanded"])
 def test_a_batch_that_cannot_be_written_to(kind):
     """It has its values still, so an error reaches the user as it is."""

@@ -1,11 +1,11 @@
 """Lend a loss the user's own tensors, and put back what it has changed of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..live.memory import address
+from ..live.memory import overlapping, spans
 from ..live.restore import SavedTensor
 from ..torch_private import without_torch_function
 
@@ -52,25 +52,26 @@ class Given:
 
     Args:
         tensors: the tensors.
-        own: D's own tensors, which are put back anyway.
-        state: the tensors of the optimizer's state.
+        own: the ids of D's own tensors, which are put back anyway.
+        moving: the tensors of D and of the optimizer's state that a real step may move.
 
     Raises:
         ValueError: one of them lies in the memory of a tensor of D or of the state, where a real step would move it.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], own: Sequence[Tensor], state: Sequence[Tensor]) -> None:
-        ids = set(map(id, own))
+    def __init__(self, tensors: Sequence[Tensor], own: Collection[int], moving: Sequence[Tensor]) -> None:
         # A tensor that requires grad is copied for each evaluation.
-        plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in ids)]
-        plain = [t for t in plain if t.layout is torch.strided and not (t.is_nested or t.is_quantized)]
-        if shapes := _in_memory_of(plain, [*own, *state]):
+        plain = [t for t in tensors if not (t.requires_grad or t.is_inference() or id(t) in own)]
+        plain = [t for t in plain if t.layout is torch.strided and not (t.is_nested or t.is_quantized or t.is_meta)]
+        if shapes := [tuple(t.shape) for t in overlapping(plain, spans(moving))]:
             raise ValueError(
                 f"A tensor of the batch, of shape {shapes[0]}, lies in the memory of a tensor of D or of its optimizer "
-                "(p.detach(), p.data, a momentum): a real step would move it, and an unroll would not. Pass the "
+                "(p.detach(), p.data, a momentum): a real step may move it, and an unroll would not. Pass the "
                 "parameter itself, or a copy (p.detach().clone())."
             )
-        self._before = [(t, t._version, t.clone()) for t in plain]
+        # Of an expanded tensor, each entry once.
+        whole = [t[tuple(slice(1 if step == 0 else None) for step in t.stride())] for t in plain]
+        self._before = [(t, t._version, t.clone()) for t in whole]
 
     def check(self, name: str) -> None:
         """Raise ValueError if the loss of this name has changed one of them in place."""
@@ -94,16 +95,6 @@ class Given:
         for t, _, copy in self._before:
             if have_changed(copy, t):
                 t.data.copy_(copy)
-
-
-def _in_memory_of(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    """Return the shapes of those tensors that lie in the memory of some others."""
-
-    def of(some: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-        return [(address(t), t) for t in some if t.layout is torch.strided and t.numel()]
-
-    where = {start for start, _ in of(own)}
-    return [tuple(t.shape) for start, t in of(tensors) if start in where]
 
 
 def have_changed(before: Tensor, now: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..call.batch import Arguments, tensors_in
-from ..live.memory import address, has_memory, memory_of
+from ..live.memory import memory_of, overlapping, spans
 from ..messages import is_ours, is_users, line_of
 from .graph import is_cut_off
 
@@ -33,7 +33,7 @@ class Unreadable:
         self._owned = owned
         self._state = memory_of(state)
         self._moving = {id(t): t for t in moving}
-        self._homes = _addresses(self._moving.values())
+        self._homes = spans(_plain(self._moving.values()))
         self._who = who
         self._read: tuple[str, str] | None = None  # The last thing that was read, and the line.
 
@@ -76,14 +76,13 @@ class Unreadable:
 
     def _of_before(self, given: list[Tensor]) -> bool:
         """Return whether one of some tensors lies where D's own ones lay before the unroll."""
-        others = [t for t in given if id(t) not in self._moving]
-        return bool(_addresses(others) & self._homes) and not _addresses(self._moving.values()) & self._homes
+        others = _plain(t for t in given if id(t) not in self._moving)
+        return bool(overlapping(others, self._homes)) and not overlapping(_plain(self._moving.values()), self._homes)
 
 
-def _addresses(tensors: Iterable[Tensor]) -> set[int]:
-    """Return where the memory of some tensors begins, which an array of numpy's shares."""
-    # Those of a compiler's tracer have none.
-    return {address(t) for t in tensors if type(t) in (Tensor, nn.Parameter) and has_memory(t)}
+def _plain(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors that are torch's own: those of a compiler's tracer have no memory."""
+    return [t for t in tensors if type(t) in (Tensor, nn.Parameter)]
 
 
 def _error(name: str, who: str, what: str, line: str) -> ValueError:

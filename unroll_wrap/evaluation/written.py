@@ -21,7 +21,8 @@ class Written:
         at_once: whether to raise after the loss, with the shapes. In later calls this waits for the end of the call,
             so that the host does not wait for the device in each step.
         from_start: whether the derivative passes by the parameters before the first run. Else that run may write to
-            them: they depend on nothing, and a layer may initialise itself from the first batch that it sees.
+            them: they depend on nothing, and a layer may initialise itself from the first batch that it sees. In a
+            first call it may do so in any case.
     """
 
     def __init__(self, loss: str, again: str, at_once: bool, from_start: bool) -> None:

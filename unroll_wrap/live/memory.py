@@ -1,6 +1,6 @@
 """Tell by their memory which tensors are the same values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,30 @@ def address(tensor: Tensor) -> int:
     """
     start = tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
     return start if start > 0 else tensor.untyped_storage()._cdata
+
+
+def spans(tensors: Iterable[Tensor]) -> dict[int, list[tuple[int, int]]]:
+    """Return the bytes that tensors use, from the first to behind the last, by the address of their storage."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for t in filter(has_memory, tensors):
+        found.setdefault(address(t), []).append(_bytes_of(t))
+    return found
+
+
+def overlapping(tensors: Iterable[Tensor], taken: Mapping[int, Sequence[tuple[int, int]]]) -> list[Tensor]:
+    """Return those of the tensors that use some of these bytes."""
+    near = [(t, taken.get(address(t), ())) for t in tensors if has_memory(t)]
+    return [t for t, others in near if any(_meet(_bytes_of(t), other) for other in others)]
+
+
+def _bytes_of(t: Tensor) -> tuple[int, int]:
+    first = int(t.storage_offset()) * t.itemsize
+    entries = 1 + sum((int(n) - 1) * int(stride) for n, stride in zip(t.shape, t.stride(), strict=True))
+    return first, first + entries * t.itemsize
+
+
+def _meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def memory_of(tensors: Iterable[Tensor]) -> set[int]:

@@ -132,7 +132,7 @@ def undrawn_on_error() -> Iterator[None]:
 
 def _others() -> tuple[Any, Any]:
     numpy = sys.modules.get("numpy")
-    return random.getstate(), numpy.random.get_state() if numpy else None
+    return random.getstate(), numpy.random.get_state(legacy=False) if numpy else None
 
 
 def _put(states: tuple[Any, Any]) -> None:

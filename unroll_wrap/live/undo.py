@@ -35,12 +35,18 @@ class Undo:
         """Undo the changes that are left."""
         if not isinstance(error, Exception):
             _finish_contexts(error)
+        wrong: Exception | None = None
         while self._steps:
-            self._steps[-1]()
+            try:
+                self._steps[-1]()
+            except Exception as found:  # noqa: BLE001, raised when all else is undone
+                wrong = wrong or found
             self._steps.pop()
         # An interrupt between the last line of `with LOCK` and its end leaves the lock held.
         while owned(LOCK):
             LOCK.release()
+        if wrong is not None:
+            raise wrong
 
     def later(self, step: Step) -> None:
         """Note the function that undoes the change about to be made."""

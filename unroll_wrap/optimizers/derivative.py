@@ -102,8 +102,9 @@ class Way(FunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
-        self.names.append(getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name)
-        self.reads |= isinstance(out, float) or self.names[-1] in _READERS
+        name = getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
+        self.names.append(name if torch.is_grad_enabled() else f"{name} without grad")
+        self.reads |= isinstance(out, float) or name in _READERS
         return out
 
 
