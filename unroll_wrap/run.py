@@ -82,6 +82,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         check_gradient_hooks(owned)
         known.hooks = hooks
     fresh: list[str] = []
+    key, calls, most = tuple[Any, ...](), 0, 0
     with (undo := Undo()), undo:
         exclude_others(modules, undo, unrolled.names.player)
         ranks.agree(call.steps, owned, (call.batch, call.kwargs), lambda: _facts(unrolled, call, optimizers))
@@ -98,7 +99,10 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         else:
             if getattr(unrolled.backward, "steps", call.steps) >= call.steps:
                 fresh = adaptive_and_fresh(optimizers)
-            value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh))
+            key = _watched_as(unrolled, call, owned)
+            calls, most = unrolled._watched.get(key, (0, 0))
+            watched = call.steps <= most and not (calls >= _AGAIN and calls.bit_count() == 1)
+            value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh), watched)
     swap.check_returned()
     if unroll is None:
         return value, []
@@ -116,7 +120,6 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             warn_of_frozen(owned, unrolled.names.short)
         value = hand_over(value, unroll.sensitivity)
         # Last, because a call that raises is no proof for the next one.
-        calls, most = unrolled._watched.get(key := _watched_as(unrolled, call, owned), (0, 0))
         unrolled._watched = {**unrolled._watched, key: (calls + 1, max(most, call.steps))}
     return value, unroll.d_losses
 
@@ -130,11 +133,10 @@ def _unroll(
     ranks: OneProcess,
     undo: Undo,
     fresh: bool,
+    watched: bool,
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and sweep back; return the value and the unroll. ``undo`` then restores the user's objects."""
     known: Known = unrolled._known
-    calls, most = unrolled._watched.get(_watched_as(unrolled, call, owned), (0, 0))
-    watched = call.steps <= most and not (calls >= _AGAIN and calls.bit_count() == 1)
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
@@ -151,11 +153,11 @@ def _unroll(
     if autocast.active:
         keep_autocast(undo, autocast.dtypes)
     settings = prepare(swap, (call.d_loss, call.g_loss), second_order, not unrolled.backward.second_order, undo)
-    batch, who = tensors_in(call.batch, call.kwargs), unrolled.names.short
+    batch, names, who = tensors_in(call.batch, call.kwargs), unrolled.names, unrolled.names.short
     moving = [*owned, *(t for t in swap.originals() if not isinstance(t, nn.Parameter))]
     state = [] if watched else state_tensors(optimizers)
     if not watched:
-        check_not_made(batch, owned, unrolled.names)
+        check_not_made(batch, owned, names)
         refuse_shared(state_tensors(ruled), swap.ids, who)
     given = Given(batch, swap.ids, [*moving, *state])
     undo.later(given.put_back)
@@ -163,8 +165,7 @@ def _unroll(
     if differentiate and not watched:
         apart = [t for t in state if id(t) not in swap.ids]
         first_runs = FirstRuns(swap.modules, owned, apart, moving, who)
-    through_steps = differentiate and not unrolled.stop_gradient
-    names, from_start = unrolled.names, watched and unrolled.moves_asker
+    through_steps, from_start = differentiate and not unrolled.stop_gradient, watched and unrolled.moves_asker
     written = Written(names.loss, names.player_loss, not watched, from_start) if through_steps else None
     evaluate = Evaluator(
         unrolled.player,

@@ -106,6 +106,7 @@ class Unroll:
         params = point.params()
         self.evaluate.put(leaves := self.evaluate.leaves(params, this := Run()), point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
+        # Also in the first step, which may write: predict compares the memory of two steps here.
         before = written.values(params) if written else ()
         filled = [t.detach().clone() for t in self.drawn]
         batch = self.inner_batch(k)
