@@ -491,6 +491,15 @@ def a_buffer_that_is_a_view_of_another(s, carrying):
     s.D.register_buffer("mean", s.D.stats[0])
 
 
+@refused("same memory")
+def a_parameter_behind_another_view_in_one_buffer(s, carrying):
+    s.D = Net(lambda D, x: D.b(torch.tanh(D.a(x)) / (1 + D.flat.norm()) + D.few.norm()))
+    weight = s.D.a.weight
+    s.D.register_buffer("flat", torch.cat([torch.ones(3), weight.detach().flatten()]))
+    s.D.register_buffer("few", s.D.flat[1:2])
+    s.D.a.weight.data = s.D.flat[3:].view_as(weight)
+
+
 @refused("AccumulateGrad")
 def a_hook_on_the_node_of_a_parameter(s, carrying):
     s.node = torch.autograd.graph.get_gradient_edge(s.D[0].weight).node

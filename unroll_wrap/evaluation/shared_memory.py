@@ -1,7 +1,6 @@
 """Find tensors of a player that share memory, where a real step would move both."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -53,13 +52,16 @@ def check_memory(holders: Holders, who: str, checked: Memory | None = None) -> M
 
 
 def _overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pairs of tensors that overlap in memory."""
+    """Yield pairs of tensors that overlap in memory; each tensor that overlaps any other is in one of them."""
     spans: list[tuple[int, int, Tensor]] = []
     for t in tensors:
         if t.layout is torch.strided and t.numel() and (start := t.data_ptr()):
             entries = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
             spans.append((start, start + entries * t.itemsize, t))
     spans.sort(key=lambda span: span[:2])
-    for (_, end, one), (start, _, other) in pairwise(spans):
-        if start < end and one is not other:
+    furthest, one = 0, None  # Where the memory of the tensors so far ends, and the tensor that reaches so far.
+    for start, end, other in spans:
+        if one is not None and start < furthest:
             yield one, other
+        if end > furthest:
+            furthest, one = end, other
