@@ -108,11 +108,7 @@ class FunctionMode(TorchFunctionMode):
 
 def is_transformed(tensor: Tensor) -> bool:
     """Return whether ``torch.func``, forward mode or a batched gradient is active; no public function does so."""
-    return bool(
-        _C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _C._functorch.is_legacy_batchedtensor(tensor)
-    )
+    return transforms_active() or forward_level() >= 0 or bool(_C._functorch.is_legacy_batchedtensor(tensor))
 
 
 def transforms_active() -> bool:
