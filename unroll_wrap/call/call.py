@@ -66,30 +66,20 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
     """Return ``k -> batch`` for the inner steps, or None if they use the call's batch."""
     if resample is None:
         return None
-
-    def dry(k: int) -> ValueError:
-        return ValueError(
-            f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step. An iterator that "
-            "earlier calls have used up has to be made anew."
+    if not (callable(resample) or isinstance(resample, Iterable)):
+        raise TypeError(
+            f"resample is {described(resample)}. Pass None, a callable k -> batch, or an iterable of batches."
         )
-
-    if not callable(resample):
-        if not isinstance(resample, Iterable):
-            raise TypeError(
-                f"resample is {described(resample)}. Pass None, a callable k -> batch, or an iterable of batches."
-            )
-        iterator = iter(resample)
-
-        def following(k: int) -> Any:
-            for drawn in iterator:
-                return drawn
-            raise dry(k)
+    following = iter(() if callable(resample) else resample)
 
     def checked(k: int) -> Batch:
         try:
-            drawn = resample(k) if callable(resample) else following(k)
-        except StopIteration:  # raised by next() in a callable
-            raise dry(k) from None
+            drawn = resample(k) if callable(resample) else next(following)
+        except StopIteration:
+            raise ValueError(
+                f"resample ran dry: it gave {k} batches for steps={steps}. Give one for each inner step. An iterator "
+                "that earlier calls have used up has to be made anew."
+            ) from None
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
                 f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "
