@@ -1,7 +1,7 @@
 """``UnrolledSequence``: a loss after several players have moved, by a list of updates."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -71,6 +71,7 @@ class UnrolledSequence(UnrolledLoss):
         self._updates = tuple(updates_of(updates))
         self.order: Order = order
         self.asker = all_modules(given_modules(asker, "the asker"))
+        self._asker = asker  # The object that the user passed, which the loss receives.
         players = [player for update in self.updates for player in given_modules(update.player)]
         optimizers = [one for update in self.updates for one in update.steppers.plain(update.optimizer)]
         super().__init__(
@@ -121,7 +122,7 @@ class UnrolledSequence(UnrolledLoss):
         if options.get("updates") is not None:
             raise TypeError("A call got updates, which are fixed. Make another UnrolledSequence of them.")
         updates, loss = super().losses(options)
-        return updates, loss if isinstance(loss, PlayerLoss) else PlayerLoss(cast("Any", self.loss).player, loss)
+        return updates, loss if isinstance(loss, PlayerLoss) else PlayerLoss(self._asker, loss)
 
     def parts(self) -> tuple[list[nn.Module], list[Any], list[Tensor]]:
         """Return the modules and optimizers of all players, and the parameters that the updates move."""

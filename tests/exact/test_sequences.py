@@ -300,6 +300,15 @@ def test_an_option_set_after_construction_is_checked_in_the_call(name, value, me
         unrolled.updates = []
 
 
+def test_the_loss_may_be_set_after_construction():
+    """It receives the asker, as that of the constructor does."""
+    game = warm_game()
+    unrolled = sequence_of(game, ("D", "G"), "G", steps=2)
+    before = unrolled(*game.batch)
+    unrolled.loss = unrolled.loss.loss
+    assert torch.equal(unrolled(*game.batch), before)
+
+
 def test_verify_with_a_hook_on_the_asker():
     """Its steps go by what the hook makes of a gradient, and training goes by it once more, which is no derivative."""
     game = warm_game()
