@@ -1,8 +1,8 @@
 """A sequence of updates: which player moves when, by which loss, and which parameters it moves."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from .losses import check_losses
 from .optimizer import Steppers
 
 Order = Literal["alternating", "simultaneous", "level-k"]
-ORDERS = ("alternating", "simultaneous", "level-k")
+ORDERS: tuple[str, ...] = get_args(Order)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def parts_of(loss: Any) -> list[Any]:
     return [loss.loss, loss.player] if isinstance(loss, PlayerLoss) else [loss]
 
 
-def players_of(updates: Sequence[Updated]) -> Mapping[tuple[int, ...], list[nn.Module]]:
-    """Return the modules of every player, once even if it moves several times in a round."""
-    return {update.key: update.modules for update in updates}
+def players_of(updates: Sequence[Updated]) -> set[tuple[int, ...]]:
+    """Return the key of every player, once even if it moves several times in a round."""
+    return {update.key for update in updates}
 
 
 def moves_of(updates: Sequence[Updated], order: Order, owned: Sequence[Tensor]) -> list[list[Move]]:
