@@ -28,7 +28,7 @@ class Steppers:
         ValueError: ``optimizer`` is a function that builds one, and no parameter requires grad.
     """
 
-    def __init__(self, optimizer: Any, params: Sequence[Tensor], who: str = "the discriminator") -> None:
+    def __init__(self, optimizer: Any, params: Sequence[Tensor], who: str) -> None:
         self._who = who
         trained = [p for p in params if p.requires_grad]
         self.frozen = [p for p in params if not p.requires_grad] if trained else []

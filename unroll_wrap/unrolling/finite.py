@@ -7,18 +7,18 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from ..call.names import GENERATOR, Names
+from ..call.names import Names
 
 
 def check_finite(
     d_losses: list[Tensor],
     g_loss: Tensor,
     given: dict[str, list[Tensor]],
-    gradient: Sequence[Tensor] = (),
-    again: Callable[[], object] | None = None,
-    name_of: Callable[[int], str] = lambda k: f"d_loss at inner step {k}",
-    names: Names = GENERATOR,
-    flags: Sequence[Tensor] = (),
+    gradient: Sequence[Tensor],
+    again: Callable[[], object],
+    name_of: Callable[[int], str],
+    names: Names,
+    flags: Sequence[Tensor],
 ) -> list[float]:
     """Raise unless the losses and the gradient of the result are finite, and say which of them is not.
 
@@ -31,10 +31,9 @@ def check_finite(
     # A tensor subclass of the user's, such as that of the noise that fake is made from, may redefine to().
     g_loss = g_loss if type(g_loss) is Tensor else g_loss.as_subclass(Tensor)
     like = Tensor, (), g_loss.dtype, g_loss.device
-    every = (*d_losses, g_loss)
     losses = [
         v if (type(v), v.shape, v.dtype, v.device) == like else v.as_subclass(Tensor).reshape(()).to(g_loss)
-        for v in every
+        for v in (*d_losses, g_loss)
     ]
     sums = [(g.abs() if g.is_complex() else g).detach().sum().to(g_loss) for g in gradient if type(g) is Tensor]
     # All numbers come from the device in one transfer.
@@ -74,11 +73,10 @@ def check_finite(
     )
 
 
-def _where(again: Callable[[], object] | None) -> str:
+def _where(again: Callable[[], object]) -> str:
     """Return what autograd's anomaly mode says about the first operator whose gradient is NaN."""
     # Other processes may have found no NaN; they would not repeat the call, and this one would wait for them.
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if again is not None and alone:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         try:
             with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
                 warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..call.categories import FreshState, PartialDetach, SecondTermMissing
-from ..call.names import GENERATOR, Names
+from ..call.names import Names
 from ..evaluation.detachments import Cut
 from ..evaluation.gradients import GIVEN_BACK
 from ..messages import users_line
@@ -19,7 +19,7 @@ from .sensitivity import Sensitivity
 _OUTSIZED = 2.0
 
 
-def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool, names: Names = GENERATOR) -> None:
+def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool, names: Names) -> None:
     """Raise for a result that depends on no generator, and warn of one that lacks the second term of Eq. 12."""
     reached = found.surrogates or any(t.requires_grad for t, _ in found.pairs())
     if not (reached and (found.first_term or found.second_term)):
