@@ -29,7 +29,8 @@ class Borrowed:
 
     def check(self, name: str) -> None:
         """Raise a ValueError if the loss of this name has given one of them a graph or a hook."""
-        for t, saved in ((one.tensor, one) for one in self._saved.values()):
+        for saved in self._saved.values():
+            t = saved.tensor
             if not t.is_leaf:
                 raise changes_batch(t, name)
             if t._backward_hooks and dict(t._backward_hooks) != saved.hooks[1]:

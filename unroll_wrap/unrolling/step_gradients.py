@@ -87,10 +87,9 @@ def refuse_stale(evaluation: Evaluation, wrong: bool) -> None:
 
 
 def _checked(
-    evaluate: Evaluator, name: str, params: Sequence[Tensor], found: Grads, mine: frozenset[int] | None = None
+    evaluate: Evaluator, name: str, params: Sequence[Tensor], grads: Grads, mine: frozenset[int] | None = None
 ) -> Grads:
     """Return the gradients with the parameters' hooks applied, and with zeros where the loop leaves zeros."""
-    grads = found
     if isinstance(grads, Joined):
         return grads
     present = [g for g in grads if g is not None]
