@@ -11,7 +11,7 @@ from ..evaluation.checkpoints import in_place
 from ..evaluation.swap import Swap
 from ..live.snapshot import Snapshot
 from .real_steps import Around, RealSteps, Shift
-from .training import clear, modules_of, moved_by, stepping
+from .training import clear, modules_of, moved_by, stepping, zeros_in
 
 
 class Player:
@@ -22,8 +22,7 @@ class Player:
         self.modules = modules_of(update)
         self.steppers = stepping(update.optimizer)
         self.params = list(moved_by(self.steppers, update).values())
-        # Gradients of zeros come from zero_grad(set_to_none=False), which leaves zeros before every step.
-        self.zeros = [p.grad is not None and not p.grad.any() for p in self.params]
+        self.zeros = zeros_in(self.params)
 
     def now(self) -> Snapshot:
         """Return what the player is now, which can be restored as often as needed."""

@@ -15,7 +15,7 @@ from ..evaluation.loss_errors import explained
 from ..evaluation.swap import Swap
 from ..live.snapshot import Snapshot
 from ..optimizers.transforms import takes
-from .training import clear, modules_of, moved_by, steppers_of
+from .training import clear, modules_of, moved_by, steppers_of, zeros_in
 
 Shift = Callable[[], AbstractContextManager[object]]
 Around = Callable[[str], AbstractContextManager[object]]
@@ -48,11 +48,7 @@ class RealSteps:
         # Noted now, because a loss may switch a flag.
         self._with_graph = {id(t) for t in given} - own
 
-    def run(
-        self,
-        shifted: Shift = nullcontext,
-        around: Around = nullcontext,
-    ) -> float:
+    def run(self, shifted: Shift = nullcontext, around: Around = nullcontext) -> float:
         """Return ``g_loss`` after the last step, or the mean or the point on a line that the loss asks for.
 
         Args:
@@ -67,8 +63,7 @@ class RealSteps:
         moved = moved_by(steppers, self.unrolled)
         roots = [*self.modules, *steppers, self.d_loss, self.g_loss, self.batch, self.inner, self.kwargs]
         with Snapshot(roots), guards.unrolling(), again:
-            # Gradients of zeros come from zero_grad(set_to_none=False), which leaves zeros before every step.
-            zeros = [p.grad is not None and not p.grad.any() for p in moved.values()]
+            zeros = zeros_in(moved.values())
             for p in moved.values():
                 p.requires_grad_(True)
             if 0 in weights:

@@ -3,7 +3,7 @@
 Nothing here is shared with the code of a call, because a check of a call must not rely on what the call itself found.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,10 +46,15 @@ def clears_itself(stepper: Any) -> bool:
     return not _homes(getattr(stepper, "zero_grad", None)) <= {"torch", *_HOSTS}
 
 
+def zeros_in(params: Iterable[Tensor]) -> list[bool]:
+    """Return for each parameter whether its gradient is zeros, as ``zero_grad(set_to_none=False)`` leaves it."""
+    return [p.grad is not None and not p.grad.any() for p in params]
+
+
 def clear(steppers: list[Any], params: list[Tensor], zeros: list[bool]) -> None:
     """Do what a loop does before ``backward()``: leave no gradients, or zeros, or call a ``zero_grad`` of its own."""
     own = [one for one in steppers if clears_itself(one)]
-    theirs = {id(p) for o in _optimizers_in(own) for group in o.param_groups for p in group["params"]}
+    theirs = _held_by(own)
     for p, zero in zip(params, zeros, strict=True):
         if id(p) not in theirs:
             p.grad = torch.zeros_like(p) if zero else None
@@ -70,7 +75,7 @@ def check_clearing(steppers: Sequence[Any], params: Sequence[Tensor], steps: int
     if not own:
         return None
     more: str | None = None
-    held = {id(p) for o in _optimizers_in(own) for group in o.param_groups for p in group["params"]}
+    held = _held_by(own)
     mine = [p for p in params if id(p) in held]
     with Snapshot([*own, *mine]):
         for k in range(steps):
@@ -99,11 +104,14 @@ def check_clearing(steppers: Sequence[Any], params: Sequence[Tensor], steps: int
 
 def moved_by(steppers: list[Any], unrolled: Any) -> dict[str, Tensor]:
     """Return D's parameters that these objects step, by name, except frozen ones that were never stepped."""
-    optimizers = _optimizers_in(steppers)
-    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
-    stepped = {id(p) for o in optimizers for p, state in getattr(o, "state", {}).items() if state}
+    held = _held_by(steppers)
+    stepped = {id(p) for o in _optimizers_in(steppers) for p, state in getattr(o, "state", {}).items() if state}
     frozen = {id(p) for p in unrolled.frozen if not p.requires_grad and p.grad is None} - stepped
     return {name: p for name, p in named_parameters(unrolled) if id(p) in held - frozen}
+
+
+def _held_by(steppers: list[Any]) -> set[int]:
+    return {id(p) for o in _optimizers_in(steppers) for group in o.param_groups for p in group["params"]}
 
 
 def _optimizers_in(steppers: list[Any]) -> list[Any]:
