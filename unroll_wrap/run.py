@@ -81,7 +81,6 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
     if known.hooks != (hooks := (RemovableHandle.next_id, *map(id, owned))):
         check_gradient_hooks(owned)
         known.hooks = hooks
-    fresh: list[str] = []
     key, calls, most = tuple[Any, ...](), 0, 0
     with (undo := Undo()), undo:
         exclude_others(modules, undo, unrolled.names.player)
@@ -97,12 +96,10 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
             unroll = None
             value = evaluate_plainly(call, unrolled.names, unrolled.player, swap, owned, known.on_logits, undo)
         else:
-            if getattr(unrolled.backward, "steps", call.steps) >= call.steps:
-                fresh = adaptive_and_fresh(optimizers)
             key = _watched_as(unrolled, call, owned)
             calls, most = unrolled._watched.get(key, (0, 0))
             watched = call.steps <= most and not (calls >= _AGAIN and calls.bit_count() == 1)
-            value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, bool(fresh), watched)
+            value, unroll = _unroll(unrolled, call, swap, owned, optimizers, ranks, undo, watched)
     swap.check_returned()
     if unroll is None:
         return value, []
@@ -114,7 +111,7 @@ def run(unrolled: Any, call: Call, ranks: OneProcess) -> tuple[Tensor, list[Tens
         first_only = unrolled.stop_gradient or not (call.steps and last)
         check_terms(unroll.sensitivity, tensors_in(call.batch, call.kwargs), first_only, unrolled.names)
         second_term = unroll.evaluate.second_order and unroll.sensitivity.second_term
-        warn_of(unroll.evaluate.cuts if second_term else {}, fresh, unroll.outsized)
+        warn_of(unroll.evaluate.cuts if second_term else {}, unroll.fresh, unroll.outsized)
         warn_of_eval(unrolled.player, unrolled.names.short)
         if type(unroll) is Unroll:
             warn_of_frozen(owned, unrolled.names.short)
@@ -132,7 +129,6 @@ def _unroll(
     optimizers: Sequence[Any],
     ranks: OneProcess,
     undo: Undo,
-    fresh: bool,
     watched: bool,
 ) -> tuple[Tensor, Unroll]:
     """Take the steps and sweep back; return the value and the unroll. ``undo`` then restores the user's objects."""
@@ -140,6 +136,8 @@ def _unroll(
     # The inner steps need gradients even where the caller wants none.
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
+    # A Truncate that leaves the first step out needs no warning of it.
+    fresh = adaptive_and_fresh(optimizers) if getattr(unrolled.backward, "steps", call.steps) >= call.steps else []
     rules = [rule_of(o) for o in optimizers]
     ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
     proof = needed(unrolled, call, swap, owned, optimizers, rules) if type(ranks) is OneProcess else None
@@ -174,10 +172,10 @@ def _unroll(
         call.kwargs,
         autocast,
         second_order,
-        settings,
-        known.on_logits,
-        first_runs,
-        _held(swap.frozen, optimizers),
+        settings=settings,
+        on_logits=known.on_logits,
+        first_runs=first_runs,
+        frozen=_held(swap.frozen, optimizers),
         written=written,
         given=given,
         who=who,
