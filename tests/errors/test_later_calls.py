@@ -169,6 +169,22 @@ def test_a_buffer_that_resample_fills_again_from_the_second_step_on():
         unrolled(loop.real, loop.fake(), steps=3)
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo])
+def test_a_batch_for_each_step_that_is_sparse_or_lacks_values(layout):
+    """In the first call, which looks for batches that are filled again."""
+    loop = Loop()
+
+    def resample(k):
+        real = torch.full((5, 2), 1.0 + k)
+        real[0] = float("nan") if layout is torch.strided else 0.0
+        return real.to_sparse() if layout is not torch.strided else real, loop.fake()
+
+    def filled(D, real, fake):
+        return d_loss(D, (real.to_dense() if real.is_sparse else real).nan_to_num(), fake)
+
+    assert loop.built(filled, resample=resample)(loop.real, loop.fake(), steps=3).isfinite()
+
+
 @pytest.mark.parametrize("how", ["stop_gradient", "closure", "third step"])
 def test_a_detached_part_is_told(how):
     """By the first call in which it matters, whatever was the same in earlier ones."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..call.batch import tensors_in
+from ..call.borrowed import have_changed
 from ..call.logits import check_logits
 from ..call.names import GENERATOR, Names
 from ..call.runs import Run
@@ -78,12 +79,8 @@ class Unroll:
         evaluation = self.evaluate_d(point, k, batch, walk=walk)
         by = None
         if differentiable and evaluation.nodes is not None:
-            by = adjoint(
-                evaluation.loss,
-                *evaluation.nodes,
-                self.evaluate.swap.handles(evaluation.params),
-                evaluation.arguments.leaves,
-            )
+            params = self.evaluate.swap.handles(evaluation.params)
+            by = adjoint(evaluation.loss, *evaluation.nodes, params, evaluation.arguments.leaves)
         grads, _ = gradients(self.evaluate, evaluation, by=by, create_graph=differentiable)
         averages = averages or self.ranks.gradients(grads, batch)
         update, following = self.update(point, averages or grads, differentiable)
@@ -102,9 +99,9 @@ class Unroll:
         if self.inner_batch is None:
             self._note(self.batch)
             return point, k, self.batch
-        swap = self.evaluate.swap
-        params = point.params()
-        self.evaluate.put(leaves := self.evaluate.leaves(params, this := Run()), point.buffers, point.contents)
+        swap, params, this = self.evaluate.swap, point.params(), Run()
+        leaves = self.evaluate.leaves(params, this)
+        self.evaluate.put(leaves, point.buffers, point.contents)
         own, name, written = swap.handles(leaves), f"resample for inner step {k}", self.evaluate.written
         # Also in the first step, which may write: predict compares the memory of two steps here.
         before = written.values(params) if written else ()
@@ -114,7 +111,8 @@ class Unroll:
         self._check_refilled(name, filled)
         if self.evaluate.first_runs:
             own_batch = set(map(id, tensors_in(self.batch)))
-            self.drawn += [t for t in tensors_in(batch) if id(t) not in own_batch]
+            # Sparse tensors cannot be compared.
+            self.drawn += [t for t in tensors_in(batch) if t.layout is torch.strided and id(t) not in own_batch]
         if written and k:
             written.check(name, before, params, self.names.short)
         if not all([p.requires_grad for p in own]):
@@ -133,7 +131,7 @@ class Unroll:
     def _check_refilled(self, name: str, before: Sequence[Tensor]) -> None:
         """Raise if resample has filled the tensors of an earlier batch again, which held ``before``."""
         for t, was in zip(self.drawn, before, strict=True):
-            if not torch.equal(t, was):
+            if t.shape != was.shape or have_changed(was, t):
                 raise ValueError(
                     f"{name} writes to a tensor of shape {tuple(t.shape)} of an earlier batch, and the derivative of "
                     "that step would be wrong. Give every inner step tensors of its own (.clone())."
