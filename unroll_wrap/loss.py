@@ -198,13 +198,12 @@ class UnrolledLoss:
 
     def losses(self, options: Mapping[str, Any]) -> tuple[Loss, Loss]:
         """Return the losses of a call with these keyword arguments, in which None stands for the constructor's."""
-        given = options.get(self.names.player_loss), options.get(self.names.loss)
-        # Not `or`: a loss that is an empty nn.ModuleList is falsy.
-        found = self.player_loss if given[0] is None else given[0], self.loss if given[1] is None else given[1]
         names = self.names.player_loss, self.names.loss
-        check_losses(**{name: one for name, one in zip(names, given, strict=True) if one is not None})
-        check_exchanged(**dict(zip(names, found, strict=True)))
-        return found
+        given = {name: options[name] for name in names if options.get(name) is not None}
+        check_losses(**given)
+        player_loss, loss = given.get(names[0], self.player_loss), given.get(names[1], self.loss)
+        check_exchanged(**{names[0]: player_loss, names[1]: loss})
+        return player_loss, loss
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a call that its losses receive."""
