@@ -30,7 +30,7 @@ class Round(NamedTuple):
 
     parts: list[Part]
     update: Update
-    averages: None = None
+    averages: None = None  # A sequence does not average over processes.
 
     @property
     def name(self) -> str:
@@ -75,10 +75,9 @@ class Rounds(Unroll):
     ) -> tuple[Point, Round]:
         """Return the point after inner step k, and its record; see ``Unroll.step``."""
         parts: list[Part] = []
-        first = k == self._taken
+        first = k == self._taken  # Or else the step is replayed.
         together = self.moves[k % len(self.moves)]
-        if self.start is None:
-            self.start = point
+        self.start = self.start or point
         if self.anew:
             point = self._anew(point, together[0].mine)
         for move in together:
@@ -94,13 +93,13 @@ class Rounds(Unroll):
                 grads[i] = part.grads[i]
         moving = frozenset().union(*(move.mine for move in together))
         update, following = self.update(point, grads, differentiable, moving)
-        return following, Round(parts, update, averages)
+        return following, Round(parts, update)
 
     def _part(
         self, point: Point, k: int, batch: tuple[Any, ...], move: Move, differentiable: bool, first: bool
     ) -> Part:
-        params, name = point.params(), self.name_of(k)
-        evaluation = self.evaluate(name, move.loss, params, point.buffers, batch, True, point.contents)
+        name = self.name_of(k)
+        evaluation = self.evaluate(name, move.loss, point.params(), point.buffers, batch, contents=point.contents)
         # The derivative by the start of the asker would lack what passes by that tensor.
         refuse_stale(evaluation, evaluation.stale and self.through_start)
         if first:
@@ -156,6 +155,6 @@ class Rounds(Unroll):
 
     def _anew(self, point: Point, mine: frozenset[int]) -> Point:
         """Return the point with the blocks of one player replaced by those of the start."""
-        start = point if self.start is None else self.start
+        start = self.start or point
         others = [b for b in point.blocks if mine.isdisjoint(b.index)]
         return point._replace(blocks=[*others, *(b for b in start.blocks if not mine.isdisjoint(b.index))])
