@@ -83,7 +83,7 @@ def batches_of(resample: Resample | None, steps: int) -> Callable[[int], Batch] 
         if not isinstance(drawn, (list, tuple)):
             raise TypeError(
                 f"resample gave {type(drawn).__name__} for inner step {k}. Give a tuple with what the losses take "
-                "after D, such as (real, fake)."
+                "after the player, such as (real, fake)."
             )
         return tuple(drawn)
 

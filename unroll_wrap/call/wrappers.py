@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 _PIECES = (
     "each process holds a piece of its parameters, and its hooks put the gathered ones where an unroll puts its own. "
-    "Wrap D in DistributedDataParallel; G may be sharded"
+    "Wrap it in DistributedDataParallel; other networks may be sharded"
 )
 _REFUSED = {
     "torch.distributed.fsdp.FSDPModule": _PIECES,
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _PIECES,
     "deepspeed.runtime.engine.DeepSpeedEngine": "its optimizer is a part of it, and steps copies of the parameters. "
-    "Wrap D in DistributedDataParallel",
+    "Wrap it in DistributedDataParallel",
 }
 _KNOWN = ("torch.distributed.algorithms._checkpoint.",)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -68,5 +68,5 @@ def check_wrappers(modules: Sequence[nn.Module], params: Sequence[Tensor], who: 
             raise TypeError(
                 f"{len(sharded)} parameters of {who} are DTensors, {sharded[0].placements} the first of "
                 "them. An unroll replaces parameters by plain tensors in the same memory, which a DTensor does not "
-                "have. Wrap D in DistributedDataParallel; G may be sharded."
+                f"have. Wrap {who} in DistributedDataParallel; other networks may be sharded."
             )

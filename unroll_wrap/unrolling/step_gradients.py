@@ -48,7 +48,9 @@ def gradients(
         raise RuntimeError(f"Differentiating {name}: {NO_SECOND_DERIVATIVE}. It is {evaluation.once[0]}.")
     params = evaluate.swap.handles(evaluation.params)
     if not loss.requires_grad:
-        raise ValueError(f"{name} depends on no parameter. Compute it from D's output, without detach or no_grad.")
+        raise ValueError(
+            f"{name} depends on no parameter. Compute it from {evaluate.who}'s output, without detach or no_grad."
+        )
     if by is not None:
         with causes(name):
             return _checked(evaluate, name, params, by.gradients()), []
