@@ -7,6 +7,7 @@ from checks import call, gradient_of, unrolled_of, warm_world
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unroll_wrap import UnrolledGeneratorLoss
 from unroll_wrap.evaluation.graph import now, reach
 from unroll_wrap.operators.adjoint import _plans, adjoint
 from unroll_wrap.operators.formulas import One
@@ -125,6 +126,7 @@ UNKNOWN = {
     "an operator without formula": lambda w, x: (x @ w).exp().mean(),
     "a function of the user's": lambda w, x: Own.apply(x @ w).mean(),
     "cubes": lambda w, x: ((x @ w) ** 3).mean(),
+    "a mean in another precision": lambda w, x: (x @ w).mean(dtype=torch.float32),
     "a mean over rows": lambda w, x: (x @ w).mean(0).square().sum(),
     "weighted logits": lambda w, x: F.binary_cross_entropy_with_logits(x @ w, x.detach().sigmoid(), x.detach().exp()),
     "a factor before the product": lambda w, x: torch.addmm(x, x, w, beta=2).tanh().mean(),
@@ -187,3 +189,25 @@ def test_an_unroll_without_formulas_is_the_same(monkeypatch):
     by_autograd = gradient_of(call(world, unrolled_of(world, steps=3)), world)
     assert len(asked) == 3
     assert reference.gap(by_formulas, by_autograd) < 1e-12
+
+
+def test_labels_of_higher_precision_than_d():
+    """Numpy makes labels in float64; autograd casts the gradients of a float32 D on the way, and formulas do not."""
+
+    def gradient(dtype, **options):
+        torch.manual_seed(0)
+        D, real, fake = NETS["relu"](), torch.randn(6, 4), torch.randn(6, 4, requires_grad=True)
+        optimizer = torch.optim.SGD(D.parameters(), 0.3, momentum=0.9)
+        ones = torch.ones(6, 1, dtype=dtype)
+
+        def d_loss(D, real, fake):
+            return (D(real) - ones).square().mean() + (D(fake) + ones).square().mean()
+
+        d_loss(D, real, fake.detach()).backward()
+        optimizer.step()
+        unrolled = UnrolledGeneratorLoss(D, optimizer, d_loss, lambda D, real, fake: -D(fake).mean(), **options)
+        return torch.autograd.grad(unrolled(real, fake), [fake])
+
+    exact = gradient(torch.float32)
+    assert reference.gap(gradient(torch.float64), exact) < 1e-5
+    assert reference.gap(gradient(torch.float64, stop_gradient=True), exact) > 1e-2

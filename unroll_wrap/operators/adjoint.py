@@ -143,7 +143,11 @@ def adjoint(
     for i, (_, node, _) in enumerate(nodes):
         place[node] = i
     for i, end in enumerate(ends, len(nodes)):
-        place[end] = at[id(end.variable)] = i
+        leaf = end.variable
+        # Labels in float64 make the loss of a D in float32 one in float64, and autograd casts gradients on the way.
+        if leaf.dtype != loss.dtype:
+            return None
+        place[end] = at[id(leaf)] = i
     key: list[Any] = []
     for _, node, following in nodes:
         key.append(type(node))
