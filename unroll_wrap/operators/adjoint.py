@@ -8,7 +8,7 @@ operators, and time for each node.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..optimizers.block import Joined
-from ..torch_private import is_transformed as transformed
+from ..torch_private import is_transformed
+from .formulas import Tensors
 from .formulas_of_operators import one_like
 from .plan import Node, Plan, Visit, planned
 
@@ -37,38 +38,27 @@ class Adjoint:
     loss: Tensor  # The loss, which keeps the graph alive.
     asked: list[int | None]  # The place of each parameter; None if no gradient of it is wanted.
     outer: list[int | None]  # The place of each leaf in the batch; None if the loss does not reach it.
-
-    def __post_init__(self) -> None:
-        places = [a for a in (*self.asked, *self.outer) if a is not None]
-        self._total = len(self.nodes) + 1 + max(places, default=0)
-        self._bars: list[Any] = []
-        self._found: list[Any] = []
+    # For each node with a curved formula, the cotangent of its result, and what the formula has kept.
+    _bars: list[Any] = field(default_factory=list, init=False)
+    _kept: list[Any] = field(default_factory=list, init=False)
 
     @torch.no_grad()
     def gradients(self) -> list[Tensor | None]:
         """Return the gradient of each parameter, bit for bit equal to autograd's; None where the loss has none."""
         count = len(self.nodes)
         bars: list[Any] = [None] * count
-        kept: list[Any] = [None] * count
-        founds: list[Any] = [None] * count
+        self._bars, self._kept = [None] * count, [None] * count
         one = one_like(self.loss)
         bars[-1] = one if self.loss.dim() == 0 else one.expand_as(self.loss)
-        parts: list[list[Tensor]] = [[] for _ in range(self._total)]
+        parts: list[list[Tensor]] = [[] for _ in range(self.plan.places)]
         for place, formula, _, _, wanted, targets in self.plan.gradient:
             if (bar := bars[place]) is not None:
                 _, node, following = self.nodes[place]
                 found = formula.back(formula.saved(node, following), bar, wanted)
-                for k, j in targets:
-                    if (one := found[k]) is None:
-                        continue
-                    if j >= count:
-                        parts[j].append(one)
-                    else:
-                        bars[j] = one if bars[j] is None else bars[j] + one
+                _hand_on(found, targets, bars, parts)
                 if formula.curved:
-                    kept[place], founds[place] = bar, formula.kept(found)
+                    self._bars[place], self._kept[place] = bar, formula.kept(found)
                 bars[place] = None
-        self._bars, self._found = kept, founds
         return _summed([[] if a is None else parts[a] for a in self.asked])
 
     @torch.no_grad()
@@ -77,30 +67,26 @@ class Adjoint:
 
         The first list is empty unless the cotangents of the parameters, the ``inner`` leaves, are wanted.
         """
-        us: list[Any] = [None] * self._total
+        us: list[Any] = [None] * self.plan.places
         for a, bar in zip(self.asked, bars, strict=True):
             if a is not None:
                 us[a] = bar
         saved: list[Any] = [None] * len(self.nodes)
         for place, formula, inputs, moving, _, _ in self.plan.tangents:
-            for j in moving:
-                if us[j] is not None:
-                    _, node, following = self.nodes[place]
-                    saved[place] = own = formula.saved(node, following)
-                    us[place] = formula.forth(own, [None if j is None else us[j] for j in inputs])
-                    break
+            if any([us[j] is not None for j in moving]):
+                _, node, following = self.nodes[place]
+                saved[place] = own = formula.saved(node, following)
+                us[place] = formula.forth(own, [None if j is None else us[j] for j in inputs])
         parts = self._bend(us, saved, self.plan.back[inner])
         of_params = _summed([[] if a is None else parts[a] for a in self.asked]) if inner else []
         return of_params, [None if o is None else _sum(parts[o]) for o in self.outer]
 
     def _bend(self, us: list[Any], saved: list[Any], visits: list[Visit]) -> list[Any]:
-        count = len(self.nodes)
-        lams: list[Any] = [None] * count
-        parts: list[list[Tensor]] = [[] for _ in range(self._total)]
+        lams: list[Any] = [None] * len(self.nodes)
+        parts: list[list[Tensor]] = [[] for _ in range(self.plan.places)]
         for place, formula, inputs, moving, wanted, targets in visits:
-            lam, bar, bent = lams[place], self._bars[place], False
-            for j in moving:
-                bent = bent or (us[j] is not None and bar is not None)
+            lam, bar = lams[place], self._bars[place]
+            bent = bar is not None and any([us[j] is not None for j in moving])
             if lam is None and not bent:
                 continue
             own = saved[place]
@@ -109,16 +95,10 @@ class Adjoint:
                 own = formula.saved(node, following)
             if bent:
                 given = [None if j is None else us[j] for j in inputs]
-                found = formula.bend(own, lam, cast("Tensor", bar), given, self._found[place], wanted)
+                found = formula.bend(own, lam, cast("Tensor", bar), given, self._kept[place], wanted)
             else:
                 found = formula.back(own, cast("Tensor", lam), wanted)
-            for k, j in targets:
-                if (one := found[k]) is None:
-                    continue
-                if j >= count:
-                    parts[j].append(one)
-                else:
-                    lams[j] = one if lams[j] is None else lams[j] + one
+            _hand_on(found, targets, lams, parts)
             lams[place] = saved[place] = us[place] = None
         return parts
 
@@ -133,7 +113,7 @@ def adjoint(
     """
     # Anomaly mode needs autograd, to name the operator at fault. A tensor subclass may redefine any operator.
     usual = type(loss) is Tensor and loss.dtype in _EXACT and not torch.is_anomaly_enabled()
-    if not (nodes and usual) or transformed(loss):
+    if not (nodes and usual) or is_transformed(loss):
         return None
     nodes.sort(key=itemgetter(0))
     if nodes[-1][1] is not loss.grad_fn:
@@ -171,6 +151,17 @@ def adjoint(
 
 
 _EXACT = (torch.float32, torch.float64)
+
+
+def _hand_on(found: Tensors, targets: Sequence[tuple[int, int]], bars: list[Any], parts: list[list[Tensor]]) -> None:
+    """Add what a formula has found to the cotangents ``bars`` of nodes, and to the ``parts`` of those of leaves."""
+    for k, j in targets:
+        if (one := found[k]) is None:
+            continue
+        if j >= len(bars):
+            parts[j].append(one)
+        else:
+            bars[j] = one if bars[j] is None else bars[j] + one
 
 
 def _sum(parts: list[Tensor]) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..torch_private import is_transformed as transformed
+from ..torch_private import is_transformed
 from .normalization import by_channel
 
 
@@ -26,7 +26,7 @@ def batch_norm(
     plain = (
         training and input.dtype in (torch.float32, torch.float64) and (weight is None or weight.dtype == input.dtype)
     )
-    if not plain or input.numel() <= input.shape[1] or transformed(input):
+    if not plain or input.numel() <= input.shape[1] or is_transformed(input):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
@@ -53,7 +53,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight, mean, r = ctx.saved_tensors
-        backward = kernel if transformed(to_y) else _BatchNormBackward.apply
+        backward = kernel if is_transformed(to_y) else _BatchNormBackward.apply
         to_x, to_weight, to_bias = backward(to_y, x, weight, mean, r, ctx.eps)
         wanted = ctx.needs_input_grad
         return to_x, to_weight if wanted[1] else None, to_bias if wanted[2] else None, None, None, None, None

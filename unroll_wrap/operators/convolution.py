@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from ..torch_private import is_transformed as transformed
+from ..torch_private import is_transformed
 
 # On one thread of a CPU, torch's own gradient was measured to be as fast or faster from 16 channels on.
 _FEW = 8
@@ -55,7 +55,7 @@ def conv2d(
     same = s[0] == s[1] > 1 and p[0] == p[1] and weight.shape[2] == weight.shape[3]
     # Under autocast the output has another dtype than the input.
     exact = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    if transformed(input) or not (few and same and exact and input.device.type == "cpu"):
+    if is_transformed(input) or not (few and same and exact and input.device.type == "cpu"):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(input, weight, bias, s[0], p[0], not _of_parameters(input))  # type: ignore[no-any-return]
 
@@ -91,7 +91,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, to_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        if transformed(to_y):
+        if is_transformed(to_y):
             s, p = ctx.geometry
             sizes = [weight.shape[0]] if wanted[2] else None
             found = torch.ops.aten.convolution_backward(

@@ -28,6 +28,7 @@ class Visit(NamedTuple):
 class Plan(NamedTuple):
     """The passes through every graph of one structure."""
 
+    places: int  # The number of nodes and leaves.
     # The places whose formula does not hold for every node, each with the test that the node has to pass.
     checks: list[tuple[int, Any]]
     gradient: list[Visit]  # The reverse pass that computes the gradient.
@@ -83,7 +84,9 @@ def planned(
         if i in moving and i in useful
     ]
     checks = [(i, f.fits) for i, f, _ in visits if f.fits is not None]
-    return Plan(checks, backwards(moving), tangents, (backwards(leading(outer)), backwards(leading([*asked, *outer]))))
+    back = backwards(leading(outer)), backwards(leading([*asked, *outer]))
+    # One of the keys of ``place`` is None, which stands for a constant.
+    return Plan(len(place) - 1, checks, backwards(moving), tangents, back)
 
 
 def _formula(node: Any) -> Formula | None:
