@@ -92,12 +92,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         if is_transformed(to_y):
-            s, p = ctx.geometry
-            sizes = [weight.shape[0]] if wanted[2] else None
-            found = torch.ops.aten.convolution_backward(
-                to_y, x, weight, sizes, [s, s], [p, p], [1, 1], False, [0, 0], 1, wanted[:3]
-            )
-            return *found, None, None, None
+            return *_torchs_gradients(wanted[:3], to_y, x, weight, *ctx.geometry), None, None, None
         to_input = wanted[0] and (_wanted.data or not ctx.data)
         to_x, to_weight = _ConvolutionBackward.apply(to_y, x, weight, ctx.geometry, to_input, wanted[1])
         return to_x, to_weight, to_y.sum((0, 2, 3)) if wanted[2] else None, None, None, None
@@ -157,8 +152,10 @@ def _woven(phases: Tensor, s: int) -> Tensor:
 
 
 def _weight_gradient(to_y: Tensor, x: Tensor, weight: Tensor, s: int, p: int) -> Tensor:
-    only_weight = [False, True, False]
-    found = torch.ops.aten.convolution_backward(
-        to_y, x, weight, None, [s, s], [p, p], [1, 1], False, [0, 0], 1, only_weight
-    )
-    return found[1]  # type: ignore[no-any-return]
+    return _torchs_gradients((False, True, False), to_y, x, weight, s, p)[1]  # type: ignore[no-any-return]
+
+
+def _torchs_gradients(wanted: Sequence[bool], to_y: Tensor, x: Tensor, weight: Tensor, s: int, p: int) -> Any:
+    """Return those of the gradients of input, weight and bias that are ``wanted``, by torch's own kernel."""
+    sizes = [weight.shape[0]] if wanted[2] else None
+    return torch.ops.aten.convolution_backward(to_y, x, weight, sizes, [s, s], [p, p], [1, 1], False, [0, 0], 1, wanted)
