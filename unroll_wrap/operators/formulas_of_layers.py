@@ -30,14 +30,12 @@ class Convolution(Formula):
 
     def forth(self, saved: Any, us: Tensors) -> Tensor | None:
         (x, weight, geometry), (u_x, u_weight, u_bias) = saved, (*us, None)[:3]
-        found = None if u_weight is None else _aten.convolution.default(x, u_weight, u_bias, *geometry)
-        if u_x is not None:
-            found = plus(
-                found, _aten.convolution.default(u_x, weight, None if u_weight is not None else u_bias, *geometry)
-            )
-        elif found is None and u_bias is not None:
-            found = _aten.convolution.default(torch.zeros_like(x), weight, u_bias, *geometry)
-        return found
+        found = None
+        if u_weight is not None:
+            found, u_bias = _aten.convolution.default(x, u_weight, u_bias, *geometry), None
+        elif u_x is None and u_bias is not None:
+            u_x = torch.zeros_like(x)
+        return found if u_x is None else plus(found, _aten.convolution.default(u_x, weight, u_bias, *geometry))
 
     def bend(self, saved: Any, lam: Tensor | None, bar: Tensor, us: Tensors, kept: Any, wanted: Wanted) -> Tensors:  # noqa: ARG002
         (x, weight, geometry), (u_x, u_weight, *_), (of_x, of_weight, *_) = saved, us, wanted
