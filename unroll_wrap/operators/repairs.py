@@ -78,7 +78,9 @@ def _replaced(right: Repair, node: Any, found: Cotangents, of: Cotangents) -> An
 
 
 def _layer_norm(node: Any, of: Cotangents) -> Cotangents:
-    to_y, x, weight, r, *of = _wide(node._saved_grad_out, node._saved_input, node._saved_weight, node._saved_rstd, *of)
+    to_y, x, weight, r, *of = _upcast(
+        node._saved_grad_out, node._saved_input, node._saved_weight, node._saved_rstd, *of
+    )
     dims = list(range(-len(node._saved_normalized_shape), 0))
     of_y, of_x, of_weight = normalization(to_y, x, weight, r, dims, of)
     return of_y, of_x, None, None, of_weight
@@ -86,19 +88,19 @@ def _layer_norm(node: Any, of: Cotangents) -> Cotangents:
 
 def _batch_norm(node: Any, of: Cotangents) -> Cotangents:
     r = node._saved_save_invstd
-    to_y, x, weight, r, *of = _wide(node._saved_grad_out, node._saved_input, node._saved_weight, r, *of)
+    to_y, x, weight, r, *of = _upcast(node._saved_grad_out, node._saved_input, node._saved_weight, r, *of)
     return by_channel(to_y, x, weight, r, of)
 
 
 def _vendors_batch_norm(node: Any, of: Cotangents) -> Cotangents:
     """Repair the nodes of cuDNN and MIOpen, which have their arguments in another order."""
     r = node._saved_save_var
-    to_y, x, weight, r, *of = _wide(node._saved_grad_output, node._saved_input, node._saved_weight, r, *of)
+    to_y, x, weight, r, *of = _upcast(node._saved_grad_output, node._saved_input, node._saved_weight, r, *of)
     of_y, of_x, of_weight = by_channel(to_y, x, weight, r, of)
     return of_x, of_y, of_weight
 
 
-def _wide(*tensors: Tensor | None) -> list[Any]:
+def _upcast(*tensors: Tensor | None) -> list[Any]:
     """Return tensors in at least 32 bits, as kernels compute; statistics of a float16 input may be float32 already."""
     return [None if t is None else t.float() if t.itemsize == 2 else t for t in tensors]
 
