@@ -104,7 +104,7 @@ class Comparison:
         try:
             found, felt = [line.sharpest(self._allowed, cuts.held) for line in lines], _felt(cuts, lines[0], noise)
         except Diverged:
-            found, felt = [line.sharpest(self._allowed, lambda: nullcontext) for line in lines], {}
+            found, felt = [line.sharpest(self._allowed) for line in lines], {}
         self.differ = not all(s.agrees for s in found)
         if not all(map(Line.settled, lines, found)):
             self.doubtful = bool(adaptive_and_fresh(self.examined.unrolled.parts()[1]))

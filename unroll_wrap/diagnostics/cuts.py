@@ -30,19 +30,19 @@ class Cuts:
     """The cuts and decisions of a first run, in order, and the cuts whose values a later run has changed."""
 
     def __init__(self) -> None:
-        self._first: list[tuple[str, list[Any]]] = []
+        self.first: list[tuple[str, list[Any]]] = []  # The description of each, with its values.
         # Descriptions of the cuts at which a held run has computed another value. Decisions are left out.
         self.found: list[str] = []
-        self._numbers: set[str] = set()  # Descriptions of the cuts that read a number.
-        self._layers: set[str] = set()  # Descriptions of those inside a layer.
+        self.numbers: set[str] = set()  # Descriptions of the cuts that read a number.
+        self.layers: set[str] = set()  # Descriptions of those inside a layer.
 
     def watched(self, loss: str) -> TorchFunctionMode:
         """Return a context that notes every cut and decision of the named loss."""
-        return _Watch(self._first, self._numbers, self._layers, loss)
+        return _Watch(self, loss)
 
     def held(self, places: Collection[str] | None = None) -> Callable[[str], TorchFunctionMode]:
         """Return ``loss -> context`` for one later run; it holds all decisions, and the cuts at ``places`` or all."""
-        mode = _Held(self._first, self.found, places)
+        mode = _Held(self, places)
         return lambda loss: mode
 
     def untold(self, place: str, warnings: str) -> bool:
@@ -50,44 +50,40 @@ class Cuts:
 
         A number leaves torch, where a call cannot follow it. A layer that detaches a tensor means to.
         """
-        loss, _, _ = _place(place).partition(" at ")
-        return place in self._numbers or not (place in self._layers or f"{loss} at " in warnings)
+        loss, _, _ = _line(place).partition(" at ")
+        return place in self.numbers or not (place in self.layers or f"{loss} at " in warnings)
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, first: list[tuple[str, list[Any]]], numbers: set[str], layers: set[str], loss: str) -> None:
+    def __init__(self, cuts: Cuts, loss: str) -> None:
         super().__init__()
-        self._first = first
-        self._numbers = numbers
-        self._layers = layers
+        self._cuts = cuts
         self._loss = loss
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if is_piecewise(func, args, kwargs) and not _in_forward():
-            self._first.append((_DECISION, [piece_of(func, args, kwargs)]))
+            self._cuts.first.append((_DECISION, [piece_of(func, args, kwargs)]))
             return func(*args, **kwargs)
         out, made, written = _run(func, args, kwargs)
         if made or written:
             values = [v.detach().clone() if isinstance(v, Tensor) else v for v in (*made, *written)]
             decided = not written and not any(map(_is_number, made))
             place = _DECISION if decided else where(func, args, self._loss)
-            self._first.append((place, values))
+            self._cuts.first.append((place, values))
             if any(isinstance(value, float) for value in made):
-                self._numbers.add(place)
+                self._cuts.numbers.add(place)
             elif not decided and _in_layer():
-                self._layers.add(place)
+                self._cuts.layers.add(place)
         return out
 
 
 class _Held(TorchFunctionMode):
-    def __init__(
-        self, first: list[tuple[str, list[Any]]], found: list[str], places: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, cuts: Cuts, places: Collection[str] | None) -> None:
         super().__init__()
-        self._following = iter(first)
-        self._found = found
-        self._places = None if places is None else set(map(_place, (_DECISION, *places)))
+        self._following = iter(cuts.first)
+        self._found = cuts.found
+        self._lines = None if places is None else set(map(_line, (_DECISION, *places)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,12 +96,12 @@ class _Held(TorchFunctionMode):
         now = [*made, *written]
         if not now:
             return out
-        where, values = next(self._following, ("", []))
+        place, values = next(self._following, ("", []))
         if list(map(_shape, values)) != list(map(_shape, now)):
             raise Diverged
-        if where != _DECISION and not all(map(_same, values, now)) and _place(where) not in map(_place, self._found):
-            self._found.append(where)
-        if self._places is not None and _place(where) not in self._places:
+        if place != _DECISION and not all(map(_same, values, now)) and _line(place) not in map(_line, self._found):
+            self._found.append(place)
+        if self._lines is not None and _line(place) not in self._lines:
             return out
         for tensor, value in zip(written, values[len(made) :], strict=True):
             # A write through .data leaves the version unchanged, which batch_norm checks in the statistics it saves.
@@ -177,9 +173,9 @@ def _same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
-def _place(where: str) -> str:
+def _line(place: str) -> str:
     """Return the line of code in a description, because one line often cuts several tensors and counts once."""
-    return where.partition(", in ")[2]
+    return place.partition(", in ")[2]
 
 
 def where(func: Any, args: Any, loss: str) -> str:

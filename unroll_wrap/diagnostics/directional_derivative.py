@@ -90,21 +90,21 @@ class Line:
         """Return the value of real steps with the inputs moved by ``steps`` step lengths."""
         return self._real(lambda: self._inputs.shifted(self._way, steps * self._step), around)
 
-    def slope_of(self, steps: float, around: Callable[[], Around]) -> float:
+    def slope_of(self, steps: float, around: Callable[[], Around] = lambda: nullcontext) -> float:
         """Return a central difference over ``steps`` step lengths; ``around`` makes the contexts of each run."""
         return (self.value(steps, around()) - self.value(-steps, around())) / (2 * steps * self._step)
 
     def at_once(self) -> Slope:
         """Return the derivative by one central difference, without a search for the best step length."""
         # K steps round more often than one evaluation, so the length is greater than the best one for that.
-        near = (self.value(4) - self.value(-4)) / (8 * self._step)
+        near = self.slope_of(4)
         return Slope(self.slope, near, self._uncertainty(near, 4), allowed=0.0)
 
     def settled(self, found: Slope) -> bool:
         """Return whether the derivatives agree and the difference is precise; a coarse one agrees with too much."""
         return found.agrees and found.uncertainty <= 2 * self._best * abs(found.difference)
 
-    def sharpest(self, allowed: float, around: Callable[[], Around]) -> Slope:
+    def sharpest(self, allowed: float, around: Callable[[], Around] = lambda: nullcontext) -> Slope:
         """Return the first difference over several step lengths that is settled, or what they say together."""
         central: dict[float, float] = {}
         tried: dict[float, Slope] = {}
