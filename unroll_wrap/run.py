@@ -29,7 +29,7 @@ from .live.exclusive import exclude_others
 from .live.random_state import keep_turn
 from .live.undo import Undo, keep_autocast, keep_modes
 from .optimizers.family import keep_entries, keep_flags, keep_options, state_tensors, stepped
-from .optimizers.fresh import adaptive_and_fresh
+from .optimizers.fresh import note_on_fresh
 from .optimizers.read import Traces, read, rule_of
 from .proof.first_call import needed
 from .unrolling.finite import check_finite
@@ -137,7 +137,7 @@ def _unroll(
     differentiate, autocast = torch.is_grad_enabled(), Autocast(owned)
     second_order = differentiate and not unrolled.stop_gradient and unrolled.backward.second_order
     # A Truncate that leaves the first step out needs no warning of it.
-    fresh = adaptive_and_fresh(optimizers) if getattr(unrolled.backward, "steps", call.steps) >= call.steps else []
+    fresh = note_on_fresh(optimizers) if getattr(unrolled.backward, "steps", call.steps) >= call.steps else ""
     rules = [rule_of(o) for o in optimizers]
     ruled = [o for o, rule in zip(optimizers, rules, strict=True) if rule is not None]
     proof = needed(unrolled, call, swap, owned, optimizers, rules) if type(ranks) is OneProcess else None

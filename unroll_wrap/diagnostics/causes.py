@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..backward import FiniteDifference, Truncate
 from ..evaluation.autocast import autocast_dtypes
 from ..evaluation.graph import now
-from ..optimizers.fresh import FRESH, adaptive_and_fresh
+from ..optimizers.fresh import note_on_fresh
 from ..proof.training import modules_of
 from ..sequence import UnrolledSequence
 from ..torch_private import pytree
@@ -97,7 +97,7 @@ def cause_of(
             "first saved for its gradient, and what training goes by is no derivative. Call D once, on "
             "torch.cat([real, fake]), or use torch.nn.utils.parametrizations.spectral_norm."
         )
-    fresh = [f"{' and '.join(names)} {FRESH}" for names in [adaptive_and_fresh(unrolled.parts()[1])] if names]
+    fresh = note_on_fresh(unrolled.parts()[1])
     if not all(s.conclusive for s in slopes):
         dtypes = {t.dtype for t in (*examined.owned, *examined.inputs.tensors)}
         remedy = "Verify in float64: D.double() and G.double(), before their optimizers have state."
@@ -105,10 +105,10 @@ def cause_of(
             remedy = "Call verify outside of torch.autocast."
         elif dtypes == {torch.float64}:
             remedy = ""
-        return " ".join(filter(None, ["The differences are too coarse to say anything.", *fresh, remedy]))
+        return " ".join(filter(None, ["The differences are too coarse to say anything.", fresh, remedy]))
     if fresh:
         # What differences miss there can look like any other cause, and is gone after one step.
-        return f"The derivative is not that of real steps. {fresh[0]} Then verify again, which names the cause."
+        return f"The derivative is not that of real steps. {fresh} Then verify again, which names the cause."
     if not isinstance(unrolled, UnrolledSequence) and not isinstance(unrolled.backward, FiniteDifference):
         one, backward = copy.copy(unrolled), unrolled.backward
         quotient = FiniteDifference(central=True)

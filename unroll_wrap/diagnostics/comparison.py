@@ -15,7 +15,7 @@ from ..evaluation.loss_errors import sizes_named
 from ..evaluation.precision import length, precision, rounded
 from ..loss import UnrolledLoss
 from ..optimizers.family import family
-from ..optimizers.fresh import adaptive_and_fresh
+from ..optimizers.fresh import note_on_fresh
 from ..proof.real_rounds import real_steps
 from ..proof.real_steps import Around, Shift
 from .causes import UNMOVED, VALUE, cause_of, changed, old_graph
@@ -107,7 +107,7 @@ class Comparison:
             found, felt = [line.sharpest(self._allowed) for line in lines], {}
         self.differ = not all(s.agrees for s in found)
         if not all(map(Line.settled, lines, found)):
-            self.doubtful = bool(adaptive_and_fresh(self.examined.unrolled.parts()[1]))
+            self.doubtful = bool(note_on_fresh(self.examined.unrolled.parts()[1]))
         problems += [f"{_CONSTANT} {text}." for place, text in felt.items() if cuts.untold(place, "".join(detached))]
         notes = [*self._notes, *logits, *([] if felt else detached)]
         return report(value, slopes=found, problems=problems, cuts=list(felt.values()), notes=notes)

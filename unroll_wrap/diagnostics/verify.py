@@ -7,7 +7,7 @@ from typing import Any
 
 from ..evaluation.precision import length
 from ..loss import UnrolledLoss
-from ..optimizers.fresh import FRESH, adaptive_and_fresh
+from ..optimizers.fresh import note_on_fresh
 from .comparison import Comparison
 from .examined import Examined, Wrt, check_examined
 from .in_double import in_double, may_be_double
@@ -85,8 +85,8 @@ def _sharper(coarse: Comparison, found: Verification, one_more: Callable[[], Non
         *found.notes,
         "In float32 differences of real steps tell nothing here. These are in float64, on the same objects.",
     ]
-    if fresh := adaptive_and_fresh(coarse.examined.unrolled.parts()[1]):
-        notes.append(f"{' and '.join(fresh)} {FRESH}")
+    if fresh := note_on_fresh(coarse.examined.unrolled.parts()[1]):
+        notes.append(fresh)
     if not problems:
         mine = [g.cpu().double() for g in coarse.gradient]
         apart = length([a - b for a, b in zip(mine, exact, strict=True)]) / max(length(exact), 1e-300)

@@ -9,16 +9,17 @@ from typing import Any
 
 from .family import family, groups_of
 
-FRESH = (
-    "starts from empty state: its first step is g / (|g| + eps), whose slope is 1 / eps wherever |g| is about eps. "
-    "Step D once before."
-)
 
-
-def adaptive_and_fresh(optimizers: Iterable[Any]) -> list[str]:
-    """Return the class names of those among ``optimizers`` that divide by a mean of g² and have no state yet."""
+def note_on_fresh(optimizers: Iterable[Any]) -> str:
+    """Return a note that names the optimizers that divide by a mean of g² and have no state yet; "" if none do."""
     found = [o for one in optimizers for o in family(one) if _divides(o) and not any(getattr(o, "state", {}).values())]
-    return list(dict.fromkeys(type(o).__name__ for o in found))
+    names = dict.fromkeys(type(o).__name__ for o in found)
+    if not names:
+        return ""
+    return (
+        f"{' and '.join(names)} starts from empty state: its first step is g / (|g| + eps), whose slope is 1 / eps "
+        "wherever |g| is about eps. Step D once before."
+    )
 
 
 def _divides(optimizer: Any) -> bool:

@@ -12,7 +12,6 @@ from ..call.names import Names
 from ..evaluation.detachments import Cut
 from ..evaluation.gradients import GIVEN_BACK
 from ..messages import users_line
-from ..optimizers.fresh import FRESH
 from ..torch_private import after_backward
 from .sensitivity import Sensitivity
 
@@ -45,10 +44,11 @@ def check_terms(found: Sensitivity, given: Sequence[Tensor], stop_gradient: bool
         warnings.warn(cause, SecondTermMissing, stacklevel=users_line())
 
 
-def warn_of(cuts: Mapping[str, Cut], fresh: Sequence[str], outsized: float) -> None:
+def warn_of(cuts: Mapping[str, Cut], fresh: str, outsized: float) -> None:
     """Warn of a result that is correct, but may not be what the user meant.
 
-    ``outsized`` is the length of the first step's part of the gradient, divided by the length of the rest.
+    ``fresh`` is a note on optimizers without state. ``outsized`` is the length of the first step's part of the
+    gradient, divided by the length of the rest.
     """
     if cuts:
         places = "; ".join(f"{loss} at {cut.line}" for loss, cut in cuts.items())
@@ -62,7 +62,7 @@ def warn_of(cuts: Mapping[str, Cut], fresh: Sequence[str], outsized: float) -> N
         )
     if fresh and outsized > _OUTSIZED:
         warnings.warn(
-            f"{' and '.join(fresh)} {FRESH} Here that step makes up {outsized:.3g} times the rest of the gradient. A "
+            f"{fresh} Here that step makes up {outsized:.3g} times the rest of the gradient. A "
             "callable such as partial(Adam, ...) starts so in every call: pass the live optimizer in its place.",
             FreshState,
             stacklevel=users_line(),

@@ -51,7 +51,7 @@ class Unroll:
     stop_gradient: bool  # Whether the gradient is the first term of Eq. 12 alone.
     ranks: OneProcess = field(default_factory=OneProcess)  # The processes over which gradients are averaged.
     proof: Any = None  # If this call will be compared with real steps, is told of every loss before it runs.
-    fresh: Sequence[str] = ()  # The names of optimizers that start from empty state.
+    fresh: str = ""  # A note on optimizers that start from empty state.
     names: Names = GENERATOR  # What messages call the losses.
     # The values of ``d_loss`` in the inner steps so far, without graph.
     d_losses: list[Tensor] = field(default_factory=list)
