@@ -21,7 +21,7 @@ from ...unrolling.unroll import Unroll
 from ..sweep import Backward, Tape
 from .effects import without_effects
 from .functions import Batch, in_closed_form
-from .program import Program, Taken
+from .program import Program, Taken, run_eagerly
 
 logger = logging.getLogger("unroll_wrap")
 
@@ -91,15 +91,7 @@ class Compiled(Backward):
     def _check(self, program: Program, unroll: Unroll, point: Point, batch: Batch, loss: Tensor, grads: Grads) -> bool:
         """Return whether compiled loss and gradients are still those of ``d_loss``; if not, stop using the program."""
         with RandomState(unroll.evaluate.owned).replayed():
-            evaluation = unroll.evaluate(
-                unroll.names.player_loss,
-                unroll.d_loss,
-                point.params(),
-                point.buffers,
-                batch.arguments[0],
-                walk=False,
-                contents=point.contents,
-            )
+            evaluation = run_eagerly(unroll, point, batch)
             expected = gradients(unroll.evaluate, evaluation)[0]
         right = _near(loss, grads, evaluation.loss.detach().reshape(()), expected, 100 * program.noise)
         if not right:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...evaluation.evaluation import Evaluation
 from ...evaluation.precision import length
 from ...live.memory import address
 from ...optimizers.block import Block, each, pairs, values_of
@@ -51,19 +52,7 @@ class Program:
     """
 
     def __init__(self, unroll: Unroll, point: Point, batch: Batch) -> None:
-        if unroll.evaluate.autocast.active:
-            raise ValueError("autocast is on, in whose 16 bits compiled code rounds otherwise")
-        if unroll.evaluate.hooks:
-            who = unroll.names.short
-            raise ValueError(f"{who}'s parameters have gradient hooks. Pass what they do as grad_transform")
-        positional = batch.arguments[0]
-        name = unroll.names.player_loss
-        evaluation = unroll.evaluate(name, unroll.d_loss, point.params(), point.buffers, positional, walk=False)
-        if not evaluation.loss.isfinite().all():
-            raise FloatingPointError(f"{name} is not finite, and nothing can be compared with it")
-        grads = gradients(unroll.evaluate, evaluation)[0]
-        # The live buffers hold again what they held before this run.
-        unroll.evaluate.swap.out()
+        grads = _checked_gradients(unroll, point, batch)
         self._used = [g is not None for g in grads]
         self._whole = all(self._used) and in_closed_form(unroll, point)
         start = self._start(point)
@@ -156,6 +145,30 @@ class Program:
         of_batch = [next(rest) if there else None for there in self._found]
         unroll.sensitivity.second_term |= unroll.sensitivity.add(taken.batch.tensors, of_batch)
         return found
+
+
+def run_eagerly(unroll: Unroll, point: Point, batch: Batch) -> Evaluation:
+    """Run ``d_loss`` at a point for a comparison; unlike ``Unroll.evaluate_d``, this is no inner step of the call."""
+    names, positional = unroll.names, batch.arguments[0]
+    return unroll.evaluate(
+        names.player_loss, unroll.d_loss, point.params(), point.buffers, positional, False, point.contents
+    )
+
+
+def _checked_gradients(unroll: Unroll, point: Point, batch: Batch) -> Grads:
+    """Return the gradients of ``d_loss`` by autograd; raise as ``Program`` does if it cannot be compiled."""
+    if unroll.evaluate.autocast.active:
+        raise ValueError("autocast is on, in whose 16 bits compiled code rounds otherwise")
+    if unroll.evaluate.hooks:
+        who = unroll.names.short
+        raise ValueError(f"{who}'s parameters have gradient hooks. Pass what they do as grad_transform")
+    evaluation = run_eagerly(unroll, point, batch)
+    if not evaluation.loss.isfinite().all():
+        raise FloatingPointError(f"{evaluation.name} is not finite, and nothing can be compared with it")
+    grads = gradients(unroll.evaluate, evaluation)[0]
+    # The live buffers hold again what they held before this run.
+    unroll.evaluate.swap.out()
+    return grads
 
 
 def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
