@@ -60,11 +60,8 @@ class Report:
         lines += ["", f"optimizers  exact rule: {', '.join(exact)}"]
         lines += [f"            {other}" for other in others]
         lines += ["            any other torch.optim.Optimizer: its step() is traced", ""]
-        titles = ["backwards", *[""] * len(self.backwards)]
-        lines += [
-            f"{title:12}{name:20}{problem or 'works'}"
-            for title, (name, problem) in zip(titles, self.backwards.items(), strict=False)
-        ]
+        rows = [f"{name:20}{problem or 'works'}" for name, problem in self.backwards.items()]
+        lines += [f"backwards   {rows[0]}", *(f"            {row}" for row in rows[1:])]
         verdict = "all is well" if self.well else "something is wrong: please report all of this"
         return "\n".join([*lines, "", str(self.verification), "", f"{verdict} ({self.seconds:.1f} s)"])
 
@@ -80,7 +77,7 @@ def examine() -> Report:
     return Report(
         versions={
             "unroll_wrap": __version__,
-            "torch": f"{torch.__version__}",
+            "torch": str(torch.__version__),
             "python": f"{platform.python_version()} ({sys.platform}, {platform.machine()})",
             "device": _name(device),
             "threads": str(torch.get_num_threads()),

@@ -29,9 +29,9 @@ class PeakMemory(TorchDispatchMode):
         """Run the operator, and count the memory that is new."""
         out = func(*args, **(kwargs or {}))
         began = time.perf_counter()
-        known = {_memory(t)._cdata for t in _tensors((args, *(kwargs or {}).values()))}
+        known = {t.untyped_storage()._cdata for t in _tensors((args, *(kwargs or {}).values()))}
         for tensor in _tensors((out,)):
-            memory = _memory(tensor)
+            memory = tensor.untyped_storage()
             # There are two look-ups, because a union of both sets would copy the larger one for every tensor.
             if memory._cdata not in self._alive and memory._cdata not in known:
                 self._alive[memory._cdata] = memory.nbytes()
@@ -56,7 +56,3 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-
-
-def _memory(tensor: Tensor) -> Any:
-    return tensor.untyped_storage()
