@@ -180,12 +180,12 @@ class _Stack(Tape):
         if self._settings.eps is None:
             # Adam magnifies gradients that are always zero (of a bias before BatchNorm, or the last bias of a
             # Wasserstein D). They fill the shift and change nothing, and the part that matters is lost in rounding.
-            told, limit = _told(taken, found), shift / relative
-            while told < relative / 10 and shift < limit:
-                longer = min(shift * (relative / told if told else 1e3), limit)
+            change, limit = _relative_change(taken, found), shift / relative
+            while change < relative / 10 and shift < limit:
+                longer = min(shift * (relative / change if change else 1e3), limit)
                 further = self._shifted(taken, k, g_bars, longer)
-                told = _told(taken, further)
-                if told > 10 * relative:
+                change = _relative_change(taken, further)
+                if change > 10 * relative:
                     break  # The longer shift crosses a kink.
                 shift, found = longer, further
         return shift, found
@@ -229,7 +229,7 @@ def _check_hooks(name: str, grads: Sequence[Tensor | None], without: Sequence[Te
         )
 
 
-def _told(taken: _Taken, found: _Gradients) -> float:
+def _relative_change(taken: _Taken, found: _Gradients) -> float:
     """Return how much a shift has changed the gradients, relative to their length."""
     here = [*taken.grads, *taken.outer]
     moved = [

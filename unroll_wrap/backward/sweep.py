@@ -66,7 +66,7 @@ def sweep(unroll: Unroll, start: Point, steps: int, weights: Mapping[int, float]
     """
     reverse = unroll.differentiate and not unroll.stop_gradient
     tape = backward.tape(unroll, 0 if reverse else steps, steps)
-    unroll.ranks.expect(steps + steps - tape.first)
+    unroll.ranks.expect(2 * steps - tape.first)
     point, values, terms = start, [], {}
     for k in range(steps + 1):
         if k in weights:

@@ -32,7 +32,7 @@ class Truncate(Backward):
             raise ValueError(f"Truncate(steps={self.steps!r}). Pass a whole number >= 1.")
         if not isinstance(self.backward, Backward):
             raise TypeError(f"Truncate(backward={self.backward!r:.200}). Pass an instance, such as Recompute().")
-        # The dataclass is frozen, which these two are set around.
+        # A frozen dataclass refuses plain assignment.
         object.__setattr__(self, "second_order", self.backward.second_order)
         object.__setattr__(self, "rewinds", self.backward.rewinds)
 
