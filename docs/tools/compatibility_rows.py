@@ -86,8 +86,8 @@ MODULES = [
     Row(
         "Buffers, registered or plain attributes; features, lists of them, flags and counts kept on a module",
         EXACT,
-        "Attributes are what they were. A dict, set or list of your own that is changed in place stays changed: guard "
-        "that with `is_unrolling()`.",
+        "They are put back after the call, and so are dicts, sets and lists on D. What a loss changes outside of D "
+        "stays changed: guard that with `is_unrolling()`.",
         ("plain_buffer", "plain_attributes", "test_untouched.py::test_a_call_touches_nothing"),
     ),
     Row(
@@ -145,12 +145,6 @@ MODULES = [
         ("test_bad_input.py::test_two_tensors_in_the_same_memory",),
     ),
     Row(
-        "A parameter that is reached past its module: by a dict, a tuple, a closure, a list that the loss holds",
-        EXACT,
-        "",
-        ("test_live_discriminators.py::test_exact",),
-    ),
-    Row(
         "A parameter with attributes, read in `forward`, in a loss or in `step()`",
         EXACT,
         "Proven by the first call.",
@@ -165,20 +159,8 @@ MODULES = [
     Row(
         "A parameter whose class has a `__torch_dispatch__` (quantised, sharded)",
         REFUSED,
-        "Its memory is not plain.",
+        "In an unroll a parameter holds a plain tensor, which such a class cannot.",
         ("test_live_discriminators.py::test_a_tensor_subclass_with_a_memory_of_its_own",),
-    ),
-    Row(
-        "A gradient hook that uses its parameter, or that the loss registers",
-        EXACT,
-        "",
-        ("test_live_discriminators.py::test_exact",),
-    ),
-    Row(
-        "A hook on a parameter's AccumulateGrad node",
-        REFUSED,
-        "Use `p.register_hook`.",
-        ("test_live_discriminators.py::test_refused",),
     ),
     Row(
         "Objects of the user's own on D: running statistics, counts, slots, nested containers, stateful forward hooks",
@@ -195,7 +177,7 @@ MODULES = [
     Row(
         "Buffers that are views of one another",
         REFUSED,
-        "Where a loss writes to one of them.",
+        "Refused where a loss writes to one of them; give each a copy.",
         ("test_live_discriminators.py::test_refused",),
     ),
     Row(
@@ -211,182 +193,17 @@ MODULES = [
         ("test_live_discriminators.py::test_a_large_frozen_part_is_copied_once_and_put_back",),
     ),
     Row(
-        "`d_loss` freezes layers itself (FreezeD)",
-        EXACT,
-        "The same layers in every inner step.",
-        ("test_live_discriminators.py::test_exact",),
-    ),
-    Row(
-        "A loss, or `resample=`, that writes to parameters: weights clipped, decayed or normalised in place",
-        REFUSED,
-        "No derivative passes through that: use `param_transform=`. In every call, except for its first run of a loss, "
-        "which finds parameters that depend on nothing: a layer may initialise itself there.",
-        (
-            "test_losses_and_parameters.py::test_a_loss_that_writes_to_parameters_is_refused",
-            "test_losses_and_parameters.py::test_the_first_run_of_a_call_may_write",
-            "test_later_calls.py::test_a_loss_that_writes_to_weights",
-        ),
-    ),
-    Row(
-        "What a loss, a transform, a hook or an option begins to do after the first call",
-        REFUSED,
-        "As in a first call. What a loss begins to read or to detach is found after 16, 32, 64, … calls.",
-        (
-            "test_later_calls.py::test_a_transform_whose_derivative_is_wrong_only_now",
-            "test_later_calls.py::test_a_schedule_that_begins_with_one_step",
-            "test_later_calls.py::test_a_hook_that_comes_later",
-            "test_later_calls.py::test_what_a_loss_begins_to_read",
-        ),
-    ),
-    Row(
-        "A loss that asks for a gradient through the graph of its own `fake` (VQGAN's adaptive weight)",
-        REFUSED,
-        "Let the loss find `fake` in a closure or an attribute, or weigh outside of it.",
-        ("test_verify_again.py::test_a_gradient_through_the_graph_of_a_fake_is_refused",),
-    ),
-    Row(
-        "A D of which a part is frozen at the call, and has moved before",
-        EXACT,
-        "It moves as a whole, and a warning says so (`PartlyFrozen`).",
-        ("test_live_discriminators.py::test_a_head_that_trains_while_the_body_is_frozen",),
-    ),
-    Row(
-        "A loss that reads `.grad` of D's parameters",
-        REFUSED,
-        "Compute the gradient in the loss.",
-        ("test_losses_and_parameters.py::test_a_loss_that_reads_a_gradient_is_refused",),
-    ),
-    Row(
-        "D's own parameters or buffers in the batch or in the keyword arguments",
-        EXACT,
-        "They are those of each step. `Compiled()` then runs eagerly, and says so.",
-        ("test_what_is_shared.py::test_tensors_of_d_in_the_batch",),
-    ),
-    Row(
-        "A tensor of the batch in the memory of a parameter (`p.detach()`, `p.data`)",
-        REFUSED,
-        "Pass the parameter itself, or a clone.",
-        ("test_kept_and_changed.py::test_a_batch_in_the_memory_of_a_parameter",),
-    ),
-    Row(
-        "A loss that changes a tensor of the batch in place, fake or real",
-        REFUSED,
-        "Its values are put back.",
-        (
-            "test_kept_and_changed.py::test_a_batch_that_a_loss_changes_in_place",
-            "test_batches.py::test_a_fake_that_is_changed_in_place",
-        ),
-    ),
-    Row(
-        "A loss that computes with features, a fake or a loss that was kept, with its graph, from an earlier run",
-        REFUSED,
-        "Compute it again where it is used, or keep it detached.",
-        ("test_batches.py::test_what_a_loss_keeps_with_its_graph",),
-    ),
-    Row(
-        "A batch that losses know by identity or attributes, or let require grad for a penalty; dicts and lists that "
-        "they write to",
-        EXACT,
-        "Flags, `.grad` and hooks are put back. What requires grad arrives as a copy, with its attributes, and so do "
-        "the containers that hold it; writes to these are refused.",
-        (
-            "test_batches.py::test_a_batch_that_a_loss_knows_by_identity_and_attributes",
-            "test_batches.py::test_a_container_that_the_losses_write_to",
-            "test_batches.py::test_hooks_and_flags_of_the_batch",
-        ),
-    ),
-    Row(
-        "Complex fakes; batches in dataclasses, slots or tuples of a class of their own",
-        EXACT,
-        "",
-        ("test_batches.py::test_a_complex_fake", "test_batches.py::test_an_object_that_resample_makes"),
-    ),
-    Row(
-        "A hook on the graph of a loss that keeps a gradient in D",
-        REFUSED,
-        "Compute the gradient in the loss, or keep it detached.",
-        ("test_kept_and_changed.py::test_a_hook_that_keeps_a_gradient_in_d",),
-    ),
-    Row(
         "What D's class, a `threading.local` or a `WeakKeyDictionary` holds; parameters with strides of their own; "
         "caches outside of D that go by a parameter's version",
         EXACT,
-        "Attributes are what they were.",
+        "What D's class and these objects hold is put back.",
         ("test_what_is_shared.py::test_exact_in_every_call",),
-    ),
-    Row(
-        "A loss that asks for the class or the version of a parameter",
-        EXACT,
-        "",
-        (
-            "test_losses_and_parameters.py::test_what_a_loss_reads_is_there_in_g_loss_too",
-            "test_losses_and_parameters.py::test_what_is_kept_by_the_version_of_a_parameter",
-        ),
     ),
     Row(
         "A layer that the forward pass builds or appends",
         EXACT,
         "Gone after the call.",
         ("test_losses_and_parameters.py::test_a_layer_that_a_loss_builds_is_gone_after_the_call",),
-    ),
-    Row(
-        "A gradient hook that keeps momentum on its parameter; a transform that keeps it, or detaches",
-        REFUSED,
-        "Keep state in the optimizer.",
-        (
-            "test_losses_and_parameters.py::test_a_gradient_hook_that_keeps_momentum_on_its_parameter_is_refused",
-            "test_transforms_without_derivative.py::test_refused",
-            "test_transforms_without_derivative.py::test_momentum_in_a_closure",
-        ),
-    ),
-    Row(
-        "An optimizer with a `zero_grad` of its own",
-        EXACT,
-        "Proven by the first call, and by each that finds it to change more than gradients; refused if steps differ.",
-        (
-            "test_zero_grad.py::test_one_that_clears_is_exact",
-            "test_zero_grad.py::test_one_that_does_more_is_refused",
-            "test_later_steps.py::test_a_zero_grad_that_does_more_than_clear",
-        ),
-    ),
-    Row(
-        "A traced step that goes by a global, a class attribute, or a number that only large gradients change",
-        EXACT,
-        "Each trace that is used again is compared with a live step.",
-        (
-            "test_later_steps.py::test_numbers_that_depend_on_gradients_only_where_these_are_large",
-            "test_later_steps.py::test_what_a_step_reads_from_elsewhere_at_a_later_inner_step",
-        ),
-    ),
-    Row(
-        "An optimizer that holds an iterator, a generator or an `array.array`",
-        REFUSED,
-        "They cannot be put back after a step. Keep a count or a list.",
-        ("test_later_steps.py::test_what_cannot_be_put_back_is_refused_before_it_moves",),
-    ),
-    Row(
-        "`zero_grad(set_to_none=False)`, and a head that `d_loss` does not reach",
-        EXACT,
-        "As the gradients of zeros present at the call say; refused where that cannot be seen.",
-        ("test_live_discriminators.py::test_exact",),
-    ),
-    Row(
-        "A loss that uses what D returned before the call",
-        EXACT,
-        "Constant, as in the loop; D gets no gradient of it.",
-        ("test_live_discriminators.py::test_what_d_returned_before_the_call",),
-    ),
-    Row(
-        "`resample=` that asks D, `grad_transform` that reads D's parameters, transforms by a parameter's name",
-        EXACT,
-        "D holds θ^k meanwhile.",
-        ("test_live_discriminators.py::test_exact",),
-    ),
-    Row(
-        "Ctrl-C at any line of a call",
-        EXACT,
-        "Everything is as it was.",
-        ("test_interrupts.py::test_at_every_line",),
     ),
     Row(
         "A forward pass that writes to a parameter (`nn.Embedding(max_norm=1)`)",
@@ -434,6 +251,429 @@ MODULES = [
         REFUSED,
         "Pass the module that it was made from.",
         ("test_bad_input.py::test_a_scripted_discriminator",),
+    ),
+]
+
+LOSSES = [
+    Row(
+        "A fake that arrives detached, as `.data`, or made under `no_grad`",
+        REFUSED,
+        "Pass it with its graph.",
+        ("test_bad_input.py::test_a_fake_without_gradient",),
+    ),
+    Row(
+        "A D loss that detaches the fake itself, reused whole",
+        EXACT,
+        "With `unroll_wrap.detach(fake)` or `unroll_wrap.no_grad()` in the place of torch's: outside an unroll they "
+        "are the same. Otherwise a warning: only the first term is there.",
+        (
+            "test_guards.py::test_inside_they_let_the_gradient_through",
+            "test_guards.py::test_outside_they_are_torchs_own",
+            "test_options.py::test_resampled_batches_with_fresh_noise",
+        ),
+    ),
+    Row(
+        "Feature matching, with the real side detached or not",
+        EXACT,
+        "A `detach` that is meant is honoured: that path is cut. `verify` names it.",
+        (
+            "test_guards.py::test_torchs_own_detach_is_honoured",
+            "test_verify.py::test_a_users_own_cut_is_told_from_an_error",
+        ),
+    ),
+    Row(
+        "Conditional D, labels by position or keyword",
+        EXACT,
+        "",
+        ("conditional", "test_options.py::test_keyword_arguments_reach_both_losses"),
+    ),
+    Row(
+        "D that returns a tuple, list or dict: logits at several scales, features, class scores",
+        EXACT,
+        "What D returns goes to your losses as it is; a loss returns one scalar.",
+        ("test_loop_losses.py::test_outputs_of_d", "test_bad_input.py::test_a_loss_that_is_no_finite_scalar"),
+    ),
+    Row(
+        "Losses that are methods of D, of a trainer or of a loss object that owns D",
+        EXACT,
+        "They may reach D in any way: while a loss runs, the unrolled tensors are in your own modules.",
+        ("test_loop_losses.py::test_losses_that_are_methods", "test_loops.py::test_the_loop_after_is_exact"),
+    ),
+    Row(
+        "Gradient penalties: WGAN-GP, R1, R2, DRAGAN; on fresh leaves or on a batch that is used again; through norms",
+        EXACT,
+        "Every inner step has leaves of its own, so a penalty does not see another step's graph. Where torch's "
+        "third derivative of a norm is wrong or missing, its node is given a right one, by whatever name it was called "
+        "(`torch.layer_norm`, aten, an exported module). Batches of gradients and the transforms of `torch.func` do as "
+        "well as `autograd.grad`.",
+        (
+            "wgan_gp",
+            "r1_on_reused_real",
+            "test_loop_losses.py::test_penalties",
+            "test_penalties.py::test_a_penalty_through_a_norm",
+            "test_penalties.py::test_a_penalty_by_the_transforms_of_torch_func",
+            "test_penalties.py::test_a_penalty_through_a_norm_by_another_name",
+            "test_penalties.py::test_a_batch_of_gradients_in_a_penalty",
+            "test_penalties.py::test_forward_mode_and_second_derivatives_in_a_penalty",
+            "test_result.py::test_the_same_tensor_twice_is_one_tensor",
+        ),
+    ),
+    Row(
+        "Forward mode (`torch.func.jvp`, `jacfwd`, `hessian`, `forward_ad`) or a derivative of a derivative in a loss, "
+        "through LayerNorm, BatchNorm in training mode or InstanceNorm",
+        REFUSED,
+        "Torch's gradient of that is wrong, silently, in real steps too. Take first derivatives in reverse mode, or "
+        "use GroupNorm.",
+        (
+            "test_penalties.py::test_what_torch_has_wrong_in_real_steps_is_refused",
+            "test_penalties.py::test_torchs_gradient_is_wrong_there",
+        ),
+    ),
+    Row(
+        "Hooks on the tensors and nodes of a loss's graph, backward hooks on D's modules",
+        EXACT,
+        "They fire in the backward pass of each inner step, as in a real one, and not in the one that differentiates "
+        "it. `FiniteDifference` refuses those that change gradients. What they change is no derivative, so `verify` "
+        "cannot confirm it. `register_multi_grad_hook` on D's parameters hears of real steps alone.",
+        (
+            "test_hooks.py::test_hooks_that_change_gradients",
+            "test_hooks.py::test_hooks_that_look_on",
+            "test_hooks.py::test_hooks_on_modules_from_before_the_call",
+            "test_hooks.py::test_hooks_of_several_parameters_look_on",
+            "test_hooks.py::test_differences_with_hooks_that_change_gradients_are_refused",
+        ),
+    ),
+    Row(
+        "A loss that calls `backward()` itself",
+        REFUSED,
+        "What that adds to `.grad` would be missing. Return the sum of the terms.",
+        ("test_bad_input.py::test_a_loss_that_calls_backward",),
+    ),
+    Row(
+        "Batches as dicts, named tuples, dataclasses, packed sequences, containers of your own",
+        EXACT,
+        "In an object that is no dict, list or tuple, or cannot be written to, tensors are reached as by a closure, at "
+        "the cost of a second pass per step.",
+        (
+            "test_result.py::test_a_batch_in_any_container",
+            "test_result.py::test_a_packed_sequence",
+            "test_silent_mistakes.py::test_a_batch_in_a_container_that_cannot_be_refilled",
+        ),
+    ),
+    Row(
+        "`.item()`, branches on data, numpy, Python's numbers and random numbers, prints",
+        EXACT,
+        "Losses run as they are, without tracing. A number that is read from a tensor is constant for the derivative; "
+        "where that changes it, `verify` fails. Only what torch draws is replayed: with `Recompute` and "
+        "`FiniteDifference` draw with torch.",
+        (
+            "sometimes_used_head",
+            "test_loop_losses.py::test_numbers_of_python_and_numpy",
+            "test_backwards.py::test_a_loss_that_cannot_be_replayed_is_an_error_with_a_remedy",
+        ),
+    ),
+    Row(
+        "Label buffers refilled in place (`label.fill_`)",
+        REFUSED,
+        "Make a new tensor: `torch.full_like`.",
+        ("test_bad_input.py::test_a_label_buffer_that_is_refilled",),
+    ),
+    Row(
+        "Losses with state of their own: image pools, running penalties, statistics of an adaptive augmentation",
+        KNOWN,
+        "Their side effects happen K + 1 times: guard them with `is_unrolling()`.",
+        ("test_loop_losses.py::test_an_image_pool", "test_guards.py::test_is_unrolling_tells_the_inner_losses"),
+    ),
+    Row(
+        "A generator that the losses run again: its own BatchNorm statistics, power iterations and averages of w",
+        KNOWN,
+        "They move K + 1 times. Run it once, and pass the fake. `verify` and `diagnose` leave them as they were.",
+        (
+            "test_loop_losses.py::test_a_generator_that_runs_again_moves_its_own_statistics",
+            "test_verify.py::test_a_generator_that_the_losses_run_stays_where_it_was",
+        ),
+    ),
+    Row(
+        "A parameter that is reached past its module: by a dict, a tuple, a closure, a list that the loss holds",
+        EXACT,
+        "",
+        ("test_live_discriminators.py::test_exact",),
+    ),
+    Row(
+        "`d_loss` freezes layers itself (FreezeD)",
+        EXACT,
+        "It must freeze the same layers in every inner step.",
+        ("test_live_discriminators.py::test_exact",),
+    ),
+    Row(
+        "A loss, or `resample=`, that writes to parameters: weights clipped, decayed or normalised in place",
+        REFUSED,
+        "No derivative passes through that: use `param_transform=`. Only the first run of a loss in a call may write, "
+        "because no step has moved the parameters yet: a layer may initialise itself there.",
+        (
+            "test_losses_and_parameters.py::test_a_loss_that_writes_to_parameters_is_refused",
+            "test_losses_and_parameters.py::test_the_first_run_of_a_call_may_write",
+            "test_later_calls.py::test_a_loss_that_writes_to_weights",
+        ),
+    ),
+    Row(
+        "What a loss, a transform, a hook or an option begins to do after the first call",
+        REFUSED,
+        "What is refused in a first call is refused in later ones. What a loss begins to read or to detach is found "
+        "after 16, 32, 64, … calls only.",
+        (
+            "test_later_calls.py::test_a_transform_whose_derivative_is_wrong_only_now",
+            "test_later_calls.py::test_a_schedule_that_begins_with_one_step",
+            "test_later_calls.py::test_a_hook_that_comes_later",
+            "test_later_calls.py::test_what_a_loss_begins_to_read",
+        ),
+    ),
+    Row(
+        "A loss that asks for a gradient through the graph of its own `fake` (VQGAN's adaptive weight)",
+        REFUSED,
+        "Let the loss find `fake` in a closure or an attribute, or compute the weight outside of the loss.",
+        ("test_verify_again.py::test_a_gradient_through_the_graph_of_a_fake_is_refused",),
+    ),
+    Row(
+        "A loss that reads `.grad` of D's parameters",
+        REFUSED,
+        "Compute the gradient in the loss.",
+        ("test_losses_and_parameters.py::test_a_loss_that_reads_a_gradient_is_refused",),
+    ),
+    Row(
+        "D's own parameters or buffers in the batch or in the keyword arguments",
+        EXACT,
+        "In each step the losses get those of the step. `Compiled()` then runs eagerly, and says so.",
+        ("test_what_is_shared.py::test_tensors_of_d_in_the_batch",),
+    ),
+    Row(
+        "A tensor of the batch in the memory of a parameter (`p.detach()`, `p.data`)",
+        REFUSED,
+        "Pass the parameter itself, or a clone.",
+        ("test_kept_and_changed.py::test_a_batch_in_the_memory_of_a_parameter",),
+    ),
+    Row(
+        "A loss that changes a tensor of the batch in place, fake or real",
+        REFUSED,
+        "Change a copy: `real = real + noise`. The values are put back.",
+        (
+            "test_kept_and_changed.py::test_a_batch_that_a_loss_changes_in_place",
+            "test_batches.py::test_a_fake_that_is_changed_in_place",
+        ),
+    ),
+    Row(
+        "A loss that computes with features, a fake or a loss that was kept, with its graph, from an earlier run",
+        REFUSED,
+        "Compute it again where it is used, or keep it detached.",
+        ("test_batches.py::test_what_a_loss_keeps_with_its_graph",),
+    ),
+    Row(
+        "A batch that losses recognise by identity or attributes, or switch to require grad for a penalty; dicts and "
+        "lists that they write to",
+        EXACT,
+        "Flags, `.grad` and hooks are put back. A tensor that requires grad arrives as a copy with its attributes, and "
+        "so does a container that holds one; writes to these copies are refused.",
+        (
+            "test_batches.py::test_a_batch_that_a_loss_knows_by_identity_and_attributes",
+            "test_batches.py::test_a_container_that_the_losses_write_to",
+            "test_batches.py::test_hooks_and_flags_of_the_batch",
+        ),
+    ),
+    Row(
+        "Complex fakes; batches in dataclasses, slots or tuples of a class of their own",
+        EXACT,
+        "",
+        ("test_batches.py::test_a_complex_fake", "test_batches.py::test_an_object_that_resample_makes"),
+    ),
+    Row(
+        "A hook on the graph of a loss that keeps a gradient in D",
+        REFUSED,
+        "Compute the gradient in the loss, or keep it detached.",
+        ("test_kept_and_changed.py::test_a_hook_that_keeps_a_gradient_in_d",),
+    ),
+    Row(
+        "A loss that asks for the class or the version of a parameter",
+        EXACT,
+        "",
+        (
+            "test_losses_and_parameters.py::test_what_a_loss_reads_is_there_in_g_loss_too",
+            "test_losses_and_parameters.py::test_what_is_kept_by_the_version_of_a_parameter",
+        ),
+    ),
+    Row(
+        "A loss that uses what D returned before the call",
+        EXACT,
+        "It is a constant, as in the loop, and D gets no gradient from it.",
+        ("test_live_discriminators.py::test_what_d_returned_before_the_call",),
+    ),
+]
+
+OPTIMIZERS = [
+    Row(
+        "Optimizers",
+        EXACT,
+        "See [optimizers](optimizers.md). Schedules, loaded states and later groups are read at every call.",
+        (
+            "test_optimizer_docs.py::test_the_table_is_up_to_date",
+            "test_read_afresh.py::test_a_schedule_is_followed",
+            "test_read_afresh.py::test_a_checkpoint_loaded_in_mid_training",
+            "test_read_afresh.py::test_a_wrapper_is_the_optimizer_inside",
+        ),
+    ),
+    Row(
+        "Gradient clipping, `nan_to_num` on gradients, weight clipping, gradient hooks on parameters",
+        EXACT,
+        "`grad_transform=`, with `clip_grad_norm` and `clip_grad_value` ready for it, and `param_transform=`; hooks "
+        "run as they are.",
+        (
+            "test_clipping.py::test_exact_against_real_steps_with_torchs_clipping",
+            "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
+            "test_options.py::test_param_transform_clips_weights",
+            "test_options.py::test_transforms_may_write_to_what_they_are_given",
+            "test_loop_losses.py::test_nan_to_num_on_gradients",
+            "test_loop_losses.py::test_gradient_hooks_on_parameters",
+        ),
+    ),
+    Row(
+        "Hooks on parameters that run after accumulation",
+        REFUSED,
+        "Pass what they do as `grad_transform=` or `param_transform=`.",
+        ("test_bad_input.py::test_a_hook_after_accumulation",),
+    ),
+    Row(
+        "Wrappers around the optimizer, step hooks, patched or wrapped steps; what an optimizer keeps on itself",
+        EXACT,
+        "The live step is traced. One that computes with numbers read out of tensors is refused by name.",
+        (
+            "test_live_steps.py::test_it_is_exact_and_nothing_has_moved",
+            "test_live_steps.py::test_it_is_refused_and_nothing_has_moved",
+            "test_bad_input.py::test_an_optimizer_with_step_hooks",
+        ),
+    ),
+    Row(
+        "Gradient accumulation; several `backward()` before a step",
+        EXACT,
+        "`d_loss` is their sum.",
+        ("test_loop_losses.py::test_gradient_accumulation", "test_loops.py::test_the_loop_after_is_exact"),
+    ),
+    Row(
+        "Two kinds of D steps: the main loss, then a lazy penalty",
+        EXACT,
+        "Add the two, or let `resample=` say with the batch which kind a step is.",
+        ("test_loop_losses.py::test_two_kinds_of_steps",),
+    ),
+    Row(
+        "A gradient hook that uses its parameter, or that the loss registers",
+        EXACT,
+        "",
+        ("test_live_discriminators.py::test_exact",),
+    ),
+    Row(
+        "A hook on a parameter's AccumulateGrad node",
+        REFUSED,
+        "Use `p.register_hook`.",
+        ("test_live_discriminators.py::test_refused",),
+    ),
+    Row(
+        "A gradient hook that keeps momentum on its parameter; a transform that keeps it, or detaches",
+        REFUSED,
+        "Keep state in the optimizer.",
+        (
+            "test_losses_and_parameters.py::test_a_gradient_hook_that_keeps_momentum_on_its_parameter_is_refused",
+            "test_transforms_without_derivative.py::test_refused",
+            "test_transforms_without_derivative.py::test_momentum_in_a_closure",
+        ),
+    ),
+    Row(
+        "An optimizer with a `zero_grad` of its own",
+        EXACT,
+        "The first call compares it with real steps, and so does each later call in which it changes more than "
+        "gradients. It is refused if the steps differ.",
+        (
+            "test_zero_grad.py::test_one_that_clears_is_exact",
+            "test_zero_grad.py::test_one_that_does_more_is_refused",
+            "test_later_steps.py::test_a_zero_grad_that_does_more_than_clear",
+        ),
+    ),
+    Row(
+        "A traced step that depends on a global, a class attribute, or a number that only large gradients change",
+        EXACT,
+        "Each trace that is used again is compared with a live step.",
+        (
+            "test_later_steps.py::test_numbers_that_depend_on_gradients_only_where_these_are_large",
+            "test_later_steps.py::test_what_a_step_reads_from_elsewhere_at_a_later_inner_step",
+        ),
+    ),
+    Row(
+        "An optimizer that holds an iterator, a generator or an `array.array`",
+        REFUSED,
+        "They cannot be put back after a step. Keep a count or a list.",
+        ("test_later_steps.py::test_what_cannot_be_put_back_is_refused_before_it_moves",),
+    ),
+    Row(
+        "`zero_grad(set_to_none=False)`, and a head that `d_loss` does not reach",
+        EXACT,
+        "Gradients of zeros at the call mean that the loop keeps them. It is refused where the call cannot see that.",
+        ("test_live_discriminators.py::test_exact",),
+    ),
+    Row(
+        "`resample=` that calls D, `grad_transform` that reads D's parameters, transforms by a parameter's name",
+        EXACT,
+        "While they run, D holds θ^k.",
+        ("test_live_discriminators.py::test_exact",),
+    ),
+]
+
+LOOPS = [
+    Row(
+        "D with `requires_grad=False` in the generator's step; flags toggled inside a loss",
+        EXACT,
+        "What moves is what the optimizer owns. Flags are as before afterwards.",
+        ("frozen_at_call", "test_untouched.py::test_a_loss_may_toggle_flags_and_run_hooks"),
+    ),
+    Row(
+        "EMA of the generator",
+        EXACT,
+        "A call leaves its values alone.",
+        ("test_loop_losses.py::test_exponential_averages_of_g_are_not_seen",),
+    ),
+    Row(
+        "The result scaled, added, kept, or differentiated by an inner tensor (adaptive weights)",
+        EXACT,
+        "Once: differentiating it twice raises.",
+        (
+            "test_result.py::test_scaled_and_added_to_another_term",
+            "test_result.py::test_retained_and_run_backward_twice",
+            "test_result.py::test_differentiated_with_respect_to_an_inner_tensor",
+            "test_result.py::test_differentiating_twice_raises",
+        ),
+    ),
+    Row(
+        "The wrapper as an attribute of a module or LightningModule",
+        EXACT,
+        "It is no module: `parameters()` and `state_dict()` of the owner are unchanged.",
+        ("test_options.py::test_the_wrapper_is_no_module",),
+    ),
+    Row(
+        "Exceptions and Ctrl-C in the middle",
+        EXACT,
+        "Everything is put back, and the next call is right.",
+        (
+            "test_untouched.py::test_whatever_raises_everything_is_put_back",
+            "test_untouched.py::test_the_call_after_a_failed_one_is_exact",
+        ),
+    ),
+    Row(
+        "A D of which a part is frozen at the call, and has moved before",
+        EXACT,
+        "The steps move the frozen part too, and the warning `PartlyFrozen` says so.",
+        ("test_live_discriminators.py::test_a_head_that_trains_while_the_body_is_frozen",),
+    ),
+    Row(
+        "Ctrl-C at any line of a call",
+        EXACT,
+        "Everything is as it was.",
+        ("test_interrupts.py::test_at_every_line",),
     ),
 ]
 
@@ -505,8 +745,8 @@ RUNTIME = [
     Row(
         "DataParallel",
         EXACT,
-        "Wrapped or through `.module`. Of several devices an unroll uses the first alone; BatchNorm, whose statistics "
-        "would be of each one's part of the batch, is refused there. Never run on several GPUs.",
+        "Wrapped or through `.module`. An unroll uses the first of several devices only. BatchNorm is refused there, "
+        "because its statistics would be those of each device's part of the batch. This was never run on several GPUs.",
         (
             "test_options.py::test_data_parallel_on_the_cpu",
             "test_options.py::test_data_parallel_on_two_devices",
@@ -559,242 +799,10 @@ RUNTIME = [
     Row(
         "Two threads, one model; an unroll within a loss of an unroll",
         REFUSED,
-        "Wait for the other thread, or copy the model; use the plain loss inside losses.",
+        "Wait for the other thread, or copy the model. Inside losses use the plain loss.",
         (
             "test_threads.py::test_one_model_twice_is_refused",
             "test_threads.py::test_an_unroll_within_a_loss_is_refused",
-        ),
-    ),
-]
-
-LOOPS = [
-    Row(
-        "A fake that arrives detached, as `.data`, or made under `no_grad`",
-        REFUSED,
-        "Pass it with its graph.",
-        ("test_bad_input.py::test_a_fake_without_gradient",),
-    ),
-    Row(
-        "A D loss that detaches the fake itself, reused whole",
-        EXACT,
-        "With `unroll_wrap.detach(fake)` or `unroll_wrap.no_grad()` in the place of torch's: outside an unroll they "
-        "are the same. Otherwise a warning: only the first term is there.",
-        (
-            "test_guards.py::test_inside_they_let_the_gradient_through",
-            "test_guards.py::test_outside_they_are_torchs_own",
-            "test_options.py::test_resampled_batches_with_fresh_noise",
-        ),
-    ),
-    Row(
-        "Feature matching, with the real side detached or not",
-        EXACT,
-        "A `detach` that is meant is honoured: that path is cut. `verify` names it.",
-        (
-            "test_guards.py::test_torchs_own_detach_is_honoured",
-            "test_verify.py::test_a_users_own_cut_is_told_from_an_error",
-        ),
-    ),
-    Row(
-        "D with `requires_grad=False` in the generator's step; flags toggled inside a loss",
-        EXACT,
-        "What moves is what the optimizer owns. Flags are as before afterwards.",
-        ("frozen_at_call", "test_untouched.py::test_a_loss_may_toggle_flags_and_run_hooks"),
-    ),
-    Row(
-        "Conditional D, labels by position or keyword",
-        EXACT,
-        "",
-        ("conditional", "test_options.py::test_keyword_arguments_reach_both_losses"),
-    ),
-    Row(
-        "D that returns a tuple, list or dict: logits at several scales, features, class scores",
-        EXACT,
-        "What D returns goes to your losses as it is; a loss returns one scalar.",
-        ("test_loop_losses.py::test_outputs_of_d", "test_bad_input.py::test_a_loss_that_is_no_finite_scalar"),
-    ),
-    Row(
-        "Losses that are methods of D, of a trainer or of a loss object that owns D",
-        EXACT,
-        "They may reach D in any way: while a loss runs, the unrolled tensors are in your own modules.",
-        ("test_loop_losses.py::test_losses_that_are_methods", "test_loops.py::test_the_loop_after_is_exact"),
-    ),
-    Row(
-        "Gradient penalties: WGAN-GP, R1, R2, DRAGAN; on fresh leaves or on a batch that is used again; through norms",
-        EXACT,
-        "Every inner step has leaves of its own, so a penalty does not see another step's graph. Where torch's "
-        "third derivative of a norm is wrong or missing, its node is given a right one, by whatever name it was called "
-        "(`torch.layer_norm`, aten, an exported module). Batches of gradients and the transforms of `torch.func` do as "
-        "well as `autograd.grad`.",
-        (
-            "wgan_gp",
-            "r1_on_reused_real",
-            "test_loop_losses.py::test_penalties",
-            "test_penalties.py::test_a_penalty_through_a_norm",
-            "test_penalties.py::test_a_penalty_by_the_transforms_of_torch_func",
-            "test_penalties.py::test_a_penalty_through_a_norm_by_another_name",
-            "test_penalties.py::test_a_batch_of_gradients_in_a_penalty",
-            "test_penalties.py::test_forward_mode_and_second_derivatives_in_a_penalty",
-            "test_result.py::test_the_same_tensor_twice_is_one_tensor",
-        ),
-    ),
-    Row(
-        "Forward mode (`torch.func.jvp`, `jacfwd`, `hessian`, `forward_ad`) or a derivative of a derivative in a loss, "
-        "through LayerNorm, BatchNorm in training mode or InstanceNorm",
-        REFUSED,
-        "Torch's gradient of that is wrong, silently, in real steps too. Take first derivatives in reverse mode, or "
-        "use GroupNorm.",
-        (
-            "test_penalties.py::test_what_torch_has_wrong_in_real_steps_is_refused",
-            "test_penalties.py::test_torchs_gradient_is_wrong_there",
-        ),
-    ),
-    Row(
-        "Hooks on the tensors and nodes of a loss's graph, backward hooks on D's modules",
-        EXACT,
-        "They fire in the backward pass of each inner step, as in a real one, and not in the one that differentiates "
-        "it. `FiniteDifference` refuses those that change gradients. What they change is no derivative, so `verify` "
-        "cannot confirm it. `register_multi_grad_hook` on D's parameters hears of real steps alone.",
-        (
-            "test_hooks.py::test_hooks_that_change_gradients",
-            "test_hooks.py::test_hooks_that_look_on",
-            "test_hooks.py::test_hooks_on_modules_from_before_the_call",
-            "test_hooks.py::test_hooks_of_several_parameters_look_on",
-            "test_hooks.py::test_differences_with_hooks_that_change_gradients_are_refused",
-        ),
-    ),
-    Row(
-        "Gradient clipping, `nan_to_num` on gradients, weight clipping, gradient hooks on parameters",
-        EXACT,
-        "`grad_transform=`, with `clip_grad_norm` and `clip_grad_value` ready for it, and `param_transform=`; hooks "
-        "run as they are.",
-        (
-            "test_clipping.py::test_exact_against_real_steps_with_torchs_clipping",
-            "test_options.py::test_grad_transform_clips_like_clip_grad_norm",
-            "test_options.py::test_param_transform_clips_weights",
-            "test_options.py::test_transforms_may_write_to_what_they_are_given",
-            "test_loop_losses.py::test_nan_to_num_on_gradients",
-            "test_loop_losses.py::test_gradient_hooks_on_parameters",
-        ),
-    ),
-    Row(
-        "Hooks on parameters that run after accumulation",
-        REFUSED,
-        "Pass what they do as `grad_transform=` or `param_transform=`.",
-        ("test_bad_input.py::test_a_hook_after_accumulation",),
-    ),
-    Row(
-        "Wrappers around the optimizer, step hooks, patched or wrapped steps; what an optimizer keeps on itself",
-        EXACT,
-        "The live step is traced. One that computes with numbers read out of tensors is refused by name.",
-        (
-            "test_live_steps.py::test_it_is_exact_and_nothing_has_moved",
-            "test_live_steps.py::test_it_is_refused_and_nothing_has_moved",
-            "test_bad_input.py::test_an_optimizer_with_step_hooks",
-        ),
-    ),
-    Row(
-        "Gradient accumulation; several `backward()` before a step",
-        EXACT,
-        "`d_loss` is their sum.",
-        ("test_loop_losses.py::test_gradient_accumulation", "test_loops.py::test_the_loop_after_is_exact"),
-    ),
-    Row(
-        "A loss that calls `backward()` itself",
-        REFUSED,
-        "What that adds to `.grad` would be missing. Return the sum of the terms.",
-        ("test_bad_input.py::test_a_loss_that_calls_backward",),
-    ),
-    Row(
-        "Batches as dicts, named tuples, dataclasses, packed sequences, containers of your own",
-        EXACT,
-        "In an object that is no dict, list or tuple, or cannot be written to, tensors are reached as by a closure, at "
-        "the cost of a second pass per step.",
-        (
-            "test_result.py::test_a_batch_in_any_container",
-            "test_result.py::test_a_packed_sequence",
-            "test_silent_mistakes.py::test_a_batch_in_a_container_that_cannot_be_refilled",
-        ),
-    ),
-    Row(
-        "Two kinds of D steps: the main loss, then a lazy penalty",
-        EXACT,
-        "Add the two, or let `resample=` say with the batch which kind a step is.",
-        ("test_loop_losses.py::test_two_kinds_of_steps",),
-    ),
-    Row(
-        "`.item()`, branches on data, numpy, Python's numbers and random numbers, prints",
-        EXACT,
-        "Losses run as they are, without tracing. A number that is read from a tensor is constant for the derivative; "
-        "where that changes it, `verify` fails. Only what torch draws is replayed: with `Recompute` and "
-        "`FiniteDifference` draw with torch.",
-        (
-            "sometimes_used_head",
-            "test_loop_losses.py::test_numbers_of_python_and_numpy",
-            "test_backwards.py::test_a_loss_that_cannot_be_replayed_is_an_error_with_a_remedy",
-        ),
-    ),
-    Row(
-        "EMA of the generator",
-        EXACT,
-        "A call leaves its values alone.",
-        ("test_loop_losses.py::test_exponential_averages_of_g_are_not_seen",),
-    ),
-    Row(
-        "Label buffers refilled in place (`label.fill_`)",
-        REFUSED,
-        "Make a new tensor: `torch.full_like`.",
-        ("test_bad_input.py::test_a_label_buffer_that_is_refilled",),
-    ),
-    Row(
-        "Losses with state of their own: image pools, running penalties, statistics of an adaptive augmentation",
-        KNOWN,
-        "Their side effects happen K + 1 times: guard them with `is_unrolling()`.",
-        ("test_loop_losses.py::test_an_image_pool", "test_guards.py::test_is_unrolling_tells_the_inner_losses"),
-    ),
-    Row(
-        "A generator that the losses run again: its own BatchNorm statistics, power iterations and averages of w",
-        KNOWN,
-        "They move K + 1 times. Run it once, and pass the fake. `verify` and `diagnose` leave them as they were.",
-        (
-            "test_loop_losses.py::test_a_generator_that_runs_again_moves_its_own_statistics",
-            "test_verify.py::test_a_generator_that_the_losses_run_stays_where_it_was",
-        ),
-    ),
-    Row(
-        "Optimizers",
-        EXACT,
-        "See [optimizers](optimizers.md). Schedules, loaded states and later groups are read at every call.",
-        (
-            "test_optimizer_docs.py::test_the_table_is_up_to_date",
-            "test_read_afresh.py::test_a_schedule_is_followed",
-            "test_read_afresh.py::test_a_checkpoint_loaded_in_mid_training",
-            "test_read_afresh.py::test_a_wrapper_is_the_optimizer_inside",
-        ),
-    ),
-    Row(
-        "The result scaled, added, kept, or differentiated by an inner tensor (adaptive weights)",
-        EXACT,
-        "Once: differentiating it twice raises.",
-        (
-            "test_result.py::test_scaled_and_added_to_another_term",
-            "test_result.py::test_retained_and_run_backward_twice",
-            "test_result.py::test_differentiated_with_respect_to_an_inner_tensor",
-            "test_result.py::test_differentiating_twice_raises",
-        ),
-    ),
-    Row(
-        "The wrapper as an attribute of a module or LightningModule",
-        EXACT,
-        "It is no module: `parameters()` and `state_dict()` of the owner are unchanged.",
-        ("test_options.py::test_the_wrapper_is_no_module",),
-    ),
-    Row(
-        "Exceptions and Ctrl-C in the middle",
-        EXACT,
-        "Everything is put back, and the next call is right.",
-        (
-            "test_untouched.py::test_whatever_raises_everything_is_put_back",
-            "test_untouched.py::test_the_call_after_a_failed_one_is_exact",
         ),
     ),
 ]
@@ -803,9 +811,10 @@ TOOLS = [
     Row(
         "Profilers: `torch.profiler`, `torch.autograd.profiler` with shapes, stacks, flops, memory",
         EXACT,
-        "To the last bit. Torch refuses to exchange tensors that these have seen, so the unroll's stand in for yours "
-        "by `__torch_function__`, somewhat slower. `isinstance` holds, `type(p) is nn.Parameter` does not: the first "
-        "such call is proven by K real steps. Start a profiler around the call: a loss that starts one is refused.",
+        "To the last bit. Torch refuses to exchange the contents of tensors that a profiler has seen, so the unroll's "
+        "tensors stand in for yours by `__torch_function__`, which is somewhat slower. `isinstance` holds, but "
+        "`type(p) is nn.Parameter` does not, so the first such call is proven by K real steps. Start a profiler around "
+        "the call: a loss that starts one is refused.",
         (
             "test_observers.py::test_under_an_observer",
             "test_observers.py::test_to_the_last_bit",
@@ -817,14 +826,14 @@ TOOLS = [
     Row(
         "Weak references to D's parameters, Python's and torch's own",
         EXACT,
-        "In the same way where torch holds them.",
+        "Where torch holds them, as with profilers (the row above).",
         ("test_observers.py::test_under_an_observer", "test_observers.py::test_to_the_last_bit"),
     ),
     Row(
         "Hooks on saved tensors around the call or inside D: `save_on_cpu`, counters of activations, "
         "`allow_mutation_on_saved_tensors`",
         EXACT,
-        "In the same way: a hook may keep the tensor that it is given.",
+        "As with profilers. A hook may keep the tensor that it is given.",
         (
             "test_observers.py::test_under_an_observer",
             "test_observers.py::test_hooks_on_saved_tensors_that_d_sets_itself",
@@ -883,7 +892,9 @@ TOOLS = [
 
 SECTIONS = {
     "Discriminators": MODULES,
+    "Losses and batches": LOSSES,
+    "Optimizers, hooks and transforms": OPTIMIZERS,
+    "Training loops": LOOPS,
     "Where it runs": RUNTIME,
-    "Loops and losses": LOOPS,
     "Tools around the call": TOOLS,
 }
