@@ -33,9 +33,9 @@ class UnrolledSequence(UnrolledLoss):
         loss: ``(asker, *batch, **kwargs) -> scalar``, which a call returns the value of.
         asker: the player that minimises ``loss``: one of those above, or a module that does not move.
         order: "alternating" takes one update after the other. "simultaneous" takes all gradients of a round at the same
-            point, and then all steps. "level-k" (Liu and Pavel 2022) lets each update, and ``loss``, start with its own
-            player where it stands now, and find the others where they have got to; it has the first term alone and
-            needs ``stop_gradient=True``.
+            point, and then all steps. "level-k" (Liu and Pavel 2022) moves each player from where it
+            is at the call, against the others as updated so far, and evaluates ``loss`` in the same way. It has the
+            first term alone and needs ``stop_gradient=True``.
         **options: of the keyword arguments of ``UnrolledLoss``, ``steps``, the number of rounds; ``resample``, which
             gives one batch a round; ``stop_gradient``; ``average``; and ``backward``, a ``Store`` or a ``Recompute``.
 

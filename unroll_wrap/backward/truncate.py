@@ -9,7 +9,7 @@ from .sweep import Backward, Tape
 
 @dataclass(frozen=True)
 class Truncate(Backward):
-    """Differentiate only the last n of K steps, for a K whose early steps hardly matter: these cost one gradient each.
+    """Differentiate only the last n of K steps, for a K whose early steps hardly matter; those cost one gradient each.
 
     This is an approximation unless n is K: θ^{K-n} is taken for a constant.
 

@@ -65,9 +65,9 @@ def predict(
 
     Two short calls are enough, because both grow linearly in K: with K = 1 and 2, with 2n and 3n for
     ``Recompute(every=n)`` where n > 1, with n + 1 and n + 2 for ``Truncate(n)``, or with 2 and 3 for
-    ``stop_gradient=True``. Each runs once, while the memory of tensors is counted, without that inside an operator. So
-    this takes the time of three steps, and of two calls with K = 0 to compare with. Where D is so small that counting
-    would show, and on the ranks of a group, both short calls are timed once more.
+    ``stop_gradient=True``. Each runs once while the memory of tensors is counted; what an operator uses
+    inside is not counted. So this takes the time of three steps, and of two calls with K = 0 to compare with. Where D
+    is so small that counting would slow it down, and on the ranks of a group, both short calls are timed once more.
 
     Args:
         unrolled: the loss.

@@ -19,10 +19,10 @@ def verify(unrolled: UnrolledLoss, /, *batch: Any, wrt: Wrt = None, **options: A
     """Compare a call with the value L of K real steps, and its gradient g with ⟨g, d⟩ = (L(x + hd) - L(x - hd)) / 2h.
 
     The real steps are taken on your own objects, by their own ``step()``, and everything is put back bit for bit.
-    This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU
-    makes real steps jump, and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too
-    coarse, all of this is repeated in float64. A terminal shows how many steps have been taken. Pass only a few
-    samples. Side effects of your hooks, such as printing, occur as often.
+    This takes one call and 5·K real steps if plain differences agree, about 15·K where a ReLU makes real steps jump,
+    and up to 130·K where something is wrong or the derivative is tiny. Where float32 is too coarse, all of this is
+    repeated in float64. Your hooks run in each of these steps. A terminal shows how many steps have been taken. Pass
+    only a few samples.
 
     Args:
         unrolled: the loss.
