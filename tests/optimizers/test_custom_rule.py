@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 import torch
 from checks import assert_exact, call, expect
+from problems import PROBLEMS
 from torch import Tensor
 from torch_table import world_of, wrapped
 
@@ -105,6 +106,33 @@ def test_a_wrong_rule_is_caught_by_the_oracle():
     loss, expected = call(world, unrolled), expect(world, steps=3)
     with pytest.raises(AssertionError, match="real steps give"):
         assert_exact(loss, world, expected)
+
+
+class Stateless(NamedTuple):
+    """The state of a rule that keeps nothing."""
+
+
+@dataclass(frozen=True)
+class Descent(UpdateRule):
+    """θ ← θ - lr · g, as in the docstring of ``UpdateRule``."""
+
+    lr: float
+
+    def init(self, param: Tensor) -> Stateless:
+        return Stateless()
+
+    def update(self, param: Tensor, grad: Tensor, state: Stateless) -> tuple[Tensor, Stateless]:
+        return param - self.lr * grad, state
+
+
+def test_a_rule_without_state_in_a_discriminator_with_an_unused_parameter():
+    class Plain(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+
+    register_rule(Plain, Descent)
+    world = PROBLEMS["unused_head"].build(lambda params: Plain(params, lr=0.1)).warm()
+    assert_exact(call(world, wrapped(world, steps=3)), world, expect(world, steps=3), gap=1e-3)
 
 
 class Counted(NamedTuple):

@@ -110,14 +110,12 @@ def regroup(blocks: Sequence[Block], new: Layout) -> list[Block]:
 
 
 def _singles(block: Block) -> list[Block]:
-    def each(value: Any) -> list[Any]:
+    def parts(value: Any) -> list[Any]:
         return unpack(value, block.shapes) if isinstance(value, Tensor) else [value] * len(block.index)
 
-    params = each(block.params)
-    states = [type(block.state)(*values) for values in zip(*map(each, block.state), strict=True)]
     return [
-        Block(block.rule, (i,), (shape,), p, s)
-        for i, shape, p, s in zip(block.index, block.shapes, params, states, strict=True)
+        Block(block.rule, (i,), (shape,), params, type(block.state)(*state))
+        for i, shape, params, *state in zip(block.index, block.shapes, *map(parts, values_of(block)), strict=True)
     ]
 
 
@@ -125,17 +123,12 @@ def join(singles: list[Block]) -> Block:
     """Join blocks of one parameter each into one block, with the rule and the numbers of the first."""
     first = singles[0]
 
-    def all_of(values: list[Any]) -> Any:
+    def all_of(values: Sequence[Any]) -> Any:
         some = next((v for v in values if isinstance(v, Tensor)), None)
         if some is None:
             return values[0]
-        zeros = [some.new_zeros(b.shapes[0]) if v is None else v for v, b in zip(values, singles, strict=True)]
-        return pack(zeros)
+        return pack([some.new_zeros(b.shapes[0]) if v is None else v for v, b in zip(values, singles, strict=True)])
 
-    return Block(
-        first.rule,
-        tuple(b.index[0] for b in singles),
-        tuple(b.shapes[0] for b in singles),
-        all_of([b.params for b in singles]),
-        type(first.state)(*[all_of(list(v)) for v in zip(*(b.state for b in singles), strict=True)]),
-    )
+    params, *state = map(all_of, zip(*map(values_of, singles), strict=True))
+    index, shapes = tuple(b.index[0] for b in singles), tuple(b.shapes[0] for b in singles)
+    return Block(first.rule, index, shapes, params, type(first.state)(*state))
