@@ -55,7 +55,7 @@ class Joined(list["Tensor | None"]):
 
     def packed(self, index: Sequence[int]) -> Tensor | None:
         """Return the flat vector if ``index`` asks for all tensors in order; None otherwise."""
-        return self.flat if len(index) == len(self) and all(map(int.__eq__, index, range(len(self)))) else None
+        return self.flat if list(index) == list(range(len(self))) else None
 
 
 def values_of(block: Block) -> list[Any]:
@@ -89,23 +89,22 @@ def layout(blocks: Sequence[Block]) -> Layout:
 
 def split(blocks: Sequence[Block], used: Sequence[bool]) -> list[Block]:
     """Divide every block of which only some parameters are used; a joint rule stays whole and is told which."""
-    if all(used) and not any(b.rule.joint for b in blocks):
-        return list(blocks)
-    told = [b._replace(rule=b.rule.for_used([used[i] for i in b.index])) if b.rule.joint else b for b in blocks]
-    if all(b.rule.joint or len({used[i] for i in b.index}) == 1 for b in told):
-        return told
-    parts = [
-        part
-        for b in told
-        for part in ([b.index] if b.rule.joint else [tuple(i for i in b.index if used[i] is k) for k in (True, False)])
-    ]
-    return regroup(told, [p for p in parts if p])
+    told: list[Block] = []
+    parts: Layout = []
+    for b in blocks:
+        if b.rule.joint:
+            b = b._replace(rule=b.rule.for_used([used[i] for i in b.index]))
+            parts.append(b.index)
+        else:
+            parts += filter(None, [tuple(i for i in b.index if used[i] is k) for k in (True, False)])
+        told.append(b)
+    return regroup(told, parts)
 
 
 def regroup(blocks: Sequence[Block], new: Layout) -> list[Block]:
     """Return the same parameters in another layout."""
-    whole = {b.index: b for b in blocks if b.index in new}
-    single = {i: one for b in blocks if b.index not in new for i, one in zip(b.index, _singles(b), strict=True)}
+    whole, kept = {b.index: b for b in blocks}, set(new)
+    single = {i: one for b in blocks if b.index not in kept for i, one in zip(b.index, _singles(b), strict=True)}
     return [whole[index] if index in whole else join([single[i] for i in index]) for index in new]
 
 

@@ -62,8 +62,7 @@ class Update(NamedTuple):
 
     def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
         """Return the cotangent of what the update was given: the part through the rule, and that through g."""
-        blocks = add(of_old, of_params)
-        return blocks if layout(blocks) == self.entry else regroup(blocks, self.entry)
+        return regroup(add(of_old, of_params), self.entry)
 
 
 def update(
@@ -97,7 +96,7 @@ def update(
             new.append(block)
         if transforms.parameter:
             params = params_of(new)
-            new = [_transformed(b, transforms, params) for b in new]
+            new = [b._replace(params=pack([transforms.of_parameter(i, params) for i in b.index])) for b in new]
     if differentiable and transforms.check:
         check_leaves([t for b in new for t in values_of(b)], [*leaves, *(t for b in old for t in values_of(b))])
     return Update(old, new, leaves, layout(blocks), None)
@@ -143,20 +142,14 @@ def check_left(blocks: Sequence[Block], grads: Sequence[Tensor | None], left: Se
     for block in regroup(blocks, parts):
         if unclear.isdisjoint(block.index):
             continue
-        still = not block.rule.joint and torch.equal(
-            block.rule.update(block.params, torch.zeros_like(block.params), block.state)[0], block.params
-        )
-        if not still:
+        rule, params = block.rule, block.params
+        if rule.joint or not torch.equal(rule.update(params, torch.zeros_like(params), block.state)[0], params):
             shape = next(s for i, s in zip(block.index, block.shapes, strict=True) if i in unclear)
             raise ValueError(
                 f"A loss of a step does not reach a parameter of shape {tuple(shape)}, whose .grad is kept "
                 "from step to step, by zero_grad(set_to_none=False) as it seems: momentum and decay then move it all "
                 "the same. Call zero_grad() as the loop does before this call, so that it can be seen."
             )
-
-
-def _transformed(block: Block, transforms: Transforms, params: Sequence[Tensor]) -> Block:
-    return block._replace(params=pack([transforms.of_parameter(i, params) for i in block.index]))
 
 
 def params_of(blocks: Sequence[Block]) -> list[Tensor]:
