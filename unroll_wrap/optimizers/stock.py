@@ -4,7 +4,6 @@ import inspect
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from operator import is_
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,20 +18,17 @@ Optimizer = torch.optim.Optimizer
 
 
 class _Known(NamedTuple):
-    """The path of the rule for a class, and the functions of the class that this result depends on."""
+    """The path of the rule for a class, or None, and the functions that this result depends on, by their names."""
 
-    rule: Any
-    names: tuple[str, ...]
-    functions: tuple[Any, ...]
-    calls: frozenset[str]
-    scope: Mapping[str, Any]
-    helpers: Mapping[str, Any]
+    rule: str | None
+    methods: Mapping[str, Any]  # Those of the class that its ``step`` uses.
+    helpers: Mapping[str, Any]  # Those that these call in the file of the class.
+    scope: Mapping[str, Any]  # The global names of that file.
 
     def holds(self, kind: type) -> bool:
         """Return whether none of these functions has been replaced since."""
-        if not all(map(is_, map(self.scope.get, self.helpers), self.helpers.values())):
-            return False
-        return all(getattr(kind, n, None) is f for n, f in zip(self.names, self.functions, strict=True))
+        mine = all(getattr(kind, n, None) is f for n, f in self.methods.items())
+        return mine and all(self.scope.get(n) is f for n, f in self.helpers.items())
 
 
 _known: WeakKeyDictionary[type, _Known] = WeakKeyDictionary()
@@ -49,15 +45,14 @@ def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
     if known is None or not known.holds(kind):
         known = _known[kind] = _looked_up(kind, rules)
     rule = known.rule and rules.get(known.rule)
-    if rule is None:
-        return None
-    if has_global_step_hooks():
+    if rule is None or has_global_step_hooks():
         return None
     own = vars(optimizer)
     if own.get("_optimizer_step_pre_hooks") or own.get("_optimizer_step_post_hooks"):
         return None
-    for name in own.keys() & known.calls:
-        if not (name == "step" and _leads_to(own[name], kind.step, kind)):
+    for name, value in own.items():
+        wrapped = name == "step" and _end(value) is _end(kind.step) and _is_ours(value, kind)
+        if callable(known.methods.get(name)) and not wrapped:
             return None
     return rule
 
@@ -66,20 +61,19 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     """Find the rule for a class, which applies if all methods that ``step`` uses are those of the rule's own class."""
     home = next((cls for cls in kind.__mro__ if path(cls) in rules), None)
     if home is None:
-        return _Known(None, (), (), frozenset(), {}, {})
-    names = tuple(sorted(_called(home)))
+        return _Known(None, {}, {}, {})
+    names = _called(home)
     scope = vars(sys.modules[home.__module__])
     helpers = _helpers([getattr(home, name, None) for name in names], scope)
-    functions = tuple(getattr(kind, n, None) for n in names)
+    methods = {n: getattr(kind, n, None) for n in names}
     # Torch wraps the step of the class whose instance is the first, which may be that of a subclass alone.
     untouched = all(
         _end(inspect.getattr_static(kind, n, None)) is _end(inspect.getattr_static(home, n, None)) for n in names
     )
     # Helpers are checked for torch's classes only, because another library's may come from any of its files.
-    checked = (*functions, *helpers.values()) if _root(home.__module__) == "torch" else functions
+    checked = [*methods.values(), *(helpers.values() if _root(home.__module__) == "torch" else ())]
     allowed = all(_is_ours(f, home) for f in checked if callable(f))
-    calls = frozenset(n for n, f in zip(names, functions, strict=True) if callable(f))
-    return _Known(path(home) if untouched and allowed else None, names, functions, calls, scope, helpers)
+    return _Known(path(home) if untouched and allowed else None, methods, helpers, scope)
 
 
 def _helpers(methods: Iterable[Any], scope: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,11 +124,6 @@ def _is_ours(function: Any, home: type) -> bool:
     """Return whether all wrappers of a function come from torch, a known library, or the file of the class itself."""
     modules = [f.__globals__.get("__name__", "") for f in _chain(function)]
     return bool(modules) and all(m == home.__module__ or _root(m) in ("torch", *HOSTS) for m in modules)
-
-
-def _leads_to(step: Any, end: Any, kind: type) -> bool:
-    chain, known = list(_chain(step)), list(_chain(end))
-    return bool(chain) and chain[-1] is known[-1] and _is_ours(step, kind)
 
 
 def is_hosted(wrapper: Any) -> bool:
