@@ -31,13 +31,19 @@ class Places:
         return "".join(reversed(names)) or " itself"
 
 
-def named(one: Any, children: Sequence[Any], is_dict_of: bool, position: dict[int, int]) -> list[tuple[str, Any]]:
-    """Return the parts of an object, each with the name under which a user finds it there."""
-    if isinstance(one, dict) and is_dict_of:
-        return [("", c) if i % 2 == 0 else (f".{children[i - 1]}", c) for i, c in enumerate(children)]
+def named(one: Any, children: Sequence[Any], attributes: bool, position: dict[int, int]) -> list[tuple[str, Any]]:
+    """Return the parts of an object, each with the name under which a user finds it there.
+
+    Those of a dict are keys and values in turn; its values have names with a dot if they are ``attributes``.
+    """
+
+    def name(key: Any) -> str:
+        if attributes:
+            return f".{key}"
+        return f"[p{position[id(key)]}]" if id(key) in position else f"[{key!r:.40}]"
+
     if isinstance(one, dict):
-        names = [f"[p{position[id(k)]}]" if id(k) in position else f"[{k!r:.40}]" for k in children[::2]]
-        return [("", c) if i % 2 == 0 else (names[i // 2], c) for i, c in enumerate(children[: 2 * len(names)])]
+        return [(name(children[i - 1]) if i % 2 else "", c) for i, c in enumerate(children)]
     if isinstance(one, (list, tuple)):
         return [(f"[{i}]", c) for i, c in enumerate(children)]
     return [("", c) for c in children]
