@@ -101,27 +101,16 @@ def _scaled(name: str) -> Callable[..., Tensor]:
     return single
 
 
-def _copied(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    return tensor.copy_(source, non_blocking)
-
-
 def _norm(tensor: Tensor, ord: Any = 2, dtype: torch.dtype | None = None) -> Tensor:  # noqa: A002
     return torch.linalg.vector_norm(tensor, ord, dtype=dtype)
 
 
-def _bounded(name: str) -> Callable[..., Tensor]:
-    """Return a maximum or minimum with a number, which torch has in its form for lists only."""
-
-    def single(tensor: Tensor, other: Any) -> Tensor:
-        return getattr(tensor, name)(other)
-
-    return single
-
-
 _SPECIAL: dict[str, Callable[..., Any]] = {
     **{name: _scaled(name) for name in ("addcmul", "addcmul_", "addcdiv", "addcdiv_")},
-    "copy_": _copied,
     "norm": _norm,
-    **{name: _bounded(name.replace("maximum", "clamp_min")) for name in ("maximum", "maximum_")},
-    **{name: _bounded(name.replace("minimum", "clamp_max")) for name in ("minimum", "minimum_")},
+    # torch.maximum takes no number, unlike its form for lists.
+    "maximum": lambda tensor, other: tensor.clamp_min(other),
+    "maximum_": lambda tensor, other: tensor.clamp_min_(other),
+    "minimum": lambda tensor, other: tensor.clamp_max(other),
+    "minimum_": lambda tensor, other: tensor.clamp_max_(other),
 }

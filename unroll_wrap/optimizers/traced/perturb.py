@@ -10,13 +10,10 @@ def varied_by(inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
     """Return the tensors with numbers that are slightly different, and the same in every call."""
     generator = torch.Generator().manual_seed(0)
 
-    def one(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        factor = 1 + scale * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        return tensor * factor.to(tensor)
+    def factor(tensor: Tensor) -> Tensor:
+        return (1 + scale * torch.rand(tensor.shape, generator=generator, dtype=torch.float64)).to(tensor)
 
-    return list(map(one, inputs))
+    return [t * factor(t) if t.is_floating_point() else t for t in inputs]
 
 
 def shifted(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
