@@ -160,8 +160,8 @@ def look(stepper: Any, params: Sequence[Tensor], promoted: Collection[str] = ())
         if above in modular:
             modular.add(number)
         todo += [(c, number, n, inside) for n, c in reversed(named(one, children or (), id(one) in fields, position))]
-    sorted_out = _sorted_out(params, tensors, key, places, paths, promoted)
-    return sorted_out._replace(foreign=foreign, knows_modules=bool(modular))
+    holes, constants, views = _sorted_out(params, tensors, key, paths, promoted)
+    return Seen(Key(key, [t.item() for t in constants]), holes, constants, views, foreign, bool(modular), places, paths)
 
 
 def _check(tensor: Tensor, path: str, of_a_module: bool) -> None:
@@ -175,27 +175,27 @@ def _sorted_out(
     params: Sequence[Tensor],
     tensors: list[Tensor],
     key: list[Any],
-    places: Places,
     paths: dict[int, str],
     promoted: Collection[str],
-) -> Seen:
+) -> tuple[list[Tensor], list[Tensor], list[View]]:
     """Divide the tensors into holes, constants and views, and note that in the key."""
+    every = [*params, *tensors]
     holes: list[Tensor] = []
     constants: list[Tensor] = []
     views: list[View] = []
     together: dict[int, list[Tensor]] = {}
-    for t in (*params, *tensors):
+    for t in every:
         if t.layout is torch.strided and t.numel():
             together.setdefault(address(t), []).append(t)
     lying = {id(v.tensor): v for group in together.values() if len(group) > 1 for v in _views(group, params, paths)}
     shared = {id(v.base) for v in lying.values()}
-    order = {id(t): i for i, t in enumerate((*params, *tensors))}
-    for t in (*params, *tensors):
+    order = {id(t): i for i, t in enumerate(every)}
+    for i, t in enumerate(every):
         path = paths.get(id(t), "")
         if (view := lying.get(id(t))) is not None:
             views.append(view)
-            key += ("view", order[id(t)], order[id(view.base)], view.place)
-        elif order[id(t)] < len(params):
+            key += ("view", i, order[id(view.base)], view.place)
+        elif i < len(params):
             continue
         elif id(t) not in shared and path not in promoted and _is_count(t, path):
             constants.append(t)
@@ -203,7 +203,7 @@ def _sorted_out(
         else:
             holes.append(t)
             key.append("hole")
-    return Seen(Key(key, [t.item() for t in constants]), holes, constants, views, [], False, places, paths)
+    return holes, constants, views
 
 
 def _is_count(tensor: Tensor, path: str) -> bool:
