@@ -8,6 +8,7 @@ number that the step reads out of a tensor is a constant in the function, which 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +52,7 @@ class Recorder(NamedTuple):
     def _record(self, state: State, inputs: Sequence[Tensor]) -> Trace:
         # At the start of an unroll the inputs share memory with the live tensors, which are about to be stepped.
         inputs = [t.detach().clone() for t in inputs]
-        with self.put_back(state) as live:
-            start = state if state.snapshot else state._replace(snapshot=live)
+        with self._put_back(state) as (start, live):
             left: list[Any] = []
             asked, random = Asked(), EveryState(self.params, ())
             # Torch keeps the source of compiled graph modules. Lazy ones are compiled when first run, which is never.
@@ -73,9 +73,8 @@ class Recorder(NamedTuple):
 
     def agrees(self, state: State, inputs: Sequence[Tensor], found: Sequence[Tensor], after: Seen) -> bool:
         """Return whether the live step gives what a trace has found for the same inputs, and leaves what it left."""
-        with _TRACING, self.put_back(state) as live:
-            inputs = [t.detach().clone() for t in inputs]
-            self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
+        with _TRACING, self._put_back(state) as (start, _):
+            self._place(start, [t.detach().clone() for t in inputs])
             # In the form in which operators were recorded.
             with Asked(), torch.enable_grad():
                 self.stepper.step()
@@ -84,17 +83,21 @@ class Recorder(NamedTuple):
 
     def seen_in(self, state: State, inputs: Sequence[Tensor]) -> Seen:
         """Return what is seen of a state, with the current choice of numbers that are taken for constants."""
-        with self.put_back(state) as live:
-            self._place(state if state.snapshot else state._replace(snapshot=live), inputs)
+        with self._put_back(state) as (start, _):
+            self._place(start, inputs)
             return look(self.stepper, self.params, self.promoted)
 
     @contextmanager
-    def put_back(self, state: State) -> Iterator[Snapshot]:
-        """Restore the live objects and those of a recorded state at the end, whatever happens."""
+    def _put_back(self, state: State) -> Iterator[tuple[State, Snapshot]]:
+        """Restore the live objects and those of a recorded state at the end, whatever happens.
+
+        Yields:
+            The state with a snapshot, the live one where it has none; and the snapshot of the live objects.
+        """
         recorded = Snapshot(state.snapshot.objects() if state.snapshot else ())
         live = Snapshot([self.stepper, *self.params])
         with EveryState(self.params, ()).replayed(), recorded, live:
-            yield live
+            yield state if state.snapshot else state._replace(snapshot=live), live
 
     def _place(self, state: State, inputs: Sequence[Tensor]) -> None:
         """Bring the live objects into a state with the tensors ``inputs``."""
@@ -180,7 +183,7 @@ class Recorder(NamedTuple):
             if decisions == trace.decisions:
                 break
         # If an operator was put into another form, both agree to the last bit only if the live step uses it too.
-        for mode in (Asked(), nullcontext()) if rewritten else (nullcontext(),):
+        for mode, agree in ((Asked(), same), (nullcontext(), close)) if rewritten else ((nullcontext(), same),):
             self._place(state, varied)
             foreign = shifted(state.seen.foreign)
             with mode, torch.enable_grad():
@@ -191,9 +194,8 @@ class Recorder(NamedTuple):
             seen = self._look()
             self._compare(trace.after.seen, seen)
             found = [*self._unrolled(), *seen.holes]
-            as_it_is = rewritten and not isinstance(mode, Asked)
-            if not all(map(close if as_it_is else same, outputs, found)):
-                if as_it_is:
+            if not all(map(agree, outputs, found)):
+                if agree is close:
                     raise RuntimeError(
                         "with operators on lists of tensors it gives another result. Pass foreach=False."
                     )
@@ -215,11 +217,11 @@ class Recorder(NamedTuple):
         return inputs[:n], inputs[n : n + m], inputs[n + m :]
 
     def _unrolled(self) -> list[Tensor]:
-        return [p for p, m in zip(self.params, self.moved, strict=True) if m]
+        return list(compress(self.params, self.moved))
 
     def _ordered(self) -> list[Tensor]:
         """Return the unrolled parameters, then the others."""
         return self._unrolled() + [p for p, m in zip(self.params, self.moved, strict=True) if not m]
 
     def _with_gradient(self) -> list[Tensor]:
-        return [p for p, used in zip(self._unrolled(), self.used, strict=True) if used]
+        return list(compress(self._unrolled(), self.used))

@@ -14,6 +14,7 @@ from collections import OrderedDict, namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import compress
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class Traced(UpdateRule):
         self.stepper = stepper
         self.live = live
         self.moved = moved
-        self.shapes = [p.shape for p, m in zip(live, moved, strict=True) if m]
+        self.shapes = [p.shape for p in compress(live, moved)]
         self.used = [True] * len(self.shapes)
         self.memory = _Memory()
 
@@ -98,26 +99,24 @@ class Traced(UpdateRule):
         """Take one step of all parameters, packed into one vector; ``grad`` is zero where there is no gradient."""
         at, holes = _taken_apart(state)
         params = unpack(param, self.shapes)
-        grads = [g for g, used in zip(unpack(grad, self.shapes), self.used, strict=True) if used]
+        grads = list(compress(unpack(grad, self.shapes), self.used))
         while True:
             still = [p.detach() for p, moved in zip(self.live, self.moved, strict=True) if not moved]
             inputs = [*params, *still, *grads, *holes]
             key = (at.seen.key, tuple(self.used), *((t.shape, t.dtype, t.device) for t in inputs))
             traces = self.memory.of(key)
             runs = ((trace, *trace.run(inputs)) for trace in traces)
-            again = next(((trace, new) for trace, new, decided in runs if decided == trace.decisions), None)
-            if again is not None:
-                trace, new = again
-                if self._recorder().agrees(at, inputs, new, trace.after.seen):
-                    return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
+            trace, new = next(((trace, new) for trace, new, decided in runs if decided == trace.decisions), (None, []))
+            if trace is None:
+                try:
+                    traces.append(trace := self._trace(at, [t.detach() for t in inputs]))
+                except Depends as found:
+                    at, holes = self._promote(found.paths, at, holes, inputs)
+                    continue
+                new, _ = trace.run(inputs)
+            elif not self._recorder().agrees(at, inputs, new, trace.after.seen):
                 self.memory.traces.clear()
                 continue
-            try:
-                traces.append(trace := self._trace(at, [t.detach() for t in inputs]))
-            except Depends as found:
-                at, holes = self._promote(found.paths, at, holes, inputs)
-                continue
-            new, _ = trace.run(inputs)
             return pack(new[: len(params)]), _state(trace.after, new[len(params) :])
 
     def _recorder(self) -> Recorder:
