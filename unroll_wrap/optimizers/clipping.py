@@ -63,4 +63,4 @@ class clip_grad_value:  # noqa: N801
 
 def _check(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"{name} is {value!r:.100}. Pass a positive number, such as clip_grad_norm(1.0).")
+        raise ValueError(f"{name} is {value!r:.100}. Pass a positive number, such as {name}=1.0.")
