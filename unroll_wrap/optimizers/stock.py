@@ -22,7 +22,7 @@ class _Known(NamedTuple):
 
     rule: str | None
     methods: Mapping[str, Any]  # Those of the class that its ``step`` uses.
-    helpers: Mapping[str, Any]  # Those that these call in the file of the class.
+    helpers: Mapping[str, Any]  # Those that these call in the file that defines ``step``.
     scope: Mapping[str, Any]  # The global names of that file.
 
     def holds(self, kind: type) -> bool:
@@ -63,7 +63,8 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     if home is None:
         return _Known(None, {}, {}, {})
     names = _called(home)
-    scope = vars(sys.modules[home.__module__])
+    # A class may inherit its step from another file, as AdamW does.
+    scope = getattr(_end(getattr(home, "step", None)), "__globals__", {})
     helpers = _helpers([getattr(home, name, None) for name in names], scope)
     methods = {n: getattr(kind, n, None) for n in names}
     # Torch wraps the step of the class whose instance is the first, which may be that of a subclass alone.
@@ -77,7 +78,7 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
 
 
 def _helpers(methods: Iterable[Any], scope: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the functions in the scope of a class's file that its methods call, directly or through one another."""
+    """Return the functions in the scope of a file that a class's methods call, directly or through one another."""
     found: dict[str, Any] = {}
     todo = list(methods)
     while todo:
