@@ -49,13 +49,14 @@ def state_tensors(steppers: Sequence[Any]) -> list[Tensor]:
 
 def keep_options(steppers: Sequence[Any], undo: Undo) -> Callable[[], None]:
     """Let ``undo`` restore the optimizers' options, and return a function that raises ValueError if one has changed."""
-    before = [(g, dict(g)) for one in steppers for o in family(one) for g in getattr(o, "param_groups", ())]
+    before = [(g, dict(g)) for one in steppers for o in family(one) for g in groups_of(o)]
     # A learning rate may be a tensor.
     tensors = [(k, t, t._version, t.clone()) for _, old in before for k, t in old.items() if isinstance(t, Tensor)]
 
     def check() -> None:
         changed = [k for g, old in before for k in old if g.get(k, before) is not old[k]]
-        if changed := changed + [k for k, t, version, _ in tensors if t._version != version]:
+        changed += [k for k, t, version, _ in tensors if t._version != version]
+        if changed:
             raise ValueError(
                 f"A loss changes options of D's optimizer: {changed}. An unroll takes them as they are at the "
                 "call: change them in the training loop, by a scheduler say."

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import compress
 from operator import is_
 from typing import Any
 
@@ -25,8 +26,7 @@ from .rules.radam import RAdam
 from .rules.rmsprop import RMSprop
 from .rules.rprop import Rprop
 from .rules.sgd import SGD
-from .stock import path as _path
-from .stock import plain_rule
+from .stock import path, plain_rule
 from .stored import counts_of, state_of
 from .traced.traced import Traced
 
@@ -123,19 +123,19 @@ def read(
     return blocks
 
 
-def _traced(stepper: Any, position: dict[int, int], traced: "Traces") -> Block:
+def _traced(stepper: Any, position: dict[int, int], traces: Traces) -> Block:
     live = stepped(stepper)
     moved = [id(p) in position for p in live]
-    rule = traced.get(id(stepper))
+    rule = traces.get(id(stepper))
     if rule is None or rule.stepper is not stepper or rule.moved != moved or not all(map(is_, rule.live, live)):
-        rule = traced[id(stepper)] = Traced(stepper, live, moved)
+        rule = traces[id(stepper)] = Traced(stepper, live, moved)
         if id(stepper) not in _said:
             logger.info(
                 "%s has no update rule of its own: its step() is traced, anew for each step count that it sees.",
                 type(stepper).__name__,
             )
             _said.add(id(stepper))
-    params = [p for p, m in zip(live, moved, strict=True) if m]
+    params = list(compress(live, moved))
     return rule.block(tuple(position[id(p)] for p in params), params)
 
 
@@ -152,7 +152,7 @@ def rule_of(stepper: Any) -> Any:
         return rule
     for one in family(stepper):
         name = type(one).__name__
-        if (reason := REFUSED.get(_path(type(one)))) is not None:
+        if (reason := REFUSED.get(path(type(one)))) is not None:
             raise TypeError(f"{name} cannot be unrolled: {reason}. Step the discriminator with Adam, say.")
         for group in groups_of(one):
             _check_group(name, group)
@@ -197,4 +197,4 @@ def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]
         raise TypeError(f"optimizer is {optimizer!r:.200}. Pass a class that derives from torch.optim.Optimizer.")
     if not (isinstance(rule, type) and issubclass(rule, UpdateRule) and is_dataclass(rule)):
         raise TypeError(f"rule is {rule!r}. Pass a class, a frozen dataclass that derives from UpdateRule.")
-    RULES[_path(optimizer)] = rule
+    RULES[path(optimizer)] = rule
