@@ -89,6 +89,23 @@ def test_a_custom_rule_is_exact(rule, sizes, warm):
     assert set(LionRule.calls) == sizes
 
 
+def test_a_rule_that_is_registered_after_a_call():
+    """The remedy that the error of an optimizer without a rule names."""
+
+    class Reading(Lion):
+        def step(self, closure=None):
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                self.last = p.sum().item()
+
+    world = world_of(lambda params: Reading(params, weight_decay=0.1))
+    unrolled = wrapped(world, steps=3)
+    with pytest.raises(TypeError, match="register_rule"):
+        call(world, unrolled)
+    register_rule(Reading, LionRule)
+    assert_exact(call(world, unrolled), world, expect(world, steps=3), gap=1e-3)
+
+
 def test_a_wrong_rule_is_caught_by_the_oracle():
     """The control: a rule that forgets the decay."""
 

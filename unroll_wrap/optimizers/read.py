@@ -26,7 +26,7 @@ from .rules.radam import RAdam
 from .rules.rmsprop import RMSprop
 from .rules.rprop import Rprop
 from .rules.sgd import SGD
-from .stock import path, plain_rule
+from .stock import KNOWN, path, plain_rule
 from .stored import counts_of, state_of
 from .traced.traced import Traced
 
@@ -198,3 +198,4 @@ def register_rule(optimizer: type[torch.optim.Optimizer], rule: type[UpdateRule]
     if not (isinstance(rule, type) and issubclass(rule, UpdateRule) and is_dataclass(rule)):
         raise TypeError(f"rule is {rule!r}. Pass a class, a frozen dataclass that derives from UpdateRule.")
     RULES[path(optimizer)] = rule
+    KNOWN.clear()

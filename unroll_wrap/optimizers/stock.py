@@ -14,8 +14,6 @@ from ..torch_private import has_global_step_hooks
 # Libraries whose wrappers do not change what a step does.
 HOSTS = ("accelerate", "ignite", "lightning", "lightning_fabric", "pytorch_lightning")
 
-Optimizer = torch.optim.Optimizer
-
 
 class _Known(NamedTuple):
     """The path of the rule for a class, or None, and the functions that this result depends on, by their names."""
@@ -31,7 +29,8 @@ class _Known(NamedTuple):
         return mine and all(self.scope.get(n) is f for n, f in self.helpers.items())
 
 
-_known: WeakKeyDictionary[type, _Known] = WeakKeyDictionary()
+# What has been found out about classes of optimizers. A rule that is registered later may change it.
+KNOWN: WeakKeyDictionary[type, _Known] = WeakKeyDictionary()
 
 
 def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
@@ -41,9 +40,9 @@ def plain_rule(optimizer: Any, rules: Mapping[str, Any]) -> Any:
     Torch's own wrappers (schedulers, profilers, torch.compile) and those of known libraries change nothing.
     """
     kind = type(optimizer)
-    known = _known.get(kind)
+    known = KNOWN.get(kind)
     if known is None or not known.holds(kind):
-        known = _known[kind] = _looked_up(kind, rules)
+        known = KNOWN[kind] = _looked_up(kind, rules)
     rule = known.rule and rules.get(known.rule)
     if rule is None or has_global_step_hooks():
         return None
@@ -67,7 +66,7 @@ def _looked_up(kind: type, rules: Mapping[str, Any]) -> _Known:
     scope = getattr(_end(getattr(home, "step", None)), "__globals__", {})
     helpers = _helpers([getattr(home, name, None) for name in names], scope)
     methods = {n: getattr(kind, n, None) for n in names}
-    # Torch wraps the step of the class whose instance is the first, which may be that of a subclass alone.
+    # With its first instance torch wraps the step in the instance's class, even if that inherits the step.
     untouched = all(
         _end(inspect.getattr_static(kind, n, None)) is _end(inspect.getattr_static(home, n, None)) for n in names
     )
@@ -134,7 +133,7 @@ def is_hosted(wrapper: Any) -> bool:
         return False  # __getattr__ has found it on another object.
     roots = {_root(f.__globals__.get("__name__", "")) for f in _chain(step)}
     of_a_library = bool(roots) and roots <= {"torch", *HOSTS}
-    return of_a_library and not (roots == {"torch"} and isinstance(wrapper, Optimizer))
+    return of_a_library and not (roots == {"torch"} and isinstance(wrapper, torch.optim.Optimizer))
 
 
 def _root(module: str) -> str:
