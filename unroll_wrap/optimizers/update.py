@@ -76,10 +76,8 @@ def update(
     If a gradient has a graph, that plays no part. What the pullback needs is kept if the update is ``differentiable``.
     """
     old = split(blocks, [g is not None for g in grads])
-    if not transforms:
-        closed = _in_closed_form(old, grads, layout(blocks))
-        if closed is not None:
-            return closed
+    if not transforms and (closed := _in_closed_form(old, grads, layout(blocks))) is not None:
+        return closed
     leaf = _leaf if differentiable else Tensor.detach
     old = [each(b, leaf) for b in old]
     leaves = [None if g is None else leaf(g) for g in grads]
