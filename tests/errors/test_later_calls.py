@@ -326,17 +326,25 @@ def test_random_numbers_stay_undrawn_after_an_error(where):
 
 
 @pytest.mark.parametrize("part", ["another part", "the same part"])
-def test_a_batch_beside_d_in_one_memory(part):
-    """Slices of one data set, one of them a buffer of D's; only what overlaps with it is refused."""
+@pytest.mark.parametrize("array", [False, True])
+def test_a_batch_beside_d_in_one_memory(array, part):
+    """Slices of one data set, one of them a buffer of D's; only what overlaps with it is refused.
+
+    Slices of a numpy array have storages of their own.
+    """
     loop, data = Loop(), torch.randn(30, 2)
-    loop.D.register_buffer("seen", data[:5])
+
+    def rows(start, end):
+        return torch.from_numpy(data.numpy()[start:end]) if array else data[start:end]
+
+    loop.D.register_buffer("seen", rows(0, 5))
     unrolled = loop.built(lambda D, real, fake: d_loss(D, real + D.seen.mean(), fake))
     if part == "another part":
         for k in (1, 2):
-            unrolled(data[5 * k : 5 * k + 5], loop.fake())
+            unrolled(rows(5 * k, 5 * k + 5), loop.fake())
     else:
         with pytest.raises(ValueError, match="lies in the memory of a tensor of D"):
-            unrolled(data[4:9], loop.fake())
+            unrolled(rows(4, 9), loop.fake())
 
 
 def test_a_transform_that_turns_gradients_off():

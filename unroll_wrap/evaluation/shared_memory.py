@@ -1,12 +1,14 @@
 """Find tensors of a player that share memory, where a real step would move both."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..call.batch import distinct
+from ..live.memory import Span, has_memory, span
 from .holders import Holders
 
 
@@ -53,15 +55,11 @@ def check_memory(holders: Holders, who: str, checked: Memory | None = None) -> M
 
 def _overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs of tensors that overlap in memory; each tensor that overlaps any other is in one of them."""
-    spans: list[tuple[int, int, Tensor]] = []
-    for t in tensors:
-        if t.layout is torch.strided and t.numel() and (start := t.data_ptr()):
-            entries = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-            spans.append((start, start + entries * t.itemsize, t))
-    spans.sort(key=lambda span: span[:2])
-    furthest, one = 0, None  # Where the memory of the tensors so far ends, and the tensor that reaches so far.
-    for start, end, other in spans:
-        if one is not None and start < furthest:
-            yield one, other
-        if end > furthest:
-            furthest, one = end, other
+    furthest: tuple[Span, Tensor] | None = None  # Of the tensors so far, the one whose memory ends last.
+    for at, t in sorted(((span(t), t) for t in tensors if has_memory(t)), key=itemgetter(0)):
+        if furthest and furthest[0].memory == at.memory:
+            if at.first < furthest[0].end:
+                yield furthest[1], t
+            if at.end <= furthest[0].end:
+                continue
+        furthest = at, t

@@ -1,6 +1,8 @@
 """Tell by their memory which tensors are the same values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,28 +24,44 @@ def address(tensor: Tensor) -> int:
     return start if start > 0 else tensor.untyped_storage()._cdata
 
 
-def spans(tensors: Iterable[Tensor]) -> dict[int, list[tuple[int, int]]]:
-    """Return the bytes that tensors use, from the first to behind the last, by the address of their storage."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for t in filter(has_memory, tensors):
-        found.setdefault(address(t), []).append(_bytes_of(t))
+class Span(NamedTuple):
+    """The bytes that a tensor uses of a memory, from the first to behind the last."""
+
+    memory: str
+    first: int
+    end: int
+
+
+def span(tensor: Tensor) -> Span:
+    """Return where a tensor lies: in the memory of its device, or in its storage on devices without addresses."""
+    entries = 1 + sum((int(n) - 1) * int(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    # On other devices data_ptr() may be a handle, as on MPS, or 0, as on XLA.
+    if tensor.device.type in ("cpu", "cuda"):
+        memory, first = str(tensor.device), tensor.data_ptr()
+    else:
+        memory, first = f"storage {address(tensor)}", int(tensor.storage_offset()) * tensor.itemsize
+    return Span(memory, first, first + entries * tensor.itemsize)
+
+
+def spans(tensors: Iterable[Tensor]) -> list[Span]:
+    """Return the bytes that tensors use, in order and without overlaps."""
+    found: list[Span] = []
+    for one in sorted(span(t) for t in tensors if has_memory(t)):
+        if found and one.memory == found[-1].memory and one.first <= found[-1].end:
+            one = Span(one.memory, found[-1].first, max(one.end, found.pop().end))
+        found.append(one)
     return found
 
 
-def overlapping(tensors: Iterable[Tensor], taken: Mapping[int, Sequence[tuple[int, int]]]) -> list[Tensor]:
-    """Return those of the tensors that use some of these bytes."""
-    near = [(t, taken.get(address(t), ())) for t in tensors if has_memory(t)]
-    return [t for t, others in near if any(_meet(_bytes_of(t), other) for other in others)]
+def overlapping(tensors: Iterable[Tensor], taken: Sequence[Span]) -> list[Tensor]:
+    """Return those of the tensors that use some of these bytes, which ``spans`` has returned."""
 
+    def used(t: Tensor) -> bool:
+        memory, first, end = span(t)
+        before = bisect_left(taken, (memory, end))
+        return before > 0 and taken[before - 1].memory == memory and first < taken[before - 1].end
 
-def _bytes_of(t: Tensor) -> tuple[int, int]:
-    first = int(t.storage_offset()) * t.itemsize
-    entries = 1 + sum((int(n) - 1) * int(stride) for n, stride in zip(t.shape, t.stride(), strict=True))
-    return first, first + entries * t.itemsize
-
-
-def _meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+    return [t for t in tensors if has_memory(t) and used(t)]
 
 
 def memory_of(tensors: Iterable[Tensor]) -> set[int]:
