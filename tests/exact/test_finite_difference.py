@@ -272,7 +272,7 @@ def test_another_way_through_the_code():
     assert reference.gap(found, exact) < BOUNDS[ONE_SIDED]
 
 
-@pytest.mark.parametrize("wrong", [0, -1e-3, 0.0, float("nan")])
+@pytest.mark.parametrize("wrong", [0, -1e-3, 0.0, float("nan"), float("inf"), True])
 def test_a_wrong_eps(wrong):
     """Refused where it is written down."""
     with pytest.raises(ValueError, match="positive number, or None"):

@@ -1,6 +1,7 @@
 """``FiniteDifference``: second-order products from gradients at shifted parameters."""
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -54,7 +55,8 @@ class FiniteDifference(Backward):
     rewinds = True
 
     def __post_init__(self) -> None:
-        if self.eps is not None and not (isinstance(self.eps, (int, float)) and self.eps > 0):
+        number = isinstance(self.eps, (int, float)) and not isinstance(self.eps, bool)
+        if self.eps is not None and not (number and 0 < self.eps < math.inf):
             raise ValueError(f"FiniteDifference(eps={self.eps!r}). Pass a positive number, or None.")
 
     def tape(self, unroll: Unroll, first: int, steps: int) -> Tape:

@@ -86,7 +86,7 @@ class Compiled(Backward):
             return None  # A later call will compile it: this one is about to raise.
         except Exception as error:  # noqa: BLE001, a compiler's errors have no common type; all are reported
             self._give_up(unroll, key, f"{type(error).__name__}: {error}")
-        return self._programs[key]
+        return self._programs.get(key)
 
     def _check(self, program: Program, unroll: Unroll, point: Point, batch: Batch, loss: Tensor, grads: Grads) -> bool:
         """Return whether compiled loss and gradients are still those of ``d_loss``; if not, stop using the program."""
@@ -114,7 +114,8 @@ class Compiled(Backward):
         if reason not in self._reported:
             self._reported.add(reason)
             logger.warning("%s is not compiled but run as it is: %.500s", unroll.names.player_loss, reason)
-        self._programs[key] = None
+        if key is not None:
+            self._programs[key] = None
 
 
 def _near(loss: Tensor, grads: Grads, expected: Tensor, expected_grads: Grads, noise: Tensor) -> bool:
