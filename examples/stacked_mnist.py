@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(K > 0), and count the modes that they cover (Unrolled GANs, section 3.3.1 and Table 1).",
         epilog="""presets:
   paper  50,000 generator updates, batch 128, five seeds: meant for a GPU; give --size 1/4 1/2
-  cpu    8,000 updates, batch 32, X = 1/2, three seeds, G ahead of D (1e-3 against 4e-4): 1.5 hours of one core
+  cpu    8,000 updates, batch 32, X = 1/2, three seeds, G ahead of D (1e-3 against 4e-4): 2.5 hours of one core
   cpu-paper-rates
          the same with the paper's rates (1e-4 and 2e-4)
   smoke  20 updates: whether it runs; its numbers mean nothing
