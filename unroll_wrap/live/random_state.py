@@ -48,17 +48,23 @@ class RandomState:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._devices = sorted({t.device.index for t in tensors if t.is_cuda})
-        self._cpu = torch.get_rng_state()
-        self._cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
+        self._states = self._now()
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Repeat the draws from this state within the context, and restore the generators at its end."""
         with torch.random.fork_rng(self._devices):
-            torch.set_rng_state(self._cpu)
-            for device, state in zip(self._devices, self._cuda, strict=True):
-                torch.cuda.set_rng_state(state, device)
+            self.put_back()
             yield
+
+    def put_back(self) -> None:
+        """Let the next draws be those from this state."""
+        torch.set_rng_state(self._states[0])
+        for device, state in zip(self._devices, self._states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def _now(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
 
 
 def same(again: Tensor, loss: Tensor, rounding: float = 0.0, noise: float | None = None) -> Tensor:
@@ -84,15 +90,18 @@ class EveryState(RandomState):
 
     def is_now(self) -> bool:
         """Return whether nothing has been drawn since this state."""
-        cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
-        torchs = all(map(torch.equal, [self._cpu, *self._cuda], [torch.get_rng_state(), *cuda]))
-        return torchs and pickle.dumps(self._others) == pickle.dumps(_others())
+        unmoved = all(map(torch.equal, self._states, self._now()))
+        return unmoved and pickle.dumps(self._others) == pickle.dumps(_others())
+
+    def put_back(self) -> None:
+        """Let the next draws be those from this state."""
+        _put(self._others)
+        super().put_back()
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Repeat the draws as RandomState does; differentiate graphs made in this context before it ends."""
         now = _others()
-        _put(self._others)
         try:
             with super().replayed():
                 yield
@@ -109,14 +118,7 @@ class _Drawn(EveryState):
         super().__init__((), ())
         in_use = torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing()
         self._devices = list(range(torch.cuda.device_count())) if in_use else []
-        self._cuda = [torch.cuda.get_rng_state(d) for d in self._devices]
-
-    def put_back(self) -> None:
-        """Let the next draw be what it was at first."""
-        _put(self._others)
-        torch.set_rng_state(self._cpu)
-        for device, state in zip(self._devices, self._cuda, strict=True):
-            torch.cuda.set_rng_state(state, device)
+        self._states = self._now()
 
 
 @contextmanager
