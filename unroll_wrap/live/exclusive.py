@@ -23,13 +23,11 @@ def exclude_others(modules: Sequence[nn.Module], undo: Undo, who: str) -> None:
 
     undo.later(leave)
     with LOCK:
-        free = _thread_of.keys().isdisjoint(ids)
-        taken = None if free else next(m for m in modules if id(m) in _thread_of)
-        thread = me[0] if taken is None else _thread_of[id(taken)][0]
+        taken = next((m for m in modules if id(m) in _thread_of), None)
         if taken is None:
             _thread_of.update(dict.fromkeys(ids, me))
-    if taken is None:
-        return
+            return
+        thread, _ = _thread_of[id(taken)]
     name, who = type(taken).__name__, who.split()[-1]
     if thread == me[0]:
         raise RuntimeError(
