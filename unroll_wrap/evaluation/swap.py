@@ -8,7 +8,7 @@ whatever happens.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,15 +58,11 @@ class Swap:
 
     def enter(self, undo: Undo) -> None:
         """Enter this context until ``undo`` leaves it."""
-        self._note()
+        self.__enter__()
         undo.later(self.__exit__)
 
-    def __enter__(self) -> "Swap":
+    def __enter__(self) -> None:
         """Note the state to return to."""
-        self._note()
-        return self
-
-    def _note(self) -> None:
         self._exchange.note()
         self._state.note()
         self._hooks = [(p, p._backward_hooks) for p in self._params if p._backward_hooks is not None]
@@ -162,13 +158,9 @@ class Swap:
         """Put ``params`` and clones of ``buffers`` into the modules, and at the end what was there before."""
         before, inside = (self._inside, self._clones), self._entered
         try:
-            if inside:
+            with nullcontext() if inside else self:
                 self.put(params, buffers)
                 yield
-            else:
-                with self:
-                    self.put(params, buffers)
-                    yield
         finally:
             if inside:
                 # Not out(), which assumes that the exchange was completed.
