@@ -36,30 +36,28 @@ class FirstRuns:
         self.cuts: dict[str, Cut] = {}  # For each loss that returns a value computed from something it has detached.
         # By id, the tensors that a loss has made require grad, as a gradient penalty does.
         self.switched_on: dict[int, Tensor] = {}
-        self._modules = {id(m) for m in modules}
-        self._owned = {id(p): p for p in owned}
+        by_id = {id(p): p for p in owned}
         # One for all losses, because one may keep what another detaches.
-        self._detachments = Detachments(self._modules, self._owned, FirstRuns.run.__code__)
-        self._unreadable = Unreadable(self._owned, state, moving, who)
+        self.detachments = Detachments({id(m) for m in modules}, by_id, FirstRuns.run.__code__)
+        self.unreadable = Unreadable(by_id, state, moving, who)
 
     def run(self, name: str, loss: Callable[..., Tensor], discriminator: Any, arguments: Arguments) -> Tensor:
         """Run a loss, and watch it."""
-        self._unreadable.arguments = arguments
-        frozen: dict[int, Tensor] = {}
+        self.unreadable.arguments = arguments
         try:
-            with _Watch(self._detachments, self._unreadable, self.switched_on, frozen):
+            with (watch := _Watch(self)):
                 value = loss(discriminator, *arguments.batch, **arguments.kwargs)
         except Exception as error:
-            self._unreadable.check(name, error)
+            self.unreadable.check(name, error)
             raise
-        self._unreadable.check(name)
-        if mixed := [tuple(p.shape) for p in frozen.values() if p.requires_grad]:
+        self.unreadable.check(name)
+        if mixed := [tuple(p.shape) for p in watch.frozen.values() if p.requires_grad]:
             raise ValueError(
                 f"{name} switches requires_grad off for parameters of shapes {mixed[:4]} and on again: a part of it "
                 "depends on them without a derivative, which an unroll would miss. Freeze them for all of the loss, or "
                 "for none of it."
             )
-        if cut := self._detachments.of(value):
+        if cut := self.detachments.of(value):
             self.cuts.setdefault(name, cut)
         return value
 
@@ -67,18 +65,10 @@ class FirstRuns:
 class _Watch(FunctionMode):
     """Shows every call of one of torch's functions to those who look for something."""
 
-    def __init__(
-        self,
-        detachments: Detachments,
-        unreadable: Unreadable,
-        switched_on: dict[int, Tensor],
-        frozen: dict[int, Tensor],
-    ) -> None:
+    def __init__(self, runs: FirstRuns) -> None:
         super().__init__()
-        self._detachments = detachments
-        self._unreadable = unreadable
-        self._switched_on = switched_on
-        self._frozen = frozen  # By id, the parameters that the loss has frozen.
+        self._runs = runs
+        self.frozen: dict[int, Tensor] = {}  # By id, the parameters that the loss has frozen.
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,11 +80,11 @@ class _Watch(FunctionMode):
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func in _SWITCHES:
             self._switch(*args[:2], **kwargs)
-        self._unreadable.look(func, name, given, args, kwargs)
-        return self._detachments.run(func, name, given, args, kwargs)
+        self._runs.unreadable.look(func, name, given, args, kwargs)
+        return self._runs.detachments.run(func, name, given, args, kwargs)
 
     def _switch(self, tensor: Tensor, requires_grad: bool = True) -> None:
         if requires_grad and not tensor.requires_grad and not isinstance(tensor, nn.Parameter):
-            self._switched_on[id(tensor)] = tensor
+            self._runs.switched_on[id(tensor)] = tensor
         elif not requires_grad and tensor.requires_grad and isinstance(tensor, nn.Parameter):
-            self._frozen[id(tensor)] = tensor
+            self.frozen[id(tensor)] = tensor
