@@ -19,7 +19,7 @@ from .restore import ABSENT, cells_of, put_back, refill, slots_of, source
 # The attributes that every module has, and that only torch writes to; and what Lightning, once imported, has
 # torch.compile leave on each module: its arguments, such as a backend, which are no part of the module.
 _OF_EVERY_MODULE = frozenset((*vars(nn.Module()), "_compile_kwargs"))
-_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
+PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 # Objects of these packages, such as trainers and loggers, are no part of the discriminator.
 _FRAMEWORKS = frozenset(
     "_io _thread _weakref accelerate builtins concurrent functools ignite io itertools lightning lightning_fabric "
@@ -61,7 +61,7 @@ class Belongings:
             own = vars(module)
             self._visit_class(type(module))
             for name, value in own.items():
-                if name not in _OF_EVERY_MODULE and type(value) not in _PLAIN:
+                if name not in _OF_EVERY_MODULE and type(value) not in PLAIN:
                     self._visit(value, own, name, 0)
             if module._forward_hooks or module._forward_pre_hooks:
                 for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
@@ -84,13 +84,13 @@ class Belongings:
             self.places.append(Place(value, container, key))
         elif isinstance(value, nn.Module):
             self.modules.append(value)
-        elif type(value) not in _PLAIN and (restore := source(value)):
+        elif type(value) not in PLAIN and (restore := source(value)):
             self.sources.append(restore)
             return
         if isinstance(value, types.FunctionType) and id(value) not in self._seen:
             self._seen.add(id(value))
             self._visit_closure(value, depth + 1)
-        if type(value) in _PLAIN or isinstance(value, _OTHERS) or depth == _DEEPEST or id(value) in self._seen:
+        if type(value) in PLAIN or isinstance(value, _OTHERS) or depth == _DEEPEST or id(value) in self._seen:
             return
         self._seen.add(id(value))
         depth += 1
@@ -127,7 +127,7 @@ class Belongings:
     def _visit_class(self, kind: type) -> None:
         """Note the numbers, tensors and containers that instances of a user's own class share, such as a count."""
         for cls, name, value in class_attributes(kind, self._classes):
-            if type(value) in _PLAIN:
+            if type(value) in PLAIN:
                 self.slots.append((cls, name))
             elif type(value) in _SHARED:
                 self._visit(value, None, None, 1)
@@ -138,7 +138,7 @@ class Belongings:
         What it collects in lists and dicts there is a log of the user's, and stays.
         """
         for cell, value in cells_of(function):
-            if type(value) in _PLAIN or isinstance(value, Tensor):
+            if type(value) in PLAIN or isinstance(value, Tensor):
                 self.slots.append((cell, "cell_contents"))
             if isinstance(value, (Tensor, types.FunctionType)):
                 self._visit(value, None, None, depth)

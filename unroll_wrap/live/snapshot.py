@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..torch_private import put_versions, without_torch_function
-from .belongings import class_attributes
+from .belongings import PLAIN, class_attributes
 from .restore import ABSENT, SavedTensor, cells_of, has_moved, put_back, refill, slots_of, source
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
-ATOMS = frozenset((*_PLAIN, torch.dtype, torch.device, torch.Size))
+ATOMS = PLAIN | {type, types.ModuleType}
 # The packages whose objects are not looked into: logs, locks and positions in files are not restored.
 _SHUT = (
     *("asyncio", "concurrent", "enum", "io", "logging", "multiprocessing", "queue", "socket", "subprocess"),
