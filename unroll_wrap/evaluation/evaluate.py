@@ -84,7 +84,7 @@ class Evaluator:
         made = checkpoints_made()
         given = (self.discriminator, *arguments.batch)
         with explained(name, loss, given, arguments.kwargs, self.who), noted() as hooks:
-            value, self.guarded = self._run(name, loss, arguments)
+            value = self._run(name, loss, arguments)
         this.closed = True
         self._check_run(name, leaves, arguments)
         self._keep_rewritten(leaves, params)
@@ -92,7 +92,7 @@ class Evaluator:
             self.written.check(name, values, params, self.who)
         value = one_element(name, value)
         if not walk:
-            return Evaluation(name, value, leaves, arguments, [], False, [], [], hooks)
+            return Evaluation(name, value, leaves, arguments, hooks)
         return self._walk(name, value, leaves, arguments, hooks, made == checkpoints_made())
 
     def _check_run(self, name: str, leaves: Sequence[Tensor], arguments: Arguments) -> None:
@@ -157,7 +157,7 @@ class Evaluator:
         alone = stale and captures(value, self._start, lent)
         known = (nodes, ends) if plain else None
         return Evaluation(
-            name, value, leaves, arguments, outside, captured, once, fragile, hooks, stale, alone, behind, known
+            name, value, leaves, arguments, hooks, outside, captured, once, fragile, stale, alone, behind, known
         )
 
     def edge(self, evaluation: Evaluation) -> list[Any]:
@@ -202,14 +202,14 @@ class Evaluator:
         else:
             self.swap.put_in_slots(leaves, buffers)
 
-    def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> tuple[Any, list[Tensor]]:
+    def _run(self, name: str, loss: Callable[..., Tensor], arguments: Arguments) -> Any:
         for setting in self.settings:
             setting.ensure()
         try:
-            with guards.unrolling() as guarded, self._operators, self.autocast.inside():
+            with guards.unrolling() as self.guarded, self._operators, self.autocast.inside():
                 if self.first_runs:
-                    return self.first_runs.run(name.split()[0], loss, self.discriminator, arguments), guarded
-                return loss(self.discriminator, *arguments.batch, **arguments.kwargs), guarded
+                    return self.first_runs.run(name.split()[0], loss, self.discriminator, arguments)
+                return loss(self.discriminator, *arguments.batch, **arguments.kwargs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

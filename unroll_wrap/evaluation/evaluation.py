@@ -15,13 +15,14 @@ class Evaluation(NamedTuple):
     loss: Tensor  # The value, a tensor with one element and with its graph.
     params: list[Tensor]  # The leaves that D holds as its parameters.
     arguments: Arguments  # The arguments of the loss, with leaves in place of the user's tensors.
-    # All other leaves that the loss reaches, such as those of a generator or a head that it calls.
-    outside: list[Tensor]
-    captured: bool  # Whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
-    # The names of functions that cannot be differentiated twice, which autograd itself does not report.
-    once: list[str]
-    fragile: list[Any]  # The nodes that have to be repaired before the graph is differentiated twice.
     hooks: list[Any]  # The handles of the hooks that the loss has registered on its graph.
+    # What follows is found by a walk over the graph, and has these defaults without one.
+    # All other leaves that the loss reaches, such as those of a generator or a head that it calls.
+    outside: Sequence[Tensor] = ()
+    captured: bool = False  # Whether the loss reaches a graph made before the call, as a closure over ``fake`` does.
+    # The names of functions that cannot be differentiated twice, which autograd itself does not report.
+    once: Sequence[str] = ()
+    fragile: Sequence[Any] = ()  # The nodes that have to be repaired before the graph is differentiated twice.
     # Whether the captured graph leads to D as it was before the call, as ``D(real)`` in a closure does.
     stale: bool = False
     alone: bool = False  # Whether a graph is captured that leads to parameters that move and to nothing else.
