@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.forward_ad import unpack_dual
 
 from ..call.batch import tensors_in
-from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache, together
+from ..live.settings import Setting, eager, math_attention, no_cudnn, no_parametrization_cache
 from ..live.undo import Undo
 from ..operators.refusals import norms_watched
 from ..torch_private import forward_level, has_dynamo, is_optimized, parametrization_cache, transforms_active
@@ -20,7 +20,7 @@ from .swap import Swap
 
 logger = logging.getLogger("unroll_wrap")
 _noticed: WeakSet[Any] = WeakSet()
-_watched = together(hooks_noted, leaves_observed, norms_watched)
+_WATCHED = hooks_noted, leaves_observed, norms_watched
 
 
 def prepare(
@@ -50,7 +50,7 @@ def prepare(
         settings.append(eager)
     if parametrization_cache()[0]:
         settings.append(no_parametrization_cache)
-    for setting in (_watched, *settings) if noted else settings:
+    for setting in (*_WATCHED, *settings) if noted else settings:
         setting.hold(undo)
     for wrapper in filter(_in_the_way, swap.modules):
         _unwrap(wrapper, undo)

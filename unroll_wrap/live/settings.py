@@ -57,20 +57,6 @@ class Setting:
                 self._before.clear()
 
 
-def together(*settings: Setting) -> Setting:
-    """Join settings that are always held at the same time into one."""
-
-    def put(values: Any) -> None:
-        for setting, value in zip(settings, values, strict=True):
-            setting.put(value)
-
-    return Setting(
-        lambda: [s.read() for s in settings],
-        put,
-        lambda values: [s.wanted(value) for s, value in zip(settings, values, strict=True)],
-    )
-
-
 _KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 
 
