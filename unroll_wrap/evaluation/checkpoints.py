@@ -7,7 +7,7 @@ gradient would then be wrong without an error, and D's buffers would change.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -55,7 +55,10 @@ def rerun_in_place(swap: Swap, settings: Sequence[Setting], undo: Undo) -> None:
         _watched.hold(undo)
     else:
         # Torch has no other way to forbid checkpoints.
-        hooks = _refused()
+        hooks = disable_saved_tensors_hooks(
+            "This version of torch checkpoints in a way that an unroll does not know. Switch checkpointing, and other "
+            "hooks on saved tensors, off while unroll_wrap.is_unrolling()."
+        )
         undo.later(lambda: hooks.__exit__(None, None, None))
         hooks.__enter__()
 
@@ -67,13 +70,6 @@ def in_place(swap: Swap) -> Iterator[None]:
     with undo, undo:
         rerun_in_place(swap, (), undo)
         yield
-
-
-def _refused() -> AbstractContextManager[object]:
-    return disable_saved_tensors_hooks(
-        "This version of torch checkpoints in a way that an unroll does not know. Switch checkpointing, and other "
-        "hooks on saved tensors, off while unroll_wrap.is_unrolling()."
-    )
 
 
 def _parts() -> tuple[Any, ...]:
