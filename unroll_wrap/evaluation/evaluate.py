@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -42,17 +42,17 @@ class Evaluator:
     kwargs: dict[str, Any]  # The keyword arguments of every loss.
     autocast: Autocast  # The caller's autocast.
     second_order: bool  # Whether the losses will be differentiated twice.
-    settings: Sequence[Setting] = ()  # The settings of torch that are in force whenever a loss runs.
-    on_logits: set[Any] = field(default_factory=set)  # The losses that are known to be given logits.
-    first_runs: FirstRuns | None = None  # Watches the losses in a first call; None in later ones.
-    frozen: Sequence[Tensor] = ()  # Parameters that did not require grad at the call and that an optimizer holds.
+    settings: Sequence[Setting]  # The settings of torch that are in force whenever a loss runs.
+    on_logits: set[Any]  # The losses that are known to be given logits.
+    first_runs: FirstRuns | None  # Watches the losses in a first call; None in later ones.
+    frozen: Sequence[Tensor]  # Parameters that did not require grad at the call and that an optimizer holds.
+    # Looks for losses that write to parameters; None where that makes no difference, or is known.
+    written: Written | None
+    given: Given  # The tensors of the call's batch as they were.
+    who: str  # What messages call the player that moves.
+    once: str | None  # The name of a loss that runs once in a call, and may change a fake that it is given.
     # Makes the leaf for a parameter while a compiler traces; None outside a compiler.
     leaf: Callable[[Tensor], Tensor] | None = None
-    # Looks for losses that write to parameters; None where that makes no difference, or is known.
-    written: Written | None = None
-    given: Given | None = None  # The tensors of the call's batch as they were.
-    who: str = "D"  # What messages call the player that moves.
-    once: str | None = None  # The name of a loss that runs once in a call, and may change a fake that it is given.
 
     def __post_init__(self) -> None:
         self._start = now()
@@ -103,8 +103,7 @@ class Evaluator:
                 "all terms instead, and take the gradients of a penalty with torch.autograd.grad."
             )
         self.borrowed.check(name)
-        if self.given:
-            self.given.check(name)
+        self.given.check(name)
         if name != self.once:
             arguments.check_copies(name, self.first_runs is not None)
         if on := [tuple(p.shape) for p in self.frozen if p.requires_grad]:
