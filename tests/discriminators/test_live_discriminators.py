@@ -110,6 +110,15 @@ def a_count_in_the_closure_of_a_forward_hook(s, carrying):
 
 
 @case
+def a_count_in_a_bytearray(s, carrying):
+    def forward(D, x):
+        D.bytes[1] += carrying
+        return D.b(torch.tanh(D.a(x))) * (1 + 0.1 * (D.bytes[1] % 5))
+
+    s.D = Net(forward, bytes=bytearray(2))
+
+
+@case
 def statistics_in_the_closure_of_a_forward_hook(s, carrying):
     mean = torch.zeros(4)
 

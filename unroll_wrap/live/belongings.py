@@ -47,7 +47,7 @@ class Belongings:
 
     def __init__(self, modules: Iterable[nn.Module], attributes: Iterable[dict[str, Any]] = ()) -> None:
         self.places: list[Place] = []  # The places of tensors, including parameters.
-        self.containers: list[Any] = []  # The dicts, lists, deques and sets.
+        self.containers: list[Any] = []  # The dicts, lists, deques, sets and bytearrays.
         self.objects: list[Any] = []  # The instances of the user's classes.
         # ``(object, name)`` for each slot of these objects, and for each variable of a closure.
         self.slots: list[tuple[Any, str]] = []
@@ -110,6 +110,8 @@ class Belongings:
                 self.containers.append(value)
             for item in value:
                 self._visit(item, None, None, depth)
+        elif isinstance(value, bytearray):
+            self.containers.append(value)
         elif isinstance(value, types.MethodType):
             self._visit(value.__self__, None, None, depth)
         elif isinstance(value, functools.partial):
