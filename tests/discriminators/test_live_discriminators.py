@@ -104,7 +104,7 @@ def a_count_in_the_closure_of_a_forward_hook(s, carrying):
     def hook(module, inputs, output):
         nonlocal count
         count += carrying
-        return output * (1 + 0.1 * (count % 7))
+        return output * (1 + 0.1 * (count % 5))
 
     s.D[0].register_forward_hook(hook)
 
@@ -301,7 +301,7 @@ def an_object_with_slots(s, carrying):
         if carrying:
             D.kept.count += 1
             D.kept.mean = D.kept.mean * 0.5 + 0.5 * TARGET
-        return D.b(torch.tanh(D.a(x - D.kept.mean) / (1 + 0.1 * (D.kept.count % 7))))
+        return D.b(torch.tanh(D.a(x - D.kept.mean) / (1 + 0.1 * (D.kept.count % 5))))
 
     s.D = Net(forward, kept=Slotted())
 
