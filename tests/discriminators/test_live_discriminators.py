@@ -119,6 +119,19 @@ def a_count_in_a_bytearray(s, carrying):
 
 
 @case
+def a_count_in_an_object_on_a_parameter(s, carrying):
+    class Tag:
+        count = 0
+
+    def forward(D, x):
+        D.a.weight.tag.count += carrying
+        return D.b(torch.tanh(D.a(x))) * (1 + 0.1 * (D.a.weight.tag.count % 5))
+
+    s.D = Net(forward)
+    s.D.a.weight.tag = Tag()
+
+
+@case
 def statistics_in_the_closure_of_a_forward_hook(s, carrying):
     mean = torch.zeros(4)
 

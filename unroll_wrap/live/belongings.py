@@ -54,18 +54,16 @@ class Belongings:
         self.modules: list[nn.Module] = []  # The modules that no module has registered, such as those in a list.
         self.sources: list[Callable[[], Any]] = []  # Functions that restore numpy arrays and sources of random numbers.
         self._seen: set[int] = set()
+        self._classes: set[type] = set()
         for own in attributes:
             self._visit(own, None, None, 0)
-        self._classes: set[type] = set()
         for module in modules:
-            own = vars(module)
             self._visit_class(type(module))
-            for name, value in own.items():
+            for name, value in vars(module).items():
                 if name not in _OF_EVERY_MODULE and type(value) not in PLAIN:
-                    self._visit(value, own, name, 0)
-            if module._forward_hooks or module._forward_pre_hooks:
-                for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-                    self._visit(hook, None, None, 0)
+                    self._visit(value, vars(module), name, 0)
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                self._visit(hook, None, None, 0)
 
     def contents(self) -> tuple[list[Any], list[Any]]:
         """Return what the containers and slots hold now."""
