@@ -4,7 +4,7 @@ A float16 graph loses gradients below 6e-8, which a GradScaler prevents in a loo
 unroll under float16 multiplies by a factor of its own, a power of two, and divides by it in float32.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -56,7 +56,7 @@ def autocast_dtypes(devices: Iterable[str]) -> dict[str, torch.dtype]:
 
 
 @contextmanager
-def _all(contexts: Iterable[AbstractContextManager[Any]]) -> Any:
+def _all(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)

@@ -27,8 +27,6 @@ _VARIABLE = (
 )
 _WITHOUT_GRAPH = "torch.autograd.grad gives a constant: pass create_graph=True"
 _REMEDIES = {"detach": _DETACH, "detach_": _DETACH, "data": _DETACH, "tensor": _COPY, "new_tensor": _COPY}
-
-
 _RUN = str(Path(__file__).parents[1] / "run.py")
 
 

@@ -204,6 +204,7 @@ class Swap:
         return self.buffers(), self.contents()
 
     def _learn(self) -> None:
+        """Take frozen parameters that the first loss has not written to out of the exchange: they need no clones."""
         if stand_ins := self._exchange.stand_ins:
             left_alone(self._carried, {i: stand_ins.contents[id(t)] for i, t in enumerate(self._carried)}, self.shared)
             return
