@@ -93,7 +93,7 @@ class Evaluator:
         value = one_element(name, value)
         if not walk:
             return Evaluation(name, value, leaves, arguments, hooks)
-        return self._walk(name, value, leaves, arguments, hooks, made == checkpoints_made())
+        return self._walk(name, value, leaves, arguments, hooks, made != checkpoints_made())
 
     def _check_run(self, name: str, leaves: Sequence[Tensor], arguments: Arguments) -> None:
         """Raise if a loss has done what would be missing in an unroll, or there in every step."""
@@ -123,15 +123,15 @@ class Evaluator:
                 self.rewrote = True
 
     def _walk(
-        self, name: str, value: Tensor, leaves: list[Tensor], arguments: Arguments, hooks: list[Any], unsaved: bool
+        self, name: str, value: Tensor, leaves: list[Tensor], arguments: Arguments, hooks: list[Any], checkpointed: bool
     ) -> Evaluation:
-        """Return the record of a run with what the loss's graph reaches; ``unsaved`` if it has no new checkpoints."""
+        """Return the record of a run with what the loss's graph reaches; ``checkpointed`` if it has checkpoints."""
         own = self.swap.handles(leaves)
         outside, behind, captured, once, fragile, nodes, ends = reach(
             value.grad_fn, {id(t) for t in (*own, *arguments.leaves, *arguments.plain)}, self._start
         )
-        plain = not (outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active)
-        plain = plain and self.leaf is None and unsaved
+        special = outside or behind or captured or fragile or hooks or self.hooks or self.autocast.active
+        known = None if special or self.leaf or checkpointed else (nodes, ends)
         # A graph that reaches a tensor of the live values was computed with D as it was before the call.
         lent = self.swap.lent(leaves)
         if any(is_closed(t) and id(t) not in lent for t in (*outside, *behind)):
@@ -154,7 +154,6 @@ class Evaluator:
         behind = distinct([*outside, *(t for t in behind if id(t) not in lent)]) if stale else []
         outside = [] if captured else outside
         alone = stale and captures(value, self._start, lent)
-        known = (nodes, ends) if plain else None
         return Evaluation(
             name, value, leaves, arguments, hooks, outside, captured, once, fragile, stale, alone, behind, known
         )
