@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..optimizers.block import Block
-from ..optimizers.update import plus
+from ..optimizers.update import add_cotangents
 from ..unrolling.step import Point
 from ..unrolling.unroll import Unroll
 
@@ -79,6 +79,6 @@ def sweep(unroll: Unroll, start: Point, steps: int, weights: Mapping[int, float]
         found = tape.pullback(k, unroll.ranks.cotangent(cotangent))
         if found is None:
             break
-        cotangent = plus(found, terms.pop(k)) if k in terms else found
+        cotangent = add_cotangents(found, terms.pop(k)) if k in terms else found
     unroll.finish([cotangent, *terms.values()])
     return sum(values[1:], values[0])

@@ -87,7 +87,7 @@ def tensors_of(state: Any) -> list[Tensor]:
     return [t for t in state if isinstance(t, Tensor)]
 
 
-def plus(a: Tensor, b: Tensor, times: Any) -> Tensor:
+def plus_scaled(a: Tensor, b: Tensor, times: Any) -> Tensor:
     """Return a + times · b, where ``times`` is a number or a tensor."""
     return a + times * b if isinstance(times, Tensor) else torch.add(a, b, alpha=times)
 

@@ -62,7 +62,7 @@ class Update(NamedTuple):
 
     def cotangent(self, of_old: Sequence[Block], of_params: Sequence[Tensor | None]) -> list[Block]:
         """Return the cotangent of what the update was given: the part through the rule, and that through g."""
-        return regroup(add(of_old, of_params), self.entry)
+        return regroup(add_gradients(of_old, of_params), self.entry)
 
 
 def update(
@@ -176,7 +176,7 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def add(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
+def add_gradients(blocks: Sequence[Block], grads: Sequence[Tensor | None]) -> list[Block]:
     """Return the cotangents, with the gradient of each parameter added to that of θ; None stands for zero."""
     added = []
     for b in blocks:
@@ -192,7 +192,7 @@ def zero_cotangent(blocks: Sequence[Block]) -> list[Block]:
     return [each(b, lambda _: None) for b in blocks]
 
 
-def plus(one: Sequence[Block], other: Sequence[Block]) -> list[Block]:
+def add_cotangents(one: Sequence[Block], other: Sequence[Block]) -> list[Block]:
     """Return the sum of two cotangents in the same layout, of which the second is zero for the state."""
     return [
         a if b.params is None else a._replace(params=b.params if a.params is None else a.params + b.params)

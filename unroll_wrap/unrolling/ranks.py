@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..call.batch import tensors_in
 from ..call.processes import looks_of, words_of
 from ..optimizers.block import Block, unpack
-from ..optimizers.update import add
+from ..optimizers.update import add_gradients
 from .one_process import Grads, OneProcess
 
 logger = logging.getLogger("unroll_wrap")
@@ -133,7 +133,7 @@ class Ranks(OneProcess):
             if block.params is not None:
                 own.update(zip(block.index, unpack(block.params, block.shapes), strict=True))
         found, _ = self._average([own.get(i) for i in range(len(self._owned))], "")
-        return add([b._replace(params=None) for b in blocks], found)
+        return add_gradients([b._replace(params=None) for b in blocks], found)
 
     def _average(self, entries: Grads, looks: str) -> tuple[Grads, bool]:
         """Average one tensor per parameter over the ranks, in one bucket for each dtype and device.

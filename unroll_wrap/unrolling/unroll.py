@@ -29,7 +29,7 @@ from ..live.random_state import undisturbed
 from ..operators.adjoint import adjoint
 from ..optimizers.block import Block
 from ..optimizers.transforms import Transforms
-from ..optimizers.update import Update, add, check_left, update, zero_cotangent
+from ..optimizers.update import Update, add_gradients, check_left, update, zero_cotangent
 from .one_process import Grads, OneProcess
 from .sensitivity import Sensitivity
 from .step import Point, Step
@@ -245,4 +245,4 @@ class Unroll:
         self.sensitivity.first_term |= self.sensitivity.depends(evaluation.users, found[n:]) or evaluation.captured
         if evaluation.captured:
             self.sensitivity.through(value, evaluation)
-        return value.detach(), add(cotangent, found[:n]) if params else cotangent
+        return value.detach(), add_gradients(cotangent, found[:n]) if params else cotangent

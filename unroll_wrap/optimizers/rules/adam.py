@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..closed import ClosedRule, plus, plus_product, plus_quotient
+from ..closed import ClosedRule, plus_product, plus_quotient, plus_scaled
 
 _masked = torch.ops.aten.threshold_backward.default
 
@@ -120,7 +120,7 @@ class Adam(ClosedRule):
         denominator = root + numbers.root_correction * numbers.eps
         step = numbers.step_size * numbers.root_correction
         along = of_param / denominator
-        of_m = plus(of_m, along, -step)
+        of_m = plus_scaled(of_m, along, -step)
         # The slope is 0 where the root is 0, and nan stays nan.
         slope = _masked(m / (denominator * root), root, 0)
         if largest:
@@ -136,7 +136,7 @@ class Adam(ClosedRule):
             if self.decoupled_weight_decay:
                 of_param = of_param * numbers.shrink
             else:
-                of_param = plus(of_param, of_grad, numbers.decay)
+                of_param = plus_scaled(of_param, of_grad, numbers.decay)
         if self.maximize:
             of_grad = -of_grad
         return of_grad, of_param, of_m, old_v, *of_largest
@@ -149,7 +149,7 @@ class Adam(ClosedRule):
             if self.decoupled_weight_decay:
                 param = param * numbers.shrink
             else:
-                grad = plus(grad, param, numbers.decay)
+                grad = plus_scaled(grad, param, numbers.decay)
         return param, grad
 
 
