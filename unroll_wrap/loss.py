@@ -20,11 +20,12 @@ from .call.wrappers import check_wrappers
 from .evaluation.holders import Holders
 from .evaluation.runtime import refuse_surroundings
 from .evaluation.shared_memory import check_memory
+from .known import Known
 from .live.random_state import undrawn_on_error
 from .messages import described
 from .optimizers.read import rule_of
 from .optimizers.transforms import Transforms
-from .run import Known, run
+from .run import run
 from .torch_private import disable_dynamo
 from .unrolling.ranks import ranks_of
 from .unrolling.unroll import Unroll

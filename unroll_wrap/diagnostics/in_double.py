@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..evaluation.autocast import autocast_dtypes
+from ..known import Known
 from ..live.snapshot import Snapshot
 from ..loss import UnrolledLoss
-from ..run import Known
 
 
 def may_be_double(tensors: list[Tensor]) -> bool:
