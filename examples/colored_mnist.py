@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from common import arguments, distributed
 from common.arguments import BACKWARDS, OBJECTIVES
@@ -79,7 +78,6 @@ class Config:
     batch: int = 128
     g_lr: float = 1e-4
     d_lr: float = 2e-4
-    decay: bool = False  # whether both rates fall linearly to 0 in the second half
     betas: tuple[float, float] = (0.5, 0.999)
     # what is looked at
     samples: int = 5120
@@ -87,7 +85,7 @@ class Config:
     columns: int = 6  # moments of training in the figure
 
 
-SMOKE = Config(updates=10, decay=True, batch=36, samples=64, evaluate_every=5, columns=3)
+SMOKE = Config(updates=10, batch=36, samples=64, evaluate_every=5, columns=3)
 CPU = Config(updates=5000, batch=16, samples=2560, evaluate_every=500)
 PRESETS = {
     "paper": Preset(Config(), (0, 1, 5, 10), (0, 1, 2, 3, 4)),
@@ -130,8 +128,6 @@ def train(config: Config, players: Players, minibatch: Minibatch, done: int) -> 
         backward=BACKWARDS[config.backward],
         average_gradients=distributed.group(),  # False, but under torchrun
     )
-    # An unroll reads D's rate anew in every call, as it reads all else of the optimizer.
-    schedules = [LambdaLR(one, partial(share_of_rate, config), done - 1) for one in (opt_G, opt_D) if config.decay]
 
     for update in range(done + 1, config.updates + 1):
         real, z = minibatch()
@@ -149,14 +145,7 @@ def train(config: Config, players: Players, minibatch: Minibatch, done: int) -> 
         loss_G.backward()
         distributed.average_gradients(G)
         opt_G.step()
-        for schedule in schedules:
-            schedule.step()
         yield update, loss_D.detach(), loss_G.detach()
-
-
-def share_of_rate(config: Config, done: int) -> float:
-    """The share of the first rate that is left after so many updates: 1 in the first half, then falling to 0."""
-    return min(1.0, 2 - 2 * done / config.updates)
 
 
 def run(
@@ -249,19 +238,13 @@ examples:
   python examples/colored_mnist.py --preset paper --size 1/4 1/2 1 --device cuda --resume""",
     )
     arguments.add_image_options(what, "MNIST")
-    what.add_argument(
-        "--decay",
-        action="store_true",
-        default=None,
-        help="let both rates fall linearly to 0 in the second half of the training",
-    )
     what.add_argument("--size", nargs="+", choices=SIZES, default=["1/4"], help="X, of both nets (default: 1/4)")
     args = arguments.parse(parser, "colored_mnist", argv)
     runs = {
         run_path(args.out, config): config
         for size in dict.fromkeys(args.size)
         for config in PRESETS[args.preset].configs(
-            args, size=SIZES[size], backward=args.backward, one_batch=args.one_batch, decay=args.decay
+            args, size=SIZES[size], backward=args.backward, one_batch=args.one_batch
         )
     }
     done = updates_done(parser, args, runs)
