@@ -311,3 +311,33 @@ def test_numbers_of_numpy():
     unrolled = UnrolledGeneratorLoss(D, stepper, d_loss, g_loss, steps=K)
     for _ in range(2):
         assert_exact(unrolled, stepper, *batch(1.0))
+
+
+class Momentum(Base):
+    """A momentum in the optimizer's state."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.mul_(0.9).add_(p.grad)
+            p.sub_(0.1 * momentum)
+
+
+@pytest.mark.parametrize("make", [Momentum, torch.optim.Adam], ids=["traced", "with a rule"])
+def test_memory_that_the_loop_has_exchanged_and_keeps(make):
+    """An average of D is swapped in with ``p.data = ...`` for a call; what D gets back afterwards is as it was."""
+    D, stepper = trained(make)
+    unrolled = UnrolledGeneratorLoss(D, stepper, d_loss, g_loss, steps=K)
+    assert_exact(unrolled, stepper, *batch(1.0))
+    of_state = [t for state in stepper.state.values() for t in state.values() if torch.is_tensor(t) and t.dim()]
+    moved = [*D.parameters(), *of_state]
+    kept = [t.data for t in moved]
+    before = [t.clone() for t in kept]
+    for t in moved:
+        t.data = 0.9 * t.data
+    assert_exact(unrolled, stepper, *batch(1.0))
+    assert all(map(torch.equal, kept, before))
+    # The control: a real step writes to the new memory, which is other memory.
+    train(D, stepper, *batch(1.0))
+    assert all(map(torch.equal, kept, before)) and not any(map(torch.equal, moved, before))

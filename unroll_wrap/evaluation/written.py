@@ -73,7 +73,8 @@ def _writes(name: str, who: str, shapes: str = "") -> ValueError:
     return ValueError(
         f"{name} writes to parameters of {who}{shapes}: no derivative passes through that, so the second term of "
         "Eq. 12 would be wrong. Clip or scale parameters after each step with param_transform=, or compute with "
-        "changed copies of them (torch.func.functional_call). With stop_gradient=True it may stay."
+        "changed copies of them (torch.func.functional_call). What only a layer writes to, such as the vector of a "
+        "spectral norm of your own, belongs in a buffer (register_buffer). With stop_gradient=True it may stay."
     )
 
 

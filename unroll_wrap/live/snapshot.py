@@ -94,6 +94,11 @@ class Snapshot:
         """Return all objects that the snapshot has seen."""
         return list(self._seen.values())
 
+    def memories(self) -> list[Tensor]:
+        """Return the memory to which ``restore`` would return tensors that lie elsewhere now."""
+        strided = [was for was in self._tensors if was.memory.layout is torch.strided]
+        return [was.memory for was in strided if was.memory.data_ptr() != was.tensor.data_ptr()]
+
     def changes(self) -> Iterator[str]:
         """Yield in words what is not as it was, tensors and their values apart."""
         for container, before in self._containers:

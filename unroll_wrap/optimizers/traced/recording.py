@@ -94,7 +94,8 @@ class Recorder(NamedTuple):
         Yields:
             The state with a snapshot, the live one where it has none; and the snapshot of the live objects.
         """
-        recorded = Snapshot(state.snapshot.objects() if state.snapshot else ())
+        # The loop may have replaced a tensor's memory (p.data = ...) and still hold what the recording returns to.
+        recorded = Snapshot([*state.snapshot.objects(), *state.snapshot.memories()] if state.snapshot else ())
         live = Snapshot([self.stepper, *self.params])
         with EveryState(self.params, ()).replayed(), recorded, live:
             yield state if state.snapshot else state._replace(snapshot=live), live
