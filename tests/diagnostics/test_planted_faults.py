@@ -285,7 +285,7 @@ def a_cotangent_halved(monkeypatch):
 
 @fault()
 def the_cotangent_of_the_parameters_is_dropped(monkeypatch):
-    monkeypatch.setattr(update, "add", lambda blocks, grads: list(blocks))
+    monkeypatch.setattr(update, "add_gradients", lambda blocks, grads: list(blocks))
 
 
 @fault()
@@ -384,5 +384,5 @@ def an_operator_off_by_one_percent(monkeypatch):
 
 @fault()
 def the_closed_form_forgets_its_sign(monkeypatch):
-    monkeypatch.setattr(closed, "plus", lambda one, other, factor: one - factor * other)
-    monkeypatch.setattr("unroll_wrap.optimizers.rules.adam.plus", closed.plus)
+    monkeypatch.setattr(closed, "plus_scaled", lambda one, other, factor: one - factor * other)
+    monkeypatch.setattr("unroll_wrap.optimizers.rules.adam.plus_scaled", closed.plus_scaled)
