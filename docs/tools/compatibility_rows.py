@@ -605,6 +605,12 @@ OPTIMIZERS = [
         ),
     ),
     Row(
+        "An average of D swapped in for a call by `p.data = average`, and D's own memory back afterwards",
+        EXACT,
+        "A call writes to neither, under traced optimizers too.",
+        ("test_later_steps.py::test_memory_that_the_loop_has_exchanged_and_keeps",),
+    ),
+    Row(
         "An optimizer that holds an iterator, a generator or an `array.array`",
         REFUSED,
         "They cannot be put back after a step. Keep a count or a list.",
